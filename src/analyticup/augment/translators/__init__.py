@@ -1,0 +1,46 @@
+"""Translators of queries: `lexicon` (phrase tables), `mined` (real queries as translations), `seedx` (a
+language model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analyticup.augment.translators.base import CachedTranslator, Translator
+from analyticup.config import TranslateSettings
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    from analyticup.embed import Embedder
+
+TRANSLATORS = ("lexicon", "mined", "seedx")
+
+
+def build_translator(
+    settings: TranslateSettings,
+    *,
+    cache_dir: Path,
+    embedder_factory: Callable[[], Embedder],
+    pool: Mapping[str, Sequence[str]],
+) -> Translator:
+    """The translator that `settings.translator` names.
+
+    `pool` holds unlabelled queries by language and is read by `mined` alone, as is the embedder, which is
+    made only then. The mined and lexicon ones are not cached: the former depends on all texts asked for
+    together, the latter is faster than a cache. Raises UserError for an unknown name.
+    """
+    if settings.translator == "lexicon":
+        from analyticup.augment.translators.lexicon import LexiconTranslator
+
+        return LexiconTranslator()
+    if settings.translator == "mined":
+        from analyticup.augment.translators.mined import MinedTranslator
+
+        return MinedTranslator(pool, embedder_factory(), settings.mined)
+    if settings.translator == "seedx":
+        from analyticup.augment.translators.seedx import SeedXTranslator
+
+        return CachedTranslator(SeedXTranslator(settings.seedx), cache_dir, settings.seedx.batch_size)
+    raise UserError(f"translate.translator is {settings.translator!r}; use one of {', '.join(TRANSLATORS)}")

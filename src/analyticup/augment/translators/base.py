@@ -1,0 +1,72 @@
+"""What every translator offers, and a cache around those that cost much."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+from analyticup.cache import batches, open_cache, read_cache
+from analyticup.errors import UserError
+from analyticup.progress import track
+
+
+class Translator(Protocol):
+    """`identity` names everything that changes a translation.
+
+    `selective`: translates nothing but what it can find cheaply, so ask for everything; else ask for the
+    needed only. `uses_source`: the source language changes the result, so `sources` must be given.
+    """
+
+    identity: str
+    selective: bool
+    uses_source: bool
+
+    def translate(
+        self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
+    ) -> list[str | None]:
+        """One translation per text, in order; None = refused. Languages are competition codes (`vn`)."""
+        ...
+
+
+class CachedTranslator:
+    """Asks `inner` for each (text, target language) once; keeps refusals too, batch by batch on disk."""
+
+    def __init__(self, inner: Translator, cache_dir: Path, batch_size: int) -> None:
+        if batch_size < 1:
+            raise UserError(f"translate batch size is {batch_size}; it must be at least 1")
+        self.identity = inner.identity
+        self.selective = inner.selective
+        self.uses_source = inner.uses_source
+        self.inner = inner
+        self._batch_size = batch_size
+        digest = hashlib.sha256(inner.identity.encode()).hexdigest()
+        self.path = Path(cache_dir) / f"translations-{digest[:16]}.sqlite"
+
+    def translate(
+        self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
+    ) -> list[str | None]:
+        languages = list(sources) if self.uses_source and sources is not None else [""] * len(texts)
+        asked = list(zip(texts, languages, strict=True))
+        keys = {pair: json.dumps([target_language, pair[1], pair[0]]) for pair in asked}
+        with closing(open_cache(self.path, "translations (key TEXT PRIMARY KEY, value TEXT)")) as cache:
+            known: dict[str, str | None] = read_cache(cache, "translations", list(keys.values()))
+            missing = [pair for pair in keys if keys[pair] not in known]
+            # Texts of like length share a batch, which keeps padding small.
+            missing.sort(key=lambda pair: (len(pair[0]), pair))
+            with track(len(missing), f"translate to {target_language}") as progress:
+                for batch in batches(missing, self._batch_size):
+                    found = self._ask(batch, target_language)
+                    fresh = {keys[pair]: text for pair, text in zip(batch, found, strict=True)}
+                    with cache:
+                        cache.executemany("INSERT OR REPLACE INTO translations VALUES (?, ?)", fresh.items())
+                    known |= fresh
+                    progress.advance(len(batch))
+        return [known[keys[pair]] for pair in asked]
+
+    def _ask(self, batch: list[tuple[str, str]], target_language: str) -> list[str | None]:
+        sources = [source for _, source in batch] if self.uses_source else None
+        return self.inner.translate([text for text, _ in batch], target_language, sources)

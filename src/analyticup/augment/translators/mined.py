@@ -1,0 +1,186 @@
+"""Translations mined from real queries: the best partner of a query among unlabelled queries of the target
+language.
+
+Ratio-margin bitext mining after Artetxe & Schwenk (2019, "Margin-based Parallel Corpus Mining with
+Multilingual Sentence Embeddings", ACL; their "ratio" margin), plus guards against what looks alike but is no
+translation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from analyticup.config import MinedSettings
+from analyticup.corpus.rows import normalise
+from analyticup.embed import nearest
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pandas import DataFrame
+
+    from analyticup.embed import Embedder
+
+PAIR_COLUMNS = ("source", "target", "cosine", "margin", "verdict")
+KEPT = "kept"
+
+_BLANKLESS = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+# Scripts without blanks between words are measured in characters instead (assumed).
+_MIN_CHARACTERS = 4
+
+
+class MinedTranslator:
+    """Takes a pool of unlabelled queries by language as the only possible translations.
+
+    A pair is kept when each is the other's best partner by margin (mutual best), the margin and the cosine
+    reach their floors, the numbers in both agree, each has a word that the other lacks, and neither is short,
+    the same text, or mostly codes.
+    """
+
+    selective = True
+    uses_source = False
+
+    def __init__(
+        self, pool: Mapping[str, Sequence[str]], embedder: Embedder, settings: MinedSettings
+    ) -> None:
+        """`pool`: language -> queries. Raises UserError for settings out of range, at once."""
+        _check(settings)
+        self._pool = {language: sorted(set(pool[language])) for language in sorted(pool)}
+        self._embedder = embedder
+        self._settings = settings
+        self._pairs: dict[str, DataFrame] = {}
+        content = repr((self._pool, embedder.identity, sorted(asdict(settings).items())))
+        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        self.identity = f"mined:{digest[:16]}"
+
+    def translate(
+        self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
+    ) -> list[str | None]:
+        """See `Translator.translate`. A margin depends on the set of all texts asked for together."""
+        distinct = sorted(set(texts))
+        pool = self._pool.get(target_language, [])
+        table = self._mine(distinct, pool)
+        self._pairs[target_language] = table
+        kept = table[table["verdict"] == KEPT]
+        partner = dict(zip(kept["source"], kept["target"], strict=True))
+        return [partner.get(text) for text in texts]
+
+    def pairs(self, language: str) -> DataFrame:
+        """Each text of the last call for `language` with its best partner: PAIR_COLUMNS, best margin first.
+
+        `verdict` is "kept" or the first rule that refused the pair; no rows before the first call.
+        """
+        import pandas as pd
+
+        if language not in self._pairs:
+            return pd.DataFrame(columns=list(PAIR_COLUMNS))
+        return self._pairs[language].copy()
+
+    def _mine(self, texts: list[str], pool: list[str]) -> DataFrame:
+        import pandas as pd
+
+        if not texts or not pool:
+            return pd.DataFrame(columns=list(PAIR_COLUMNS))
+        partners = ratio_margin(self._embedder.queries(texts), self._embedder.queries(pool), self._settings.k)
+        rows = []
+        for text, (index, cosine, margin, mutual) in zip(texts, partners, strict=True):
+            verdict = self._verdict(text, pool[index], cosine, margin, mutual)
+            rows.append((text, pool[index], cosine, margin, verdict))
+        table = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
+        return table.sort_values(["margin", "source"], ascending=[False, True], ignore_index=True)
+
+    def _verdict(self, source: str, target: str, cosine: float, margin: float, mutual: bool) -> str:
+        left, right = normalise(source), normalise(target)
+        if left == right:
+            return "same text"
+        if not (self._is_long_enough(left) and self._is_long_enough(right)):
+            return "too short"
+        if _is_mostly_codes(left) or _is_mostly_codes(right):
+            return "mostly codes"
+        if numbers(left) != numbers(right):
+            return "other numbers"
+        if _only_drops_words(left, right):
+            return "no word of its own"
+        if cosine < self._settings.min_similarity:
+            return "low similarity"
+        if margin < self._settings.margin:
+            return "low margin"
+        return KEPT if mutual else "not mutual best"
+
+    def _is_long_enough(self, text: str) -> bool:
+        if _BLANKLESS.search(text):
+            return len(text.replace(" ", "")) >= _MIN_CHARACTERS
+        return len(text.split()) >= self._settings.min_words
+
+
+def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int, float, float, bool]]:
+    """The best partner in `right` [m, d] of each row of `left` [n, d]: (index, cosine, margin, mutual best).
+
+    margin(x, y) = cos(x, y) / (mean cosine of x's k neighbours / 2 + mean cosine of y's k neighbours / 2)
+    (Artetxe & Schwenk 2019, Eq. 1 with the ratio function); partners are looked for among the k nearest of x
+    and the rows of `right` that have x among their k nearest. k is clipped to each side's size. Ties go to
+    the lower index. Both sides must hold at least one row, of length 1.
+    """
+    forward, forward_index = nearest(right, left, k)
+    backward, backward_index = nearest(left, right, k)
+    left_mean, right_mean = forward.mean(axis=1), backward.mean(axis=1)
+    pairs = {
+        (x, int(y)): forward[x, place] for x, row in enumerate(forward_index) for place, y in enumerate(row)
+    }
+    pairs |= {
+        (int(x), y): backward[y, place] for y, row in enumerate(backward_index) for place, x in enumerate(row)
+    }
+    best_left: dict[int, tuple[float, int]] = {}
+    best_right: dict[int, tuple[float, int]] = {}
+    for (x, y), cosine in sorted(pairs.items()):
+        margin = float(cosine) / (float(left_mean[x] + right_mean[y]) / 2)
+        if x not in best_left or margin > best_left[x][0]:
+            best_left[x] = (margin, y)
+        if y not in best_right or margin > best_right[y][0]:
+            best_right[y] = (margin, x)
+    result = []
+    for x in range(len(left)):
+        margin, y = best_left[x]
+        result.append((y, float(pairs[x, y]), margin, best_right[y][1] == x))
+    return result
+
+
+def numbers(text: str) -> list[str]:
+    """The runs of digits in `text`, sorted; digits of any script as ASCII, without leading zeros."""
+    runs = re.findall(r"\d+", text)
+    return sorted("".join(str(unicodedata.digit(digit)) for digit in run).lstrip("0") for run in runs)
+
+
+def _is_mostly_codes(text: str) -> bool:
+    """Whether half of the words or more hold a digit: models, sizes and quantities carry no language."""
+    words = text.split()
+    return 2 * sum(any(character.isdigit() for character in word) for word in words) >= len(words)
+
+
+def _only_drops_words(left: str, right: str) -> bool:
+    """Whether all words of one stand in the other too, accents aside: reordered, or left out."""
+    first, second = _plain_words(left), _plain_words(right)
+    return first <= second or second <= first
+
+
+def _plain_words(text: str) -> set[str]:
+    decomposed = unicodedata.normalize("NFD", text)
+    return set(re.findall(r"\w+", "".join(mark for mark in decomposed if not unicodedata.combining(mark))))
+
+
+def _check(settings: MinedSettings) -> None:
+    if settings.k < 1:
+        raise UserError(f"translate.mined.k is {settings.k}; it must be at least 1")
+    if settings.min_words < 1:
+        raise UserError(f"translate.mined.min_words is {settings.min_words}; it must be at least 1")
+    if not -1 <= settings.min_similarity <= 1:
+        raise UserError(
+            f"translate.mined.min_similarity is {settings.min_similarity}; a cosine lies within -1..1"
+        )
+    if settings.margin < 0:
+        raise UserError(f"translate.mined.margin is {settings.margin}; it must be 0 or more")

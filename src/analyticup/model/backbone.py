@@ -1,0 +1,280 @@
+"""Backbones: where the weights come from, how they are loaded, and their LoRA adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyticup.config import LoraSettings, ModelSettings
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GGUF = "gguf:"
+RANDOM = "random:"
+# Raised when the conversion below changes what it writes, so that old conversions are not used.
+CONVERSION_VERSION = 1
+
+
+def source_kind(settings: ModelSettings) -> str:
+    """ "gguf", "random", "local" or "hub", from the spelling of `model.backbone`."""
+    name = settings.backbone
+    if name.startswith(GGUF):
+        return "gguf"
+    if name.startswith(RANDOM):
+        return "random"
+    return "local" if Path(name).expanduser().is_dir() else "hub"
+
+
+def identity(settings: ModelSettings) -> dict[str, Any]:
+    """What decides the weights, for fingerprints: hub id and commit, or the sha256 of the local files."""
+    kind = source_kind(settings)
+    if kind == "gguf":
+        return {"gguf_sha256": gguf_sha256(settings.backbone), "conversion": CONVERSION_VERSION}
+    if kind == "local":
+        return {"local_sha256": _folder_sha256(Path(settings.backbone).expanduser())}
+    return {"backbone": settings.backbone, "revision": settings.revision}
+
+
+def gguf_sha256(backbone: str) -> str:
+    """sha256 of a GGUF backbone: the one its package promises (checked on assembly), or that of the file."""
+    name = backbone.removeprefix(GGUF)
+    if name.endswith(".gguf"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package"
+            )
+        return _file_sha256(path)
+    return str(_gguf_package(name).EXPECTED_SHA256)
+
+
+def _gguf_package(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(
+            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package; pip install it or give a path"
+        ) from None
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    digest = {path.name: _file_sha256(path) for path in files}
+    return hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of the frozen weights, and why it was chosen."""
+
+    dtype: str
+    reason: str
+
+
+def choose_precision(wanted: str, device: str) -> Precision:
+    """bf16 where the machine has it. `wanted` is auto, float32 or bfloat16; `device` is cpu, cuda or mps."""
+    import torch
+
+    if wanted != "auto":
+        return Precision(wanted, "model.dtype says so")
+    if device == "cuda":
+        able = torch.cuda.is_bf16_supported()
+        return Precision("bfloat16" if able else "float32", f"this GPU {'has' if able else 'lacks'} bf16")
+    if device == "cpu" and _cpu_has_bf16():
+        return Precision("bfloat16", "this CPU has bf16 instructions")
+    return Precision("float32", f"no bf16 instructions found on {device}")
+
+
+def _cpu_has_bf16() -> bool:
+    import torch
+
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    if "AVX512" in capabilities or "AMX" in capabilities:
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return False
+
+
+def local_folder(settings: ModelSettings, cache: Path) -> str:
+    """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file on first use."""
+    kind = source_kind(settings)
+    if kind == "gguf":
+        return str(_converted_gguf(settings.backbone, cache))
+    if kind == "hub" and not settings.revision:
+        raise UserError(
+            f"model.revision: the hub model {settings.backbone} needs a pinned commit (40 hex digits), so that a rerun "
+            f"loads the same bytes"
+        )
+    return settings.backbone
+
+
+def _converted_gguf(backbone: str, cache: Path) -> Path:
+    """GGUF to safetensors once (about a minute), then found by the sha256 of its source."""
+    from analyticup.artifacts import publish_folder
+
+    folder = cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
+    if folder.is_dir():
+        return folder
+    with publish_folder(folder) as scratch:
+        _convert_gguf(backbone.removeprefix(GGUF), scratch)
+    return folder
+
+
+def _convert_gguf(name: str, out: Path) -> None:
+    import tempfile
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        if name.endswith(".gguf"):
+            source = Path(name).expanduser().resolve()
+        else:
+            source = Path(_gguf_package(name).assemble(Path(scratch) / "model.gguf"))
+        where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    # Dequantised weights are plain weights; the leftover quantisation config would make save_pretrained refuse.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if source_kind(settings) == "random":
+        return random_tokenizer()
+    return AutoTokenizer.from_pretrained(
+        local_folder(settings, cache), revision=settings.revision, trust_remote_code=False
+    )
+
+
+def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The frozen causal language model, in eval mode, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    if source_kind(settings) == "random":
+        model = random_qwen3(len(load_tokenizer(settings, cache)))
+        return model.to(dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        local_folder(settings, cache),
+        revision=settings.revision,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    return model.eval()
+
+
+def random_qwen3(vocabulary: int) -> PreTrainedModel:
+    """A random two-layer Qwen3, the architecture of the paper's model, for tests of the code path."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Qwen3ForCausalLM(config)
+
+
+def random_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level tokenizer that knows the two label words as single tokens; no download, no training."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    merges: list[tuple[str, str]] = []
+    for word in ("Ġyes", "Ġno"):
+        for end in range(2, len(word) + 1):
+            merges.append((word[: end - 1], word[end - 1]))
+            vocabulary.setdefault(word[:end], len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
+    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend on the seed alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=_targets(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _targets(spelling: str) -> str | list[str]:
+    return spelling if spelling == "all-linear" else sorted(part.strip() for part in spelling.split(","))
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+    """Adapter in PEFT's own layout (loads with PeftModel.from_pretrained), with reproducible bytes."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()
+    }
+    save_file(dict(sorted(state.items())), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    # PEFT keeps sets, whose order changes from process to process, and the path that the base was loaded from.
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    plain |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    text = json.dumps(plain, indent=1, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A saved adapter on its backbone; raises UserError where any adapter tensor is missing or left over."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    known = {key: saved[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules", "task_type")}
+    adapted = get_peft_model(model, LoraConfig(**known))
+    state = load_file(folder / "adapter_model.safetensors")
+    result = set_peft_model_state_dict(adapted, state)
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise UserError(
+            f"{folder}: adapter does not fit the backbone ({len(missing)} tensors missing, "
+            f"{len(result.unexpected_keys)} unknown); delete the folder and run again"
+        )
+    return adapted.eval()

@@ -1,0 +1,113 @@
+"""Length-bucketed batches of encoded rows, as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from lightning import LightningDataModule
+
+# Rows are shuffled, then sorted by length inside blocks of this many batches: little padding, still random batches.
+BATCHES_PER_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Prompts as token ids with their labels (-1 where there is none), in the order of the rows."""
+
+    tokens: Sequence[Sequence[int]]
+    labels: Sequence[int]
+
+    def lengths(self) -> np.ndarray:
+        import numpy as np
+
+        return np.fromiter((len(ids) for ids in self.tokens), dtype=np.int64, count=len(self.tokens))
+
+
+def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Cuts rows in the given order into batches of at most max_rows rows and max_tokens padded tokens.
+
+    A single row that is longer than max_tokens makes a batch of its own: no row is ever left out.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in order:
+        longest = max(longest, int(lengths[row]))
+        full = not batches or len(batches[-1]) >= max_rows or longest * (len(batches[-1]) + 1) > max_tokens
+        if full:
+            batches.append([])
+            longest = int(lengths[row])
+        batches[-1].append(int(row))
+    return batches
+
+
+def training_batches(
+    lengths: np.ndarray, seed: int, epoch: int, max_rows: int, max_tokens: int
+) -> list[list[int]]:
+    """Batches of one epoch: a function of seed and epoch alone; every row once."""
+    import numpy as np
+
+    random = np.random.default_rng([seed, epoch])
+    shuffled = random.permutation(len(lengths))
+    block = max_rows * BATCHES_PER_BLOCK
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), block):
+        rows = shuffled[start : start + block]
+        ordered = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += cut_batches(ordered, lengths, max_rows, max_tokens)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def scoring_batches(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
+    """Batches for scoring: longest first (memory trouble shows at once), bounded by tokens alone."""
+    import numpy as np
+
+    order = np.argsort(-lengths, kind="stable")
+    return cut_batches(order, lengths, max_rows=len(lengths) or 1, max_tokens=max_tokens)
+
+
+def collate(rows: EncodedRows, batch: Sequence[int], pad_id: int) -> dict[str, Any]:
+    """Right-padded ids [rows, longest], position of the last prompt token [rows], labels [rows], row numbers [rows].
+
+    Right padding with causal attention needs no attention mask: no real token can see a pad.
+    """
+    import torch
+
+    longest = max(len(rows.tokens[i]) for i in batch)
+    ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
+    for line, i in enumerate(batch):
+        ids[line, : len(rows.tokens[i])] = torch.tensor(rows.tokens[i], dtype=torch.long)
+    return {
+        "ids": ids,
+        "last": torch.tensor([len(rows.tokens[i]) - 1 for i in batch]),
+        "labels": torch.tensor([rows.labels[i] for i in batch]),
+        "rows": torch.tensor(list(batch)),
+    }
+
+
+def batch_loader(rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int) -> Any:
+    """A DataLoader over ready-made batches; Lightning shards it over devices by whole batches."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(list(batches), batch_size=None, collate_fn=lambda batch: collate(rows, batch, pad_id))
+
+
+def make_data_module(
+    train: EncodedRows, held_out: EncodedRows, pad_id: int, seed: int, max_rows: int, max_tokens: int
+) -> LightningDataModule:
+    """The data of one fold: training rows reshuffled each epoch, held-out rows scored in token-budget batches."""
+    from lightning import LightningDataModule
+
+    class FoldData(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            epoch = self.trainer.current_epoch if self.trainer else 0
+            batches = training_batches(train.lengths(), seed, epoch, max_rows, max_tokens)
+            return batch_loader(train, batches, pad_id)
+
+        def val_dataloader(self) -> Any:
+            return batch_loader(held_out, scoring_batches(held_out.lengths(), max_tokens), pad_id)
+
+    return FoldData()

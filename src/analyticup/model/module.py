@@ -1,0 +1,113 @@
+"""The LightningModule: label-word training and scoring around a frozen backbone with a LoRA adapter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from analyticup.config import TrainSettings
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+    from peft import PeftModel
+    from torch import Tensor
+
+    from analyticup.model.prompt import LabelWords
+
+
+def label_hidden(model: PeftModel, ids: Tensor, last: Tensor) -> Tensor:
+    """Hidden state at the label position, [rows, width]; the output matrix is never applied elsewhere.
+
+    ids [rows, tokens] right-padded; last [rows] is the index of the last prompt token.
+    """
+    import torch
+
+    hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden[torch.arange(len(last), device=hidden.device), last]
+
+
+def decoder(model: PeftModel) -> Any:
+    """The transformer under the output matrix, adapters included."""
+    return model.get_base_model().get_decoder()
+
+
+def output_matrix(model: PeftModel) -> Tensor:
+    """The output matrix [vocabulary, width]."""
+    return model.get_base_model().get_output_embeddings().weight
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then constant, linear or cosine to zero."""
+    warm = max(1, round(steps * warmup))
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+
+
+def make_module(model: PeftModel, words: LabelWords, settings: TrainSettings, steps: int) -> LightningModule:
+    """A LightningModule over `model`; `steps` is the number of optimiser steps of the whole training."""
+    import torch
+    from lightning import LightningModule
+
+    from analyticup.metrics import binary_metrics
+    from analyticup.model.objective import loss_function, margins
+
+    class LabelWordModule(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.loss = loss_function(settings.objective)
+            self.scored: dict[str, list[Tensor]] = {}
+
+        def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
+            return label_hidden(self.model, batch["ids"], batch["last"])
+
+        def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+            loss = self.loss(self._hidden(batch), output_matrix(self.model), words, batch["labels"])
+            self.log("train/loss", loss, batch_size=len(batch["labels"]))
+            return loss
+
+        def on_validation_epoch_start(self) -> None:
+            self.scored = {"rows": [], "margins": [], "labels": []}
+
+        def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+            scores = margins(self._hidden(batch), output_matrix(self.model), words)
+            for name, value in (("rows", batch["rows"]), ("margins", scores), ("labels", batch["labels"])):
+                self.scored[name].append(value.cpu())
+
+        def on_validation_epoch_end(self) -> None:
+            rows, values, labels = self.validation_scores()
+            known = labels >= 0
+            if not known.any():
+                return
+            scores = 1 / (1 + torch.exp(-values[known].double()))
+            figures = binary_metrics(
+                labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy(), errors=False
+            )
+            for name in ("f1", "auc"):
+                if figures[name] is not None:
+                    self.log(f"val/{name}", float(figures[name]))
+
+        def validation_scores(self) -> tuple[Tensor, Tensor, Tensor]:
+            """Row numbers, logit margins and labels of the last validation, in row order."""
+            rows = torch.cat(self.scored["rows"])
+            order = torch.argsort(rows)
+            return (
+                rows[order],
+                torch.cat(self.scored["margins"])[order],
+                torch.cat(self.scored["labels"])[order],
+            )
+
+        def predict_step(self, batch: dict[str, Tensor], index: int) -> tuple[Tensor, Tensor]:
+            return batch["rows"].cpu(), margins(self._hidden(batch), output_matrix(self.model), words).cpu()
+
+        def configure_optimizers(self) -> dict[str, Any]:
+            trained = [value for value in self.model.parameters() if value.requires_grad]
+            optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimiser, lambda step: learning_rate_factor(step, steps, settings.warmup, settings.schedule)
+            )
+            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    return LabelWordModule()

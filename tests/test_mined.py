@@ -1,0 +1,151 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analyticup.augment.translators.mined import MinedTranslator, numbers, ratio_margin
+from analyticup.config import MinedSettings
+from analyticup.errors import UserError
+
+
+class PlaneEmbedder:
+    """Unit vectors by text: close in meaning = close in angle (degrees)."""
+
+    identity = "plane"
+
+    def __init__(self, angles):
+        self.angles = angles
+
+    def queries(self, texts):
+        return np.array([self._vector(text) for text in texts], dtype=np.float32).reshape(len(texts), 3)
+
+    passages = queries
+
+    def _vector(self, text):
+        angle = np.radians(self.angles[text])
+        return [np.cos(angle), np.sin(angle), 0.0]
+
+
+LOOSE = MinedSettings(k=2, margin=1.0, min_similarity=0.9, min_words=2)
+ANGLES = {
+    "red dress": 0,
+    "rotes kleid": 1,
+    "blue shoes": 40,
+    "blaue schuhe": 42,
+    "green hat": 80,
+    "gelber hut": 110,
+}
+
+
+def miner(pool, angles=ANGLES, settings=LOOSE):
+    return MinedTranslator({"de": pool}, PlaneEmbedder(angles), settings)
+
+
+def test_mined_pairs_are_translations_in_the_order_of_the_texts():
+    mined = miner(["gelber hut", "blaue schuhe", "rotes kleid"])
+    texts = ["blue shoes", "green hat", "red dress", "blue shoes"]
+    assert mined.translate(texts, "de") == ["blaue schuhe", None, "rotes kleid", "blaue schuhe"]
+    assert mined.translate(texts[::-1], "de") == ["blaue schuhe", "rotes kleid", None, "blaue schuhe"]
+    table = mined.pairs("de")
+    assert table["margin"].is_monotonic_decreasing
+    table = table.set_index("source")
+    assert table["verdict"].to_dict() == {
+        "green hat": "low similarity",
+        "red dress": "kept",
+        "blue shoes": "kept",
+    }
+    assert table.loc["red dress", "target"] == "rotes kleid"
+    assert table.loc["red dress", "cosine"] == pytest.approx(np.cos(np.radians(1)), abs=1e-6)
+
+
+def test_the_margin_is_that_of_artetxe_and_schwenk():
+    left = np.array([[1, 0], [0.6, 0.8]], dtype=np.float32)
+    right = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    # cos: [1, .8, 0] and [.6, .96, .8]; mean of the 2 neighbours: left .9, .88; right .8, .88, .4
+    (first, second) = ratio_margin(left, right, k=2)
+    assert (first[0], first[3]) == (0, True) and (second[0], second[3]) == (2, True)
+    assert first[1:3] == pytest.approx((1.0, 1.0 / ((0.9 + 0.8) / 2)))
+    assert second[1:3] == pytest.approx((0.8, 0.8 / ((0.88 + 0.4) / 2)))
+
+
+def test_k_larger_than_either_side_is_clipped():
+    assert miner(["rotes kleid"], settings=replace(LOOSE, k=50)).translate(["red dress"], "de") == [
+        "rotes kleid"
+    ]
+
+
+def test_a_partner_belongs_to_its_best_text_alone():
+    angles = ANGLES | {"red robe": 3}
+    mined = miner(["rotes kleid", "blaue schuhe"], angles, replace(LOOSE, margin=0.9))
+    assert mined.translate(["red dress", "red robe"], "de") == ["rotes kleid", None]
+    assert mined.pairs("de")["verdict"].tolist() == ["kept", "not mutual best"]
+
+
+@pytest.mark.parametrize(
+    ("text", "partner", "verdict"),
+    [
+        ("red dress", "RED  dress", "same text"),
+        ("dress", "rotes kleid", "too short"),
+        ("red dress", "kleid", "too short"),
+        ("ドレス", "rotes kleid", "too short"),
+        ("赤いドレス", "rotes kleid", "kept"),
+        ("a54 s23 case", "a54 s23 hülle", "mostly codes"),
+        ("dress size 38", "kleid größe 40", "other numbers"),
+        ("dress size 038", "kleid größe ٣٨", "kept"),
+        ("león dress", "dress leon fr", "no word of its own"),
+        ("red dress", "rotes kleid", "kept"),
+    ],
+)
+def test_what_only_looks_like_a_translation_is_refused(text, partner, verdict):
+    angles = {text: 0, partner: 1, "far away": 90, "weit weg": 91}
+    mined = miner([partner, "weit weg"], angles)
+    translation = mined.translate([text, "far away"], "de")[0]
+    table = mined.pairs("de")
+    assert table.loc[table["source"] == text, "verdict"].item() == verdict
+    assert translation == (partner if verdict == "kept" else None)
+
+
+def test_margin_and_similarity_are_floors():
+    texts, pool = ["red dress", "blue shoes"], ["rotes kleid", "blaue schuhe"]
+    assert miner(pool, settings=replace(LOOSE, margin=1.5)).translate(texts, "de") == [None, None]
+    assert miner(pool, settings=replace(LOOSE, min_similarity=0.9995)).translate(texts, "de") == [
+        "rotes kleid",
+        None,
+    ]
+
+
+def test_without_pool_or_texts_nothing_is_found():
+    assert miner([]).translate(["red dress"], "de") == [None]
+    assert miner(["rotes kleid"]).translate(["red dress"], "pl") == [None]
+    assert miner(["rotes kleid"]).translate([], "de") == []
+    assert miner(["rotes kleid"]).pairs("de").columns.tolist() == [
+        "source",
+        "target",
+        "cosine",
+        "margin",
+        "verdict",
+    ]
+
+
+def test_numbers_are_compared_by_value_in_any_script():
+    assert numbers("2x 010 cm ٣") == ["10", "2", "3"]
+    assert numbers("9" * 5000) == ["9" * 5000]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [({"k": 0}, "k"), ({"min_words": 0}, "min_words"), ({"min_similarity": 1.2}, "min_similarity")],
+)
+def test_mining_settings_out_of_range_are_named(change, key):
+    with pytest.raises(UserError, match=f"translate.mined.{key} is"):
+        miner(["rotes kleid"], settings=replace(LOOSE, **change))
+
+
+def test_identity_changes_with_pool_and_settings():
+    identities = {
+        miner(["rotes kleid"]).identity,
+        miner(["blaue schuhe"]).identity,
+        miner(["rotes kleid"], settings=replace(LOOSE, k=3)).identity,
+    }
+    assert len(identities) == 3
+    assert miner(["blaue schuhe", "rotes kleid"]).identity == miner(["rotes kleid", "blaue schuhe"]).identity
