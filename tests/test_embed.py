@@ -155,9 +155,7 @@ def test_the_instruction_is_part_of_the_identity(tmp_path):
         load_embedder(settings, tmp_path),
         load_embedder(replace(settings, instruction="Find it"), tmp_path),
     )
-    assert (
-        same.identity == load_embedder(replace(settings, batch_size=1), tmp_path).identity != other.identity
-    )
+    assert same.identity == load_embedder(replace(settings, batch_size=1), tmp_path).identity != other.identity
 
 
 def _tiny_qwen3_embedder(folder):
@@ -192,9 +190,7 @@ def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
     from analyticup.embed import SentenceTransformerEmbedder
 
     folder, backbone = _tiny_qwen3_embedder(tmp_path)
-    settings = EmbedderSettings(
-        kind="sentence-transformers", model=folder, instruction="Find the item", batch_size=2
-    )
+    settings = EmbedderSettings(kind="sentence-transformers", model=folder, instruction="Find the item", batch_size=2)
     embedder = SentenceTransformerEmbedder(settings, device="cpu")
     tokenizer, model = AutoTokenizer.from_pretrained(backbone), AutoModel.from_pretrained(backbone).eval()
 
@@ -206,9 +202,7 @@ def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
     texts = ["red dress", "a", "a much longer text than the others"]
     queries = np.stack([by_hand(f"Instruct: Find the item\nQuery:{text}") for text in texts])
     np.testing.assert_allclose(embedder.queries(texts), queries, atol=1e-5)
-    np.testing.assert_allclose(
-        embedder.passages(texts), np.stack([by_hand(text) for text in texts]), atol=1e-5
-    )
+    np.testing.assert_allclose(embedder.passages(texts), np.stack([by_hand(text) for text in texts]), atol=1e-5)
     assert embedder._model.tokenizer.padding_side == "left"
 
 

@@ -8,7 +8,7 @@ from analyticup.errors import UserError
 LANGUAGE_COLUMNS = "en\tfr\tja\tde\tpl\tvn"
 CONCEPTS = f"""concept\tpath\taccessory_of\talias_en\t{LANGUAGE_COLUMNS}
 phone\ta,b\t\tmobile\tphone\ttéléphone\t携帯電話\thandy\ttelefon\tđiện thoại
-phone-case\ta,c\tphone\tcover\tphone case\tcoque téléphone\t携帯電話ケース\thandyhülle\tetui na telefon\tốp lưng
+case\ta,c\tphone\tcover\tphone case\tcoque téléphone\t携帯電話ケース\thandyhülle\tetui na telefon\tốp lưng
 boot\ta,d\t\t\tboot\tbotte\tブーツ\tstiefel\tbut\tbốt
 boat\ta,e\t\t\tboat\tbateau\tボート\tboot\tłódź\tthuyền
 """

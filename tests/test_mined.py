@@ -69,9 +69,7 @@ def test_the_margin_is_that_of_artetxe_and_schwenk():
 
 
 def test_k_larger_than_either_side_is_clipped():
-    assert miner(["rotes kleid"], settings=replace(LOOSE, k=50)).translate(["red dress"], "de") == [
-        "rotes kleid"
-    ]
+    assert miner(["rotes kleid"], settings=replace(LOOSE, k=50)).translate(["red dress"], "de") == ["rotes kleid"]
 
 
 def test_a_partner_belongs_to_its_best_text_alone():

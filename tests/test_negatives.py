@@ -112,14 +112,13 @@ def test_a_positive_of_the_same_query_in_another_group_is_no_negative():
         ("fr", "Chat", "t10", 1, "translation", "train-9", "cat"),
         ("fr", "z", "t20", 0),
     )
-    new, _ = sample(rows, replace(SETTINGS, origins=["original"]))
+    new, counts = sample(rows, replace(SETTINGS, origins=["original"]))
     assert new["target"].tolist() == ["t20"]
+    assert counts["positive for the query"] == 1 and counts["already a row"] == 0
 
 
 def test_no_two_new_rows_are_equal_and_every_use_of_a_positive_gets_its_own_id():
-    rows = rows_of(
-        ("en", "bag", "t0", 1), ("fr", "BAG", "t0", 1), *[("en", "z", f"t{n}", 0) for n in (20, 30, 40, 50)]
-    )
+    rows = rows_of(("en", "bag", "t0", 1), ("fr", "BAG", "t0", 1), *[("en", "z", f"t{n}", 0) for n in (20, 30, 40, 50)])
     new, counts = sample(rows, replace(SETTINGS, share=2.0))
     assert counts["asked"] == counts["kept"] == 4
     assert sorted(new["target"]) == ["t20", "t30", "t40", "t50"]
@@ -170,9 +169,7 @@ def test_only_positives_of_the_named_origins_are_used():
 
 
 def test_equal_distances_are_decided_by_text():
-    rows = rows_of(
-        ("en", "bag", "t0", 1), ("en", "z", "t20 b", 0), ("en", "z", "t20 a", 0), ("en", "z", "t20 c", 0)
-    )
+    rows = rows_of(("en", "bag", "t0", 1), ("en", "z", "t20 b", 0), ("en", "z", "t20 a", 0), ("en", "z", "t20 c", 0))
     assert sample(rows)[0]["target"].tolist() == ["t20 a"]
 
 
@@ -185,6 +182,12 @@ def test_k_counts_the_neighbours_without_the_target_itself():
     rows = rows_of(("en", "bag", "t0", 1), ("en", "bag", "t10", 0), ("en", "z", "t20", 0))
     assert sample(rows, replace(SETTINGS, neighbours=1))[1]["no candidate left"] == 1
     assert sample(rows, replace(SETTINGS, neighbours=2))[0]["target"].tolist() == ["t20"]
+
+
+def test_targets_with_equal_vectors_do_not_add_a_neighbour():
+    rows = rows_of(("en", "bag", "t0 c", 1), ("en", "bag", "t0 a", 0), ("en", "z", "t0 b", 0))
+    assert sample(rows, replace(SETTINGS, neighbours=1, high=1.0))[1]["no candidate left"] == 1
+    assert sample(rows, replace(SETTINGS, neighbours=2, high=1.0))[0]["target"].tolist() == ["t0 b"]
 
 
 def test_a_single_category_leaves_no_candidate():

@@ -58,6 +58,7 @@ def test_an_error_in_the_work_is_raised_and_no_closing_line_is_written():
     ):
         clock.now += 3.0
         progress.advance()
+        progress.advance()
         raise RuntimeError("broken")
     assert len(stream.getvalue().splitlines()) == 1
 

@@ -154,9 +154,7 @@ KEPT = [
 
 @pytest.mark.parametrize("split", rows.SPLITS)
 @pytest.mark.parametrize(("kept", "notes"), [case[1:] for case in KEPT], ids=[case[0] for case in KEPT])
-def test_unusual_line_is_kept_and_noted(
-    tmp_path: Path, kept: bytes, notes: dict[str, int], split: str
-) -> None:
+def test_unusual_line_is_kept_and_noted(tmp_path: Path, kept: bytes, notes: dict[str, int], split: str) -> None:
     result = read(tmp_path / "some.txt", kept, split)
     wanted = json.loads(kept)
     assert result.rejects == []
@@ -220,9 +218,7 @@ def test_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.
 
     (tmp_path / "some.txt").write_bytes(good(1, "dev"))
     monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(
-        UserError, match=r"some\.txt: cannot be read \(Permission denied\); check its permissions"
-    ):
+    with pytest.raises(UserError, match=r"some\.txt: cannot be read \(Permission denied\); check its permissions"):
         read_split(tmp_path / "some.txt", "QI", "dev")
 
 
@@ -270,9 +266,7 @@ def test_max_chars_is_the_callers(tmp_path: Path) -> None:
         )
     )
     result = read_split(path, "QI", "train", max_chars=3)
-    assert [(reject.line, reject.reason) for reject in result.rejects] == [
-        (1, "text longer than 3 characters")
-    ]
+    assert [(reject.line, reject.reason) for reject in result.rejects] == [(1, "text longer than 3 characters")]
 
 
 def test_rejects_file_is_json_lines(tmp_path: Path) -> None:

@@ -97,9 +97,7 @@ def tokenizer():
     inner.train_from_iterator(SENTENCES, trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     # No pad token, as in a bare Llama tokenizer: the translator must set one.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", padding_side="right"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", padding_side="right")
 
 
 def _mistral(tokenizer, hidden=32):
@@ -173,9 +171,7 @@ def test_a_batch_gives_what_each_text_gives_alone(random_model):
     alone = [translator._complete([build_prompt(text, "de")])[0] for text in texts]
     assert together == alone and len(set(together)) > 1
     results = translator.translate(texts, "de")
-    assert results == [
-        SeedXTranslator(replace(random_model, batch_size=1)).translate([t], "de")[0] for t in texts
-    ]
+    assert results == [SeedXTranslator(replace(random_model, batch_size=1)).translate([t], "de")[0] for t in texts]
 
 
 def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(random_model, monkeypatch):
@@ -230,9 +226,7 @@ def test_numbers_out_of_range_are_named(random_model, name):
 
 
 def test_build_translator_caches_seedx(tokenizer, tmp_path):
-    settings = TranslateSettings(
-        translator="seedx", seedx=scripted_model(tokenizer, tmp_path / "model", "rotKle")
-    )
+    settings = TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path / "model", "rotKle"))
 
     def build():
         return build_translator(settings, cache_dir=tmp_path / "cache", embedder_factory=None, pool={})

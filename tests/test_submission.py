@@ -130,9 +130,7 @@ def test_input_of_another_system_gives_the_same_submission(tmp_path: Path, sourc
 
 
 def test_numpy_integers_are_predictions(tmp_path: Path, source: Path, valid: Path) -> None:
-    predictions = dict(
-        zip(np.array(list(PREDICTIONS)), np.array(list(PREDICTIONS.values()), "int8"), strict=True)
-    )
+    predictions = dict(zip(np.array(list(PREDICTIONS)), np.array(list(PREDICTIONS.values()), "int8"), strict=True))
     write_submission("QI", source, predictions, tmp_path / "other.txt")
     assert (tmp_path / "other.txt").read_bytes() == valid.read_bytes()
 
@@ -143,10 +141,7 @@ def test_numpy_integers_are_predictions(tmp_path: Path, source: Path, valid: Pat
         ({10: 1, 20: 0}, "4 missing (id 30, 40, 50, 60)"),
         ({}, "6 missing (id 10, 20, 30, 40, 50, ...)"),
         (PREDICTIONS | {7: 1}, "1 unknown (id 7)"),
-        *(
-            (PREDICTIONS | {20: bad}, "prediction of id 20 is")
-            for bad in (True, "1", 0.5, 1.0, None, 2, -1, np.True_)
-        ),
+        *((PREDICTIONS | {20: bad}, "prediction of id 20 is") for bad in (True, "1", 0.5, 1.0, None, 2, -1, np.True_)),
     ],
 )
 def test_writer_refuses_what_the_validator_would(
@@ -171,9 +166,7 @@ def test_writer_refuses_what_the_validator_would(
         ({"id": 20}, "2: duplicate id (20)"),
     ],
 )
-def test_writer_refuses_an_input_that_cannot_be_trusted(
-    tmp_path: Path, line: dict[str, Any], what: str
-) -> None:
+def test_writer_refuses_an_input_that_cannot_be_trusted(tmp_path: Path, line: dict[str, Any], what: str) -> None:
     source = save(tmp_path / "test_QI.txt", [INPUT[0] | line, *INPUT[1:]])
     with pytest.raises(UserError) as caught:
         write_submission("QI", source, PREDICTIONS, tmp_path / "out.txt")
@@ -319,18 +312,14 @@ FAULTS: list[tuple[str, Callable[[list[bytes]], list[bytes]], list[tuple[str, in
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "wanted"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
-)
+@pytest.mark.parametrize(("change", "wanted"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS])
 def test_validator_reports_exactly_the_injected_faults(
     source: Path, valid: Path, change: Callable[..., list[bytes]], wanted: list[tuple[str, int, str]]
 ) -> None:
     lines = change(valid.read_bytes().split(b"\n")[:-1])
     valid.write_bytes(b"".join(line + b"\n" for line in lines))
     found = validate_submission("QI", source, valid)
-    assert [(problem.file, problem.line) for problem in found] == [
-        (file, number) for file, number, _ in wanted
-    ]
+    assert [(problem.file, problem.line) for problem in found] == [(file, number) for file, number, _ in wanted]
     for problem, (_, _, what) in zip(found, wanted, strict=True):
         assert what in problem.what
         assert problem.what.isascii()
@@ -345,9 +334,7 @@ def test_what_the_validator_does_not_judge(source: Path, valid: Path) -> None:
 def test_missing_ids_are_named_by_the_line_of_the_input(tmp_path: Path, source: Path, valid: Path) -> None:
     source.write_bytes(b"\n" + source.read_bytes())
     valid.write_bytes(b"".join(valid.read_bytes().splitlines(keepends=True)[1:]))
-    assert validate_submission("QI", source, valid) == [
-        Problem(2, "id 10 is missing from the submission", "input")
-    ]
+    assert validate_submission("QI", source, valid) == [Problem(2, "id 10 is missing from the submission", "input")]
 
 
 def test_input_of_the_other_task_is_the_one_problem(tmp_path: Path, source: Path, valid: Path) -> None:
@@ -389,9 +376,7 @@ def test_files_that_cannot_be_read_are_the_users_error(tmp_path: Path, source: P
             validate_submission("QI", one, other)
 
 
-def test_validator_does_not_use_the_writers_code(
-    source: Path, valid: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validator_does_not_use_the_writers_code(source: Path, valid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("the validator must not share code with the writer")
 
@@ -419,9 +404,7 @@ def test_every_problem_is_listed() -> None:
 
 
 def test_long_texts_are_shown_where_they_differ(tmp_path: Path) -> None:
-    source = save(
-        tmp_path / "test_QI.txt", [INPUT[0] | {"origin_query": "x" * 900 + "\u202eright" + "x" * 900}]
-    )
+    source = save(tmp_path / "test_QI.txt", [INPUT[0] | {"origin_query": "x" * 900 + "\u202eright" + "x" * 900}])
     write_submission("QI", source, {10: 1}, tmp_path / "out.txt")
     (tmp_path / "out.txt").write_bytes((tmp_path / "out.txt").read_bytes().replace(b"right", b"wrong"))
     (found,) = validate_submission("QI", source, tmp_path / "out.txt")
@@ -507,9 +490,7 @@ def judged(tmp_path: Path) -> dict[str, Path]:
     source = save(tmp_path / "dev_QI.txt", records)
     write_submission("QI", source, PREDICTIONS, tmp_path / "submit.txt")
     labels = labels_file(tmp_path, {60: 1, 50: 1, 40: 1, 30: 0, 20: 0, 10: 1})
-    frame = pd.DataFrame(
-        {"id": [30, 10, 20, 40, 60, 50], "language": "en", "score": [0.8, 0.9, 0.1, 0.3, 0.7, 0.6]}
-    )
+    frame = pd.DataFrame({"id": [30, 10, 20, 40, 60, 50], "language": "en", "score": [0.8, 0.9, 0.1, 0.3, 0.7, 0.6]})
     frame.to_parquet(tmp_path / "scores.parquet")
     return {
         "source": source,
@@ -554,9 +535,7 @@ def test_other_ids_are_refused_with_counts_and_the_first_few(tmp_path: Path, jud
         ({"id": [10]}, "no columns id and score of numbers"),
     ],
 )
-def test_scores_that_do_not_fit_are_refused(
-    judged: dict[str, Path], frame: dict[str, list], what: str
-) -> None:
+def test_scores_that_do_not_fit_are_refused(judged: dict[str, Path], frame: dict[str, list], what: str) -> None:
     pd.DataFrame(frame).to_parquet(judged["scores"])
     with pytest.raises(UserError, match=what):
         score_submission(judged["source"], judged["submission"], judged["labels"], judged["scores"])

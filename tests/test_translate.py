@@ -139,9 +139,7 @@ def test_what_is_dropped_is_counted():
 
 
 def test_only_labelled_originals_in_other_languages_are_translated():
-    rows = rows_of(
-        ("de", "tasche", "a", 1), ("en", "bag", "a", None), ("en", "shoe", "a", 1), ("fr", "sac", "a", 1)
-    )
+    rows = rows_of(("de", "tasche", "a", 1), ("en", "bag", "a", None), ("en", "shoe", "a", 1), ("fr", "sac", "a", 1))
     rows.loc[3, "origin"] = "negative"
     translator = StubTranslator()
     translate_rows(rows, TranslateSettings(), translator, ["de"], seed=1)
@@ -168,9 +166,7 @@ def test_a_negative_volume_is_refused_and_zero_gives_nothing():
     with pytest.raises(UserError, match=r"translate\.rows_per_language is -1"):
         translate_rows(rows_of(*MIXED), settings, StubTranslator(), ["de"], seed=1)
     costly = StubTranslator()
-    new, counts = translate_rows(
-        rows_of(*MIXED), replace(settings, rows_per_language=0), costly, ["de"], seed=1
-    )
+    new, counts = translate_rows(rows_of(*MIXED), replace(settings, rows_per_language=0), costly, ["de"], seed=1)
     assert len(new) == 0 and counts["de"]["asked"] == 0 and costly.calls == []
 
 
@@ -232,17 +228,11 @@ def test_build_translator_makes_what_the_settings_name(tmp_path):
     def build(name, **more):
         settings = TranslateSettings(translator=name, **more)
         pool = {"de": ["rotes kleid"]}
-        return build_translator(
-            settings, cache_dir=tmp_path, embedder_factory=lambda: NoEmbedder(), pool=pool
-        )
+        return build_translator(settings, cache_dir=tmp_path, embedder_factory=lambda: NoEmbedder(), pool=pool)
 
     assert isinstance(build("mined"), MinedTranslator)
-    with pytest.raises(
-        UserError, match=r"translate\.translator is 'google'; use one of lexicon, mined, seedx"
-    ):
+    with pytest.raises(UserError, match=r"translate\.translator is 'google'; use one of lexicon, mined, seedx"):
         build("google")
-    with pytest.raises(
-        UserError, match=r"translate\.seedx.revision is None; pin ByteDance-Seed/Seed-X-PPO-7B"
-    ):
+    with pytest.raises(UserError, match=r"translate\.seedx.revision is None; pin ByteDance-Seed/Seed-X-PPO-7B"):
         build("seedx")
     assert list(tmp_path.iterdir()) == []

@@ -23,9 +23,7 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
     Raises TypeError or ValueError for anything else, so that nothing is left out of an identity by accident.
     """
-    text = json.dumps(
-        _checked(parts), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")
-    )
+    text = json.dumps(_checked(parts), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

@@ -19,9 +19,7 @@ def open_cache(path: Path, table: str) -> sqlite3.Connection:
             cache.execute(f"CREATE TABLE IF NOT EXISTS {table}")
     except sqlite3.DatabaseError as error:
         cache.close()
-        raise UserError(
-            f"{path}: the cache cannot be used ({error}); delete the file and run again"
-        ) from error
+        raise UserError(f"{path}: the cache cannot be used ({error}); delete the file and run again") from error
     return cache
 
 

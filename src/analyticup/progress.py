@@ -112,12 +112,11 @@ def track(
 
 def _make_bar(stream: TextIO) -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     class Rate(TextColumn):
-        def render(self, task):  # type: ignore[no-untyped-def]
-            from rich.text import Text
-
+        def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
     columns = (

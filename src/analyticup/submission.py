@@ -67,9 +67,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); check the folder and the disk"
-        ) from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and the disk") from error
     finally:
         temporary.unlink(missing_ok=True)
 

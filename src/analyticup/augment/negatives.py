@@ -48,7 +48,7 @@ def sample_negatives(
     """
     _check(settings)
     count: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-    records = sorted(rows.to_dict("records"), key=lambda row: row["row_id"])
+    records = rows.to_dict("records")
     positives = [row for row in records if _is_positive(row, settings)]
     asked = _choose(positives, settings.share, seed)
     count["positives"], count["asked"] = len(positives), len(asked)
@@ -83,9 +83,7 @@ class _Rules:
                 self._positive_by_query[query].add(target)
                 self._positive_by_group[row["group"]].add(target)
 
-    def pick(
-        self, row: dict[str, Any], neighbours: list[tuple[str, float]], count: Counter[str]
-    ) -> str | None:
+    def pick(self, row: dict[str, Any], neighbours: list[tuple[str, float]], count: Counter[str]) -> str | None:
         """The first of `neighbours` (nearest first) that no rule removes; the removed are counted."""
         for target, similarity in neighbours:
             rule = self._broken_rule(row, target, similarity)
@@ -121,9 +119,7 @@ def _neighbours(
     place = {target: index for index, target in enumerate(targets)}
     wanted = sorted({row["target"] for row in asked})
     # One more, because the nearest of all is the target itself.
-    similarity, index = nearest(
-        vectors, vectors[[place[target] for target in wanted]], settings.neighbours + 1
-    )
+    similarity, index = nearest(vectors, vectors[[place[target] for target in wanted]], settings.neighbours + 1)
     return {
         target: [
             (targets[other], float(cosine))
@@ -143,9 +139,7 @@ def _choose(positives: list[dict[str, Any]], share: float, seed: int) -> list[di
         by_language[row["language"]].append(row)
     sizes = {language: len(rows) for language, rows in by_language.items()}
     quotas = proportional_quotas(sizes, round(share * len(positives)))
-    return [
-        rows[place % len(rows)] for language, rows in by_language.items() for place in range(quotas[language])
-    ]
+    return [rows[place % len(rows)] for language, rows in by_language.items() for place in range(quotas[language])]
 
 
 def _new_row(source: dict[str, Any], target: str, number: int) -> dict[str, Any]:

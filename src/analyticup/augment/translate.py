@@ -60,10 +60,7 @@ def translate_rows(
     limit = settings.rows_per_language
     if limit < 0:
         raise UserError(f"translate.rows_per_language is {limit}; it must be 0 or more")
-    taken = {
-        (normalise(query), normalise(target))
-        for query, target in zip(rows["query"], rows["target"], strict=True)
-    }
+    taken = {(normalise(query), normalise(target)) for query, target in zip(rows["query"], rows["target"], strict=True)}
     originals = rows[(rows["origin"] == "original") & rows["label"].notna()].to_dict("records")
     new_rows: list[dict[str, Any]] = []
     counts: dict[str, dict[str, int]] = {}
@@ -124,9 +121,7 @@ def _translate(
     return kept, count
 
 
-def _ask(
-    candidates: list[_Candidate], translator: Translator, language: str
-) -> dict[tuple[str, str], str | None]:
+def _ask(candidates: list[_Candidate], translator: Translator, language: str) -> dict[tuple[str, str], str | None]:
     questions = sorted({_question(candidate, translator) for candidate in candidates})
     if not questions:
         return {}

@@ -56,17 +56,13 @@ _KIND_ORDER: Final = ("audience", "feature", "size", "color", "material")
 _EXCLUSIVE: Final = frozenset({"audience", "color", "material"})
 _WEAR: Final = r"^(women's|men's|shoes|apparel|luggage|jewelry|beauty)"
 _FABRIC: Final = r"^(women's|men's|shoes|apparel|luggage|mother|home & garden|furniture|pet)"
-_HARD: Final = (
-    r"^(home|lights|furniture|toys|office|pet|tools|auto|motorcycle|security|music|sports|computer)"
-)
+_HARD: Final = r"^(home|lights|furniture|toys|office|pet|tools|auto|motorcycle|security|music|sports|computer)"
 _POWERED: Final = r"^(phones|consumer|computer|home appliances|tools|toys|lights|security|auto|beauty)"
 # Category paths on which an attribute makes sense; attributes not named here fit everywhere.
 _ONLY_IN: Final = {
     **dict.fromkeys(("cotton", "silk", "wool", "linen", "soft"), _FABRIC),
     **dict.fromkeys(("women", "men"), _WEAR),
-    **dict.fromkeys(
-        ("kids", "baby"), r"^(shoes|apparel|luggage|toys|furniture|sports|home & garden,bedding)"
-    ),
+    **dict.fromkeys(("kids", "baby"), r"^(shoes|apparel|luggage|toys|furniture|sports|home & garden,bedding)"),
     **dict.fromkeys(("dog", "cat"), r"^(pet|home & garden,bedding)"),
     **dict.fromkeys(("wireless", "rechargeable"), _POWERED),
     **dict.fromkeys(("stainless-steel", "plastic", "magnetic", "adjustable", "foldable"), _HARD),
@@ -79,7 +75,7 @@ _ONLY_IN: Final = {
 _AUDIENCES: Final = re.compile(r"\b(wom[ae]n|m[ae]n|lad(y|ies)|bab|kid|mother|matern|dog|cat|fish|aquari)")
 
 _BRAND_HEADS: Final = ("Nor", "Bel", "Quin", "Osk", "Tar", "Plim", "Kes", "Zan", "Mir", "Hul", "Dra", "Yuv")
-_BRAND_TAILS: Final = ("vela", "zora", "tavo", "elda", "quilo", "ovan", "idrex", "auxa")
+_BRAND_TAILS: Final = ("vela", "zora", "tavo", "elda", "quilo", "ovan", "idrex", "noxa")
 _EXTRAS: Final = ("2 pcs", "new 2024", "high quality", "hot sale", "free shipping", "best seller", "in stock")
 _MORE_EXTRAS: Final = ("set of 3", "gift box", "fast delivery", "new arrival", "for daily use", "wholesale")
 _WEAR_EXTRAS: Final = ("size M", "size 38", "for party", "fashion design")
@@ -200,8 +196,7 @@ class Catalogue:
         self.fitting = {c.slug: [a for a in attributes if fits(a, c)] for c in concepts}
         self.around = {c.slug: self._neighbours(c) for c in concepts}
         self.barred = {
-            c.slug: {p for o in concepts if confusable(c, o) for p in (o.path, *ancestors(o.path))}
-            for c in concepts
+            c.slug: {p for o in concepts if confusable(c, o) for p in (o.path, *ancestors(o.path))} for c in concepts
         }
 
     def _neighbours(self, concept: Concept) -> dict[str, list[Concept]]:
@@ -262,9 +257,7 @@ def _pick_attributes(
     return picked
 
 
-def draw_query(
-    rng: random.Random, concept: Concept, tag: str, written_in: str, catalogue: Catalogue
-) -> Query:
+def draw_query(rng: random.Random, concept: Concept, tag: str, written_in: str, catalogue: Catalogue) -> Query:
     """One query for the concept as a shopper might type it in the language `written_in`, tagged as `tag`."""
     count = rng.choices((0, 1, 2), _ATTRIBUTE_WEIGHTS)[0]
     attributes = _pick_attributes(rng, catalogue.fitting[concept.slug], count)
@@ -293,9 +286,7 @@ def _title_case(text: str) -> str:
     return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
 
 
-def draw_queries(
-    seed: int, task: str, split: str, count: int, catalogue: Catalogue, taken: set[str]
-) -> list[Query]:
+def draw_queries(seed: int, task: str, split: str, count: int, catalogue: Catalogue, taken: set[str]) -> list[Query]:
     """`count` queries spread evenly over languages and concepts; their keys, all new, join `taken`."""
     rng = rng_for(seed, task, split, "queries")
     languages = (_SEEN if split == "train" else _HELD_OUT)[task]
@@ -334,9 +325,7 @@ def _positive_counts(
     return [counts[i] for i in range(len(sizes))]
 
 
-def _neighbour(
-    rng: random.Random, query: Query, kinds: dict[str, int], catalogue: Catalogue
-) -> tuple[str, Concept]:
+def _neighbour(rng: random.Random, query: Query, kinds: dict[str, int], catalogue: Catalogue) -> tuple[str, Concept]:
     """A kind of negative and the concept for it, drawn from the kinds that this query has."""
     around = catalogue.around[query.concept.slug]
     pools = {**around, "contradiction": [query.concept] if _contradictions(query, catalogue) else []}
@@ -369,12 +358,7 @@ def qc_rows(seed: int, split: str, queries: Sequence[Query], catalogue: Catalogu
 def _contradictions(query: Query, catalogue: Catalogue) -> list[tuple[Attribute, Attribute]]:
     """Pairs of an attribute asked for and another that rules it out."""
     others = catalogue.fitting[query.concept.slug]
-    return [
-        (a, b)
-        for a in query.attributes
-        for b in others
-        if a.kind == b.kind in _EXCLUSIVE and a.slug != b.slug
-    ]
+    return [(a, b) for a in query.attributes for b in others if a.kind == b.kind in _EXCLUSIVE and a.slug != b.slug]
 
 
 def draw_title(

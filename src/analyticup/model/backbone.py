@@ -48,9 +48,7 @@ def gguf_sha256(backbone: str) -> str:
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise UserError(
-                f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package"
-            )
+            raise UserError(f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package")
         return _file_sha256(path)
     return str(_gguf_package(name).EXPECTED_SHA256)
 
@@ -62,7 +60,8 @@ def _gguf_package(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise UserError(
-            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package; pip install it or give a path"
+            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package; "
+            f"pip install it or give a path"
         ) from None
 
 
@@ -249,9 +248,7 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()
-    }
+    state = {name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
     save_file(dict(sorted(state.items())), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     # PEFT keeps sets, whose order changes from process to process, and the path that the base was loaded from.

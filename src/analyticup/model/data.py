@@ -44,9 +44,7 @@ def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_to
     return batches
 
 
-def training_batches(
-    lengths: np.ndarray, seed: int, epoch: int, max_rows: int, max_tokens: int
-) -> list[list[int]]:
+def training_batches(lengths: np.ndarray, seed: int, epoch: int, max_rows: int, max_tokens: int) -> list[list[int]]:
     """Batches of one epoch: a function of seed and epoch alone; every row once."""
     import numpy as np
 

@@ -77,14 +77,12 @@ def make_module(model: PeftModel, words: LabelWords, settings: TrainSettings, st
                 self.scored[name].append(value.cpu())
 
         def on_validation_epoch_end(self) -> None:
-            rows, values, labels = self.validation_scores()
+            _, values, labels = self.validation_scores()
             known = labels >= 0
             if not known.any():
                 return
             scores = 1 / (1 + torch.exp(-values[known].double()))
-            figures = binary_metrics(
-                labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy(), errors=False
-            )
+            figures = binary_metrics(labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy())
             for name in ("f1", "auc"):
                 if figures[name] is not None:
                     self.log(f"val/{name}", float(figures[name]))

@@ -71,6 +71,7 @@ class PromptEncoder:
         for word, tokens in zip(words, ids, strict=True):
             if len(tokens) != 1:
                 raise UserError(
-                    f"prompt: label word {word!r} is {len(tokens)} tokens for this tokenizer; choose a word that is one token"
+                    f"prompt: label word {word!r} is {len(tokens)} tokens for this tokenizer; "
+                    f"choose a word that is one token"
                 )
         return LabelWords(negative=ids[0][0], positive=ids[1][0])

@@ -45,9 +45,7 @@ class MinedTranslator:
     selective = True
     uses_source = False
 
-    def __init__(
-        self, pool: Mapping[str, Sequence[str]], embedder: Embedder, settings: MinedSettings
-    ) -> None:
+    def __init__(self, pool: Mapping[str, Sequence[str]], embedder: Embedder, settings: MinedSettings) -> None:
         """`pool`: language -> queries. Raises UserError for settings out of range, at once."""
         _check(settings)
         self._pool = {language: sorted(set(pool[language])) for language in sorted(pool)}
@@ -129,12 +127,8 @@ def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int,
     forward, forward_index = nearest(right, left, k)
     backward, backward_index = nearest(left, right, k)
     left_mean, right_mean = forward.mean(axis=1), backward.mean(axis=1)
-    pairs = {
-        (x, int(y)): forward[x, place] for x, row in enumerate(forward_index) for place, y in enumerate(row)
-    }
-    pairs |= {
-        (int(x), y): backward[y, place] for y, row in enumerate(backward_index) for place, x in enumerate(row)
-    }
+    pairs = {(x, int(y)): forward[x, place] for x, row in enumerate(forward_index) for place, y in enumerate(row)}
+    pairs |= {(int(x), y): backward[y, place] for y, row in enumerate(backward_index) for place, x in enumerate(row)}
     best_left: dict[int, tuple[float, int]] = {}
     best_right: dict[int, tuple[float, int]] = {}
     for (x, y), cosine in sorted(pairs.items()):
@@ -179,8 +173,6 @@ def _check(settings: MinedSettings) -> None:
     if settings.min_words < 1:
         raise UserError(f"translate.mined.min_words is {settings.min_words}; it must be at least 1")
     if not -1 <= settings.min_similarity <= 1:
-        raise UserError(
-            f"translate.mined.min_similarity is {settings.min_similarity}; a cosine lies within -1..1"
-        )
+        raise UserError(f"translate.mined.min_similarity is {settings.min_similarity}; a cosine lies within -1..1")
     if settings.margin < 0:
         raise UserError(f"translate.mined.margin is {settings.margin}; it must be 0 or more")

@@ -44,9 +44,7 @@ class SeedXTranslator:
         if self.uses_source and sources is None:
             raise UserError("translate.seedx.source_tag is on, but no source languages were given")
         named = list(sources) if self.uses_source and sources is not None else [None] * len(texts)
-        prompts = [
-            build_prompt(text, target_language, source) for text, source in zip(texts, named, strict=True)
-        ]
+        prompts = [build_prompt(text, target_language, source) for text, source in zip(texts, named, strict=True)]
         results: list[str | None] = [None] * len(texts)
         # Texts of like length share a batch, which keeps padding small.
         order = sorted(range(len(texts)), key=lambda index: (len(prompts[index]), prompts[index]))
@@ -98,9 +96,7 @@ class SeedXTranslator:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         dtype = torch.bfloat16 if on_gpu else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(
-            self._settings.model, dtype=dtype, use_safetensors=True, **where
-        )
+        model = AutoModelForCausalLM.from_pretrained(self._settings.model, dtype=dtype, use_safetensors=True, **where)
         self._tokenizer, self._model = tokenizer, model.to("cuda" if on_gpu else "cpu").eval()
 
 

@@ -1,0 +1,73 @@
+"""Commands and their arguments; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+VERSION = "0.1.0"
+COMMANDS = ("run", "plan", "check", "validate", "score", "report")
+EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
+all of them stand in src/analyticup/config.py. Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./run.sh",
+        description="Multilingual product-search relevance: from the competition's files to the submission.",
+        epilog=f"Without a command, `run` is meant. `./run.sh test` runs the tests. {EPILOG}",
+    )
+    parser.add_argument("--version", action="version", version=f"analyticup {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, what in (
+        ("run", "run every stage that is not cached and write submissions/<name>"),
+        ("plan", "list every stage: run or cached, why, where; creates nothing"),
+        ("check", "preflight: settings, data, model, disk, memory, device; all findings"),
+    ):
+        command = commands.add_parser(name, help=what, description=what, epilog=EPILOG)
+        command.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/sample.yaml)")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
+    validate = commands.add_parser("validate", help="check a submission file against its input, line by line")
+    validate.add_argument("--task", required=True, choices=("QC", "QI"))
+    validate.add_argument("--input", required=True, type=Path, help="the dev or test file")
+    validate.add_argument("--submission", required=True, type=Path)
+    score = commands.add_parser("score", help="F1 per language of a submission file, where labels are known")
+    score.add_argument("--input", required=True, type=Path, help="the dev or test file")
+    score.add_argument("--submission", required=True, type=Path)
+    score.add_argument("--labels", required=True, type=Path, help='JSON lines {"id": 1, "label": 0}')
+    score.add_argument("--scores", type=Path, help="scores_*.parquet, for ROC-AUC and average precision")
+    report = commands.add_parser("report", help="show the report of a finished run again")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of one command line."""
+    if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["run", *arguments]
+    options = make_parser().parse_args(arguments)
+    if options.command == "plan":
+        # `plan` promises to create nothing, not even byte code.
+        sys.dont_write_bytecode = True
+    from analyticup import commands
+    from analyticup.errors import CheckFailed, UserError
+
+    try:
+        return getattr(commands, options.command)(options)
+    except UserError as error:
+        print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr)
+        return 2
+    except CheckFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

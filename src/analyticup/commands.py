@@ -1,0 +1,185 @@
+"""What each command does, given its parsed arguments; returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analyticup.config import Settings
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analyticup.artifacts import Artifact
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Off a terminal rich assumes 80 columns, which breaks the tables.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=150)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from analyticup.config_loading import load_settings
+    from analyticup.pipeline import PROJECT
+
+    config = options.config or PROJECT / "configs" / "sample.yaml"
+    return load_settings(config, options.overrides)
+
+
+def run(options: argparse.Namespace) -> int:
+    from analyticup.artifacts import lock, remove_unfinished
+    from analyticup.environment import describe
+    from analyticup.pipeline import PROJECT, build, execute, resolve
+    from analyticup.publish import publish
+    from analyticup.report import show
+
+    settings, console, started = _settings(options), _console(), time.monotonic()
+    nodes = build(settings)
+    _say_absent_files(settings, console)
+    artifacts: dict[str, Artifact] = {}
+    with lock(resolve(settings.paths.artifacts)):
+        for name in remove_unfinished(resolve(settings.paths.artifacts)):
+            console.print(f"removed {name}, left half-made by an interrupted run", markup=False)
+        _execute(console, execute(settings, nodes, describe(PROJECT)), len(nodes), artifacts)
+        folder = resolve(settings.paths.submissions) / settings.name
+        publish(folder, settings, artifacts)
+        _track_summary(settings, nodes[-1].identity[:8], artifacts)
+    figures = json.loads(artifacts["report-all"].file("report.json").read_text(encoding="utf-8"))
+    show(figures, console)
+    _say_where(console, folder, settings, artifacts)
+    console.print(f"done in {time.monotonic() - started:.1f} s", markup=False)
+    return 0
+
+
+def _execute(console: Console, steps: object, total: int, artifacts: dict[str, Artifact]) -> None:
+    from analyticup.pipeline import Done, Status
+    from analyticup.report import describe_counts
+
+    number = 0
+    for step in steps:  # type: ignore[attr-defined]
+        if isinstance(step, Status):
+            number += 1
+            state = "cached" if step.artifact else f"running ({step.reason})"
+            console.print(f"[{number}/{total}] {step.node.title}: {state}", markup=False)
+        elif isinstance(step, Done):
+            artifacts[step.status.node.title] = step.artifact
+            if step.ran:
+                record = step.artifact.record
+                console.print(f"    {record['seconds']:.1f} s: {describe_counts(record['counts'])}", markup=False)
+
+
+def _say_absent_files(settings: Settings, console: Console) -> None:
+    if settings.data.dir is None:
+        console.print("data.dir is not set: running on the embedded sample corpus", markup=False)
+        return
+    for task in settings.tasks:
+        for split in ("dev", "test"):
+            path = Path(settings.data.dir).expanduser() / f"{split}_{task}.txt"
+            if not path.is_file():
+                console.print(f"{path}: absent, so there will be no {split} submission for {task}", markup=False)
+
+
+def _say_where(console: Console, folder: Path, settings: Settings, artifacts: dict[str, Artifact]) -> None:
+    data = artifacts["sample-all"].folder if "sample-all" in artifacts else Path(settings.data.dir or "")
+    final = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["final_split"]
+    console.print(f"submission ({final} files): {folder}", markup=False, soft_wrap=True)
+    for task in settings.tasks:
+        if (folder / f"submit_{task}.txt").is_file():
+            console.print(
+                f"check it: ./run.sh validate --task {task} --input {data / f'{final}_{task}.txt'} "
+                f"--submission {folder / f'submit_{task}.txt'}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact]) -> None:
+    """One summary run in W&B, where something was trained or scored anew."""
+    from analyticup.config_loading import to_dict
+    from analyticup.pipeline import resolve
+    from analyticup.tracking import log_summary
+
+    marker = artifacts["report-all"]
+    log_summary(settings, resolve(settings.paths.artifacts), f"{settings.name}-{group}", to_dict(settings), marker)
+
+
+def plan(options: argparse.Namespace) -> int:
+    from analyticup.config_loading import task_settings
+    from analyticup.pipeline import build, inspect, resolve
+    from analyticup.report import plain_table
+
+    settings, console = _settings(options), _console()
+    statuses = inspect(build(settings), resolve(settings.paths.artifacts))
+    table = plain_table(f"plan of {settings.name}", ("", "stage", "state", "why", "where"), left=5)
+    for number, status in enumerate(statuses, 1):
+        state, why = ("cached", "made by an earlier run") if status.artifact else ("run", status.reason)
+        table.add_row(str(number), status.node.title, state, why, status.folder.name)
+    console.print(table)
+    for task in settings.tasks:
+        own = task_settings(settings, task)
+        off = [name for name in ("translate", "negatives", "filter") if not getattr(own, name).enabled]
+        if off:
+            console.print(f"{task}: switched off by the settings: {', '.join(off)}", markup=False)
+    waiting = sum(status.artifact is None for status in statuses)
+    where = resolve(settings.paths.artifacts)
+    console.print(f"{waiting} of {len(statuses)} stages would run; folders in {where}", markup=False, soft_wrap=True)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    from analyticup.preflight import findings
+
+    console, blocking = _console(), 0
+    settings = _settings(options)
+    for number, finding in enumerate(findings(settings), 1):
+        blocking += finding.level == "blocks"
+        console.print(f"{number}. {finding.level}: {finding.text}", markup=False, soft_wrap=True)
+    console.print("nothing stands in the way" if not blocking else f"{blocking} finding(s) block the run", markup=False)
+    return int(blocking > 0)
+
+
+def validate(options: argparse.Namespace) -> int:
+    from analyticup.submission import format_problems, validate_submission
+
+    problems = validate_submission(options.task, options.input, options.submission)
+    if problems:
+        print(format_problems(problems))
+        return 1
+    print(f"{options.submission}: valid for {options.input}")
+    return 0
+
+
+def score(options: argparse.Namespace) -> int:
+    from analyticup.report import score_table
+    from analyticup.submission import score_submission
+
+    scores = score_submission(options.input, options.submission, options.labels, options.scores)
+    rows = [*scores.languages, {"language": "all", **scores.overall}]
+    _console().print(score_table(str(options.submission), rows))
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from analyticup.pipeline import resolve
+    from analyticup.report import show
+
+    manifest = options.run_dir / "manifest.json"
+    try:
+        read = json.loads(manifest.read_text(encoding="utf-8"))
+        name, artifacts = read["stages"]["report-all"]["folder"], read["config"]["paths"]["artifacts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
+        ) from None
+    path = resolve(artifacts) / name / "report.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
+    show(json.loads(path.read_text(encoding="utf-8")), _console())
+    return 0

@@ -1,0 +1,370 @@
+"""The stages in their order, written once; what is cached and what must run; the run itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyticup import stages
+from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_folder, read_artifact, write_record
+from analyticup.config import TASKS, Settings
+from analyticup.config_loading import task_settings, to_dict
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    from analyticup.train import ModelSource
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+# Raised when a stage's code changes what it writes, so that older artifacts are no longer used.
+CODE_VERSIONS = {
+    "sample": 1,
+    "ingest": 1,
+    "translate": 1,
+    "negatives": 1,
+    "folds": 1,
+    "filter_model": 1,
+    "filter": 1,
+    "train": 1,
+    "predict": 1,
+    "ensemble": 1,
+    "threshold": 1,
+    "submit": 1,
+    "report": 1,
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of one task (and fold): what it depends on decides its identity, and with it its folder's name."""
+
+    stage: str
+    task: str
+    part: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Node]
+    raw: Mapping[str, str]
+    run: Callable[[stages.Job], stages.Counts] = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        return "-".join(part for part in (self.stage, self.task, self.part) if part)
+
+    @property
+    def identity(self) -> str:
+        """sha256 over stage, code version, own settings, sha256 of raw files and the inputs' identities: no path, no
+        device, no worker count."""
+        return fingerprint(
+            {
+                "stage": self.stage,
+                "task": self.task,
+                "part": self.part,
+                "code": CODE_VERSIONS[self.stage],
+                "settings": dict(self.settings),
+                "raw": dict(self.raw),
+                "inputs": {name: node.identity for name, node in self.inputs.items()},
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}-{self.identity[:8]}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a node's artifact can be used as it is; `reason` says why not."""
+
+    node: Node
+    folder: Path
+    artifact: Artifact | None
+    reason: str
+
+
+def resolve(path: str) -> Path:
+    """A path of the settings: absolute, or relative to the project's root."""
+    return (PROJECT / Path(path).expanduser()).resolve()
+
+
+def raw_files(settings: Settings) -> dict[str, Path]:
+    """The official files of the run's tasks that stand in `data.dir`; raises UserError where too few do."""
+    folder = Path(settings.data.dir or "").expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.dir: {folder} is no folder; put the competition's files into it, or correct the path")
+    found = {}
+    for task in settings.tasks:
+        for name in official_names(task):
+            if (folder / name).is_file():
+                found[name] = folder / name
+        if f"train_{task}.txt" not in found:
+            raise UserError(
+                f"{folder}/train_{task}.txt: no such file; put the competition's file there, or leave the task out "
+                f"with tasks=[{', '.join(other for other in TASKS if other != task)}]"
+            )
+        if not any(f"{split}_{task}.txt" in found for split in stages.SCORED_SPLITS):
+            raise UserError(
+                f"{folder}: neither dev_{task}.txt nor test_{task}.txt is there; put at least one of them there"
+            )
+    return found
+
+
+def official_names(task: str) -> list[str]:
+    """File names of a task: the competition's, plus the label files that only the report reads."""
+    splits = [f"{split}_{task}" for split in ("train", *stages.SCORED_SPLITS)]
+    labels = [f"{split}_{task}.labels.txt" for split in stages.SCORED_SPLITS]
+    return [*(f"{name}.txt" for name in splits), *labels, f"train_{task}.truth.txt"]
+
+
+def build(settings: Settings) -> list[Node]:
+    """Every stage of the run in the order of execution; creates nothing. Raises UserError for missing files."""
+    return _Graph(settings).nodes
+
+
+class _Graph:
+    """Builds the nodes; the order of the calls in `__init__` and `_task` is the order of the stages."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.nodes: list[Node] = []
+        self.sample = None
+        self.hashes: dict[str, str] = {}
+        if settings.data.dir is None:
+            part = {"sample": to_dict(settings.data.sample), "seed": settings.seed, "tables": _tables_sha256()}
+            self.sample = self._add("sample", "all", stages.sample, settings=part)
+        else:
+            self.hashes = {name: file_sha256(path) for name, path in raw_files(settings).items()}
+        ends = {task: self._task(task, task_settings(settings, task)) for task in settings.tasks}
+        inputs = {f"{name}-{task}": node for task, end in ends.items() for name, node in end.items()}
+        raw = [f"{split}_{task}.txt" for task in settings.tasks for split in stages.SCORED_SPLITS]
+        submit_inputs = {name: node for name, node in inputs.items() if name.split("-")[0] in ("ensemble", "threshold")}
+        submit = self._add("submit", "all", stages.submit, inputs=submit_inputs, raw=raw)
+        labels = [
+            name
+            for task in settings.tasks
+            for name in official_names(task)
+            if name.endswith((".labels.txt", ".truth.txt"))
+        ]
+        self._add("report", "all", stages.report, inputs={**inputs, "submit": submit}, raw=[*raw, *labels])
+
+    def _task(self, task: str, own: Settings) -> dict[str, Node]:
+        """ingest, translate, negatives, folds, filter, train, predict, ensemble, threshold."""
+        raw = [f"{split}_{task}.txt" for split in ("train", *stages.SCORED_SPLITS)]
+        data = {"max_chars": own.data.max_chars, "train_rows": own.data.train_rows}
+        if own.data.train_rows:
+            data["seed"] = own.seed
+        ingest = rows = self._add("ingest", task, stages.ingest, settings=data, raw=raw)
+        used = {"ingest": ingest}
+        if own.translate.enabled:
+            rows = used["translate"] = self._add(
+                "translate", task, stages.translate, settings=_translate_identity(own), inputs={"rows": rows}
+            )
+        if own.negatives.enabled:
+            part = {**to_dict(own.negatives), "seed": own.seed, "embedder": _embedder_identity(own)}
+            rows = used["negatives"] = self._add(
+                "negatives", task, stages.negatives, settings=part, inputs={"rows": rows}
+            )
+        part = {**to_dict(own.folds), "seed": own.seed}
+        folds = used["folds"] = self._add("folds", task, stages.folds, settings=part, inputs={"rows": rows})
+        training: dict[str, Node] = {"rows": rows, "folds": folds}
+        if own.filter.enabled:
+            training["filter"] = used["filter"] = self._filter(task, own, training)
+        parts = [f"fold{i}" for i in range(own.folds.n)]
+        model = _training_identity(own)
+        trained = {f"train-{p}": self._add("train", task, stages.train, p, model, training) for p in parts}
+        scored = {
+            f"predict-{p}": self._add(
+                "predict", task, stages.predict, p, inputs={"rows": ingest, "train": trained[f"train-{p}"]}
+            )
+            for p in parts
+        }
+        used["ensemble"] = self._add(
+            "ensemble", task, stages.ensemble, settings=to_dict(own.ensemble), inputs={"rows": ingest, **scored}
+        )
+        used["threshold"] = self._add(
+            "threshold", task, stages.threshold, settings=to_dict(own.threshold), inputs={"rows": ingest, **trained}
+        )
+        return {**used, **trained, **scored}
+
+    def _filter(self, task: str, own: Settings, training: Mapping[str, Node]) -> Node:
+        in_sample = own.filter.scores == "in-sample"
+        parts = ["all"] if in_sample else [f"fold{i}" for i in range(own.folds.n)]
+        model = _training_identity(own)
+        judges = {
+            f"filter_model-{p}": self._add("filter_model", task, stages.filter_model, p, model, training) for p in parts
+        }
+        return self._add(
+            "filter",
+            task,
+            stages.filter_rows,
+            settings=to_dict(own.filter),
+            inputs={"rows": training["rows"], **judges},
+        )
+
+    def _add(
+        self,
+        stage: str,
+        task: str,
+        run: Callable[[stages.Job], stages.Counts],
+        part: str = "",
+        settings: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Node] | None = None,
+        raw: list[str] | None = None,
+    ) -> Node:
+        from_sample = {"sample": self.sample} if raw and self.sample else {}
+        given = {name: self.hashes[name] for name in raw or [] if name in self.hashes}
+        node = Node(stage, task, part, settings or {}, {**(inputs or {}), **from_sample}, given, run)
+        self.nodes.append(node)
+        return node
+
+
+def _tables_sha256() -> str:
+    folder = Path(__file__).parent / "corpus" / "tables"
+    return fingerprint({path.name: file_sha256(path) for path in sorted(folder.glob("*.tsv"))})
+
+
+def _embedder_identity(settings: Settings) -> dict[str, Any]:
+    from analyticup.embed import load_embedder
+
+    # The cache folder plays no part in the identity, and nothing is written before a text is embedded.
+    return {"identity": load_embedder(settings.embedder, resolve(settings.paths.cache)).identity}
+
+
+def _translate_identity(settings: Settings) -> dict[str, Any]:
+    own = settings.translate
+    part: dict[str, Any] = {
+        "translator": own.translator,
+        "languages": own.languages,
+        "rows_per_language": own.rows_per_language,
+        "seed": settings.seed,
+    }
+    if own.translator == "mined":
+        return {**part, "mined": to_dict(own.mined), "embedder": _embedder_identity(settings)}
+    if own.translator == "lexicon":
+        return {**part, "tables": _tables_sha256()}
+    seedx = {key: value for key, value in to_dict(own.seedx).items() if key != "batch_size"}
+    return {**part, "seedx": seedx}
+
+
+def _training_identity(settings: Settings) -> dict[str, Any]:
+    from analyticup.model.backbone import identity
+
+    model = to_dict(settings.model)
+    weights = identity(settings.model)
+    return {
+        "weights": weights,
+        "dtype": model["dtype"],
+        "lora": model["lora"],
+        "prompt": to_dict(settings.prompt),
+        "train": to_dict(settings.train),
+        "seed": settings.seed,
+    }
+
+
+def inspect(nodes: list[Node], artifacts: Path) -> list[Status]:
+    """For every node whether it is cached or must run, and why; reads records, creates nothing."""
+    found: dict[str, Status] = {}
+    for node in nodes:
+        found[node.identity] = _inspect(node, artifacts / node.name, found)
+    return [found[node.identity] for node in nodes]
+
+
+def _inspect(node: Node, folder: Path, found: Mapping[str, Status]) -> Status:
+    inputs = {name: found[other.identity] for name, other in node.inputs.items()}
+    read = read_artifact(folder, node.identity)
+    if isinstance(read, str):
+        return Status(node, folder, None, read)
+    for name, status in inputs.items():
+        if status.artifact is None:
+            return Status(node, folder, None, f"its input {status.node.title} will run")
+        if read.record["inputs"].get(name) != status.artifact.digest:
+            return Status(node, folder, None, f"its input {status.node.title} has changed")
+    return Status(node, folder, read, "cached")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What one node came to: its artifact, whether it ran now, and whether the bytes are those of the time before."""
+
+    status: Status
+    artifact: Artifact
+    ran: bool
+
+
+def execute(settings: Settings, nodes: list[Node], environment: Mapping[str, Any]) -> Iterator[Status | Done]:
+    """Runs what is not cached, in order; yields a Status before each node and a Done after it.
+
+    `environment` (versions, git revision, device) goes into the records. Whatever runs again lets everything that
+    follows from it run again.
+    """
+    artifacts = resolve(settings.paths.artifacts)
+    found: dict[str, Status] = {}
+    source = _model_source(settings)
+    group = f"{settings.name}-{nodes[-1].identity[:8]}"
+    for node in nodes:
+        status = _inspect(node, artifacts / node.name, found)
+        yield status
+        artifact = status.artifact
+        if artifact is None:
+            inputs = {name: found[other.identity].artifact for name, other in node.inputs.items()}
+            artifact = _run(node, status.folder, inputs, settings, source, group, environment)
+        found[node.identity] = Status(node, status.folder, artifact, status.reason)
+        yield Done(status, artifact, ran=status.artifact is None)
+
+
+def _model_source(settings: Settings) -> ModelSource:
+    from analyticup.train import Machine, ModelSource
+
+    machine = Machine(settings.machine.accelerator, settings.machine.devices, settings.machine.threads)
+    return ModelSource(settings, resolve(settings.paths.cache), machine)
+
+
+def _run(
+    node: Node,
+    folder: Path,
+    inputs: Mapping[str, Artifact],
+    settings: Settings,
+    source: ModelSource,
+    group: str,
+    environment: Mapping[str, Any],
+) -> Artifact:
+    started = time.monotonic()
+    own = task_settings(settings, node.task) if node.task in TASKS else settings
+    if settings.data.dir is None:
+        files = {path.name: path for path in inputs["sample"].folder.glob("*.txt")} if "sample" in inputs else {}
+    else:
+        files = {name: Path(settings.data.dir).expanduser() / name for name in node.raw}
+    with publish_folder(folder) as scratch:
+        job = stages.Job(
+            task=node.task,
+            part=node.part,
+            settings=own,
+            inputs=inputs,
+            out=scratch,
+            raw=files,
+            cache=resolve(settings.paths.cache),
+            logs=resolve(settings.paths.artifacts),
+            group=group,
+            source=source,
+        )
+        counts = node.run(job)
+        record = {
+            "stage": node.stage,
+            "task": node.task,
+            "part": node.part,
+            "identity": node.identity,
+            "code": CODE_VERSIONS[node.stage],
+            "settings": dict(node.settings),
+            "raw": dict(node.raw),
+            "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+            "input_folders": {name: artifact.folder.name for name, artifact in inputs.items()},
+            "counts": counts,
+            "seconds": round(time.monotonic() - started, 2),
+            "environment": dict(environment),
+        }
+        write_record(scratch, record)
+    made = read_artifact(folder, node.identity)
+    assert isinstance(made, Artifact), made
+    return made

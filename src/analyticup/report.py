@@ -1,0 +1,200 @@
+"""The report of a run: figures collected from records and scores, shown as terminal tables and as one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from analyticup.stages import Job
+
+# Thresholds shown of the sweep; the record holds all.
+SHOWN_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def collect(job: Job) -> dict[str, Any]:
+    """Everything the report shows. Label files are read here and by `score`, by no other stage."""
+    figures: dict[str, Any] = {"name": job.settings.name, "stages": {}, "out_of_fold": {}, "scores": {}, "filter": {}}
+    for task in job.settings.tasks:
+        own = {
+            name.removesuffix(f"-{task}"): artifact
+            for name, artifact in job.inputs.items()
+            if artifact.record["task"] == task
+        }
+        figures["stages"][task] = {
+            name: {"counts": artifact.record["counts"], "seconds": artifact.record["seconds"]}
+            for name, artifact in own.items()
+        }
+        chosen = json.loads(own["threshold"].file("threshold.json").read_text(encoding="utf-8"))
+        figures["out_of_fold"][task] = chosen
+        trained = _languages_with_training_rows(own["ingest"])
+        for split in ("dev", "test"):
+            labels = job.raw.get(f"{split}_{task}.labels.txt")
+            if labels is not None and f"{split}_{task}.txt" in job.raw:
+                scores = job.inputs["submit"].file(f"{split}/scores_{task}.parquet")
+                figures["scores"][f"{split} {task}"] = _scores(labels, scores, trained)
+        truth = job.raw.get(f"train_{task}.truth.txt")
+        if truth is not None and "filter" in own:
+            figures["filter"][task] = _filter_quality(truth, own["filter"], own["ingest"])
+    return figures
+
+
+def _languages_with_training_rows(ingested: Any) -> list[str]:
+    from analyticup.corpus.rows import load_rows
+
+    return sorted(set(load_rows(ingested.file("train.parquet"))["language"]))
+
+
+def _scores(labels_file: Any, scores_file: Any, trained: list[str]) -> list[dict[str, Any]]:
+    """Figures per language, then over languages with and without training rows, then over all."""
+    from analyticup.corpus.scores import load_table
+    from analyticup.errors import UserError
+    from analyticup.metrics import binary_metrics, per_language
+    from analyticup.submission import read_labels
+
+    truth, table = read_labels(labels_file), load_table(scores_file)
+    missing = [number for number in table["id"] if number not in truth]
+    if missing:
+        raise UserError(
+            f"{labels_file}: {len(missing)} ids of the input have no label, e.g. {missing[0]}; complete the file"
+        )
+    labels = table["id"].map(truth).to_numpy()
+    seen = table["language"].isin(trained).to_numpy()
+    scores, predictions = table["score"].to_numpy(), table["prediction"].to_numpy()
+    rows = per_language(labels, predictions, table["language"].tolist(), scores)
+    parts = {"with training rows": seen, "without training rows": ~seen, "all": seen | ~seen}
+    for name, part in parts.items():
+        if part.any():
+            rows.append({"language": name, **binary_metrics(labels[part], predictions[part], scores[part])})
+    return rows
+
+
+def _filter_quality(truth_file: Any, filtered: Any, ingested: Any) -> dict[str, Any]:
+    """How many suspects have a wrong label indeed, where the truth is known (the sample corpus)."""
+    from analyticup.corpus.rows import load_rows, original_id
+    from analyticup.submission import read_labels
+
+    truth = read_labels(truth_file)
+    rows = load_rows(ingested.file("train.parquet"))
+    wrong = {
+        name for name, label in zip(rows["row_id"], rows["label"], strict=True) if truth[original_id(name)] != label
+    }
+    lines = filtered.file("suspects.jsonl").read_text(encoding="utf-8").splitlines()
+    suspects = {record["row_id"] for record in map(json.loads, lines) if record["origin"] == "original"}
+    found = len(wrong & suspects)
+    return {
+        "original rows": len(rows),
+        "wrong labels": len(wrong),
+        "suspects": len(suspects),
+        "found": found,
+        "precision": found / len(suspects) if suspects else None,
+        "recall": found / len(wrong) if wrong else None,
+        "base rate": len(wrong) / len(rows),
+    }
+
+
+def render(figures: Mapping[str, Any]) -> list[RenderableType]:
+    """The report's tables, in reading order."""
+    parts: list[RenderableType] = []
+    for task, stages in figures["stages"].items():
+        parts.append(_stage_table(task, stages))
+    for task, chosen in figures["out_of_fold"].items():
+        parts.append(_sweep_table(task, chosen))
+    for task, quality in figures["filter"].items():
+        parts.append(_filter_table(task, quality))
+    for title, rows in figures["scores"].items():
+        parts.append(score_table(title, rows))
+    return parts
+
+
+def plain_table(title: str, columns: Iterable[str], left: int = 1) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place < left else "right", overflow="fold")
+    return table
+
+
+def _stage_table(task: str, stages: Mapping[str, Any]) -> Table:
+    table = plain_table(f"{task}: what each stage did", ("stage", "counts", "seconds"), left=2)
+    for name, entry in stages.items():
+        table.add_row(name, describe_counts(entry["counts"]), f"{entry['seconds']:.1f}")
+    return table
+
+
+def describe_counts(counts: Mapping[str, Any]) -> str:
+    """Counts as one readable line; nested ones in brackets, zeros left out."""
+    shown = []
+    for name, value in counts.items():
+        if isinstance(value, Mapping):
+            inner = describe_counts(value)
+            if inner:
+                shown.append(f"{name} ({inner})")
+        elif isinstance(value, float):
+            shown.append(f"{name} {value:.3f}")
+        elif isinstance(value, list):
+            shown.append(f"{name} {', '.join(map(str, value)) or 'none'}")
+        elif value not in (0, None):
+            shown.append(f"{name} {value}")
+    return ", ".join(shown)
+
+
+def _sweep_table(task: str, chosen: Mapping[str, Any]) -> Table:
+    figures = chosen["out_of_fold"]
+    title = (
+        f"{task}: threshold on {figures['rows']} out-of-fold rows: {chosen['value']:.2f} ({chosen['mode']}), "
+        f"F1 {figures['f1']:.4f} ± {figures['f1_se']:.4f} (at 0.50: {chosen['out_of_fold_at_half']['f1']:.4f}; "
+        f"all-positive floor {figures['floor_f1']:.4f}), AUC {_number(figures['auc'])}"
+    )
+    shown = [entry for entry in chosen["sweep"] if round(entry["threshold"], 4) in SHOWN_THRESHOLDS]
+    table = plain_table(title, ("threshold", *(f"{entry['threshold']:.2f}" for entry in shown)))
+    table.add_row("F1", *(f"{entry['f1']:.4f}" for entry in shown))
+    return table
+
+
+def _filter_table(task: str, quality: Mapping[str, Any]) -> Table:
+    title = f"{task}: suspects against the known true labels of the original training rows"
+    table = plain_table(title, quality)
+    table.add_row(*(_number(value) if isinstance(value, float | None) else str(value) for value in quality.values()))
+    return table
+
+
+def score_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = plain_table(
+        f"{title}: against the labels",
+        ("language", "rows", "F1", "± s.e.", "floor", "precision", "recall", "AUC", "AP"),
+    )
+    names = ("f1", "f1_se", "floor_f1", "precision", "recall", "auc", "ap")
+    for place, row in enumerate(rows):
+        last_language = place + 1 < len(rows) and " " not in row["language"] and "with" in rows[place + 1]["language"]
+        table.add_row(
+            row["language"], str(row["rows"]), *(_number(row[name]) for name in names), end_section=last_language
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def show(figures: Mapping[str, Any], console: Console) -> None:
+    for part in render(figures):
+        console.print(part)
+
+
+def to_html(figures: Mapping[str, Any]) -> str:
+    """The same tables as one self-contained page."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(f"Run {figures['name']}", style="bold")
+    show(figures, console)
+    return console.export_html(inline_styles=True)

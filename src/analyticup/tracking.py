@@ -1,0 +1,80 @@
+"""Weights & Biases: one run per fold in a group per pipeline run, and a summary run; always closed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyticup.config import Settings, TrackingSettings
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+    from analyticup.artifacts import Artifact
+
+
+@contextlib.contextmanager
+def tracked_run(
+    settings: TrackingSettings, folder: Path, group: str, name: str, config: Mapping[str, Any]
+) -> Iterator[WandbLogger | None]:
+    """A logger for one run, or None where tracking is disabled; the run is finished whatever happens inside.
+
+    offline keeps everything under `folder`/wandb (`wandb sync` uploads it later); nothing leaves the machine.
+    """
+    if settings.mode == "disabled":
+        yield None
+        return
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # W&B would otherwise keep its own cache and log folders in the user's home.
+    for variable in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        os.environ.setdefault(variable, str(folder / "wandb"))
+    run = wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        group=group,
+        name=name,
+        dir=str(folder),
+        mode="online" if settings.mode == "online" else "offline",
+        config=dict(config),
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, save_code=False, disable_git=True),
+    )
+    failed = True
+    try:
+        yield WandbLogger(experiment=run, log_model=False)
+        failed = False
+    finally:
+        run.finish(exit_code=int(failed))
+
+
+def log_summary(settings: Settings, folder: Path, group: str, config: Mapping[str, Any], report: Artifact) -> None:
+    """The summary run of a pipeline run: final figures per task and split. Once per report, so that a cached run adds
+    nothing."""
+    marker = folder / "wandb" / f"summary-{report.record['identity'][:16]}-{report.digest[:16]}"
+    if settings.tracking.mode == "disabled" or marker.exists():
+        return
+    figures = json.loads(report.file("report.json").read_text(encoding="utf-8"))
+    with tracked_run(settings.tracking, folder, group, "summary", config) as logger:
+        if logger is not None:
+            logger.experiment.summary.update(_final_figures(figures))
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def _final_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("f1", "f1_se", "floor_f1", "auc", "ap")
+    flat: dict[str, Any] = {}
+    for task, chosen in figures["out_of_fold"].items():
+        flat[f"{task}/threshold"] = chosen["value"]
+        flat |= {f"{task}/out_of_fold/{name}": chosen["out_of_fold"][name] for name in names}
+    for title, rows in figures["scores"].items():
+        for row in rows:
+            flat |= {f"{title.replace(' ', '/')}/{row['language']}/{name}": row[name] for name in names}
+    return flat
