@@ -2,24 +2,37 @@
 # One entry for everything: sets up .venv on first use, then hands over to `python -m analyticup`.
 set -euo pipefail
 
+# PYTHONPATH and PYTHONHOME would hide the pinned packages from pip and Python; CDPATH makes `cd` print.
+unset PYTHONPATH PYTHONHOME CDPATH
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="${ANALYTICUP_VENV:-$root/.venv}"
+case "$venv" in /*) ;; *) venv="$PWD/$venv" ;; esac
 stamp="$venv/.requirements.sha256"
+lock="$venv.lock"
 
 fail() {
   echo "run.sh: $1" >&2
   exit 2
 }
 
+is_fit() {
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-} python3 python3.12 python3.11 python3.13; do
-    if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+  if [ -n "${PYTHON:-}" ]; then
+    is_fit "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11 or newer with venv; correct it or unset it"
+    echo "$PYTHON"
+    return
+  fi
+  for candidate in python3 python3.12 python3.11 python3.13; do
+    if is_fit "$candidate"; then
       echo "$candidate"
       return
     fi
   done
-  fail "needs Python 3.11 or newer with venv; install it or set PYTHON=/path/to/python3.11"
+  fail "needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=/path/to/python3"
 }
 
 requirements_hash() {
@@ -34,12 +47,26 @@ is_set_up() {
     [ "$(cat "$stamp")" = "$(requirements_hash "$venv/bin/python" 2>/dev/null)" ]
 }
 
+take_folder() {
+  # `venv --clear` empties the folder: only one that was made here, or is a virtual environment, may be lost.
+  if [ ! -e "$lock" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
+    fail "$venv holds other files and would be emptied; delete it, or set ANALYTICUP_VENV to a new folder"
+  fi
+  { mkdir -p "$(dirname "$venv")" && : >>"$lock"; } 2>/dev/null ||
+    fail "cannot write $lock; set ANALYTICUP_VENV to a folder that you may write"
+  # Two first uses at once: the second waits, then finds the work done.
+  if command -v flock >/dev/null; then
+    exec 9>>"$lock"
+    flock -n 9 || { echo "run.sh: waiting for another set-up of $venv" >&2 && flock 9; }
+  fi
+}
+
 set_up() {
   local python
   python="$(find_python)"
-  echo "run.sh: setting up $venv (once; some minutes, about 2.5 GB without CUDA)" >&2
+  echo "run.sh: setting up $venv (once; some minutes, 2.2 GB with the CPU build of torch, more with CUDA)" >&2
   rm -f "$stamp"
-  "$python" -m venv --clear "$venv" || fail "could not create $venv; on Debian: apt-get install python3-venv"
+  "$python" -m venv --clear "$venv" || fail "could not create $venv (the reason stands above); mend that and run again"
   "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/requirements.txt" ||
     fail "pip could not install requirements.txt (its message stands above); mend that and run again"
   requirements_hash "$venv/bin/python" >"$stamp.new"
@@ -47,19 +74,16 @@ set_up() {
 }
 
 if ! is_set_up; then
-  # Two first uses at once: the second waits, then finds the work done.
-  if command -v flock >/dev/null; then
-    exec 9>"$root/.venv.lock"
-    flock 9
-  fi
+  take_folder
   is_set_up || set_up
   exec 9>&-
 fi
 
-export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root/src"
 if [ "${1:-}" = test ]; then
   shift
   cd "$root"
   exec "$venv/bin/python" -m pytest "$@"
 fi
-exec "$venv/bin/python" -m analyticup "$@"
+# -P keeps modules in the current folder out of the way.
+exec "$venv/bin/python" -P -m analyticup "$@"

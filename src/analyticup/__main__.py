@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
     """Exit code of one command line."""
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
-    options = make_parser().parse_args(arguments)
-    if options.command == "plan":
-        # `plan` promises to create nothing, not even byte code.
+    options = _parse(arguments)
+    if options.command in ("plan", "check"):
+        # These promise to create nothing, not even byte code.
         sys.dont_write_bytecode = True
     from analyticup import commands
     from analyticup.errors import CheckFailed, UserError
@@ -67,6 +67,21 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        # A full disk, a folder without write access, a model hub out of reach: the machine's fault, not the kit's.
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """argparse takes positionals in one stretch only; settings may stand before and after an option."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(text.startswith("-") for text in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 if __name__ == "__main__":

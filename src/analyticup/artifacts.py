@@ -139,7 +139,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """The record of a stage folder: what is given, plus the files with sha256 and size, and their common digest."""
     files = list_files(folder)
     full = {**record, "files": files, "digest": content_digest(files)}
-    text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(full, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 

@@ -23,6 +23,8 @@ TASK_SECTIONS = (
     "ensemble",
     "threshold",
 )
+# Read once for both tasks, though their section may differ between tasks.
+COMMON_KEYS = ("data.dir", "data.sample.")
 
 
 @dataclass
@@ -67,6 +69,7 @@ class ModelSettings:
 class PromptSettings:
     """Text and label words are in no source (assumed); the label words must be single tokens."""
 
+    target_first: bool = False
     query_name: str = "Query"
     target_name: str = "Item"
     question: str = "Relevant"

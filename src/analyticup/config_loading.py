@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from analyticup.config import CHOICES, RANGES, TASK_SECTIONS, TASKS, Settings
+from analyticup.config import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, TASKS, Settings
 from analyticup.errors import UserError
 
 
@@ -81,7 +81,8 @@ def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[
         return []
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A date that does not exist is a bare ValueError, deep nesting a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         errors.append(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}); mend that line")
@@ -116,11 +117,11 @@ def _read_overrides(overrides: list[str], errors: list[str]) -> list[Given]:
         key, equals, raw = text.partition("=")
         where = f"argument {text!r}"
         if not equals or not key.strip():
-            errors.append(f"{where}: not of the form key=value, e.g. train.lr=2e-4")
+            errors.append(f"{where}: neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4")
             continue
         try:
             value = yaml.safe_load(raw) if raw.strip() else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             value = raw
         pairs = _leaves(value, f"{key.strip()}.") if isinstance(value, dict) else [(key.strip(), value)]
         given += [Given(name, item, where) for name, item in pairs]
@@ -139,11 +140,11 @@ def _check(item: Given, known: dict[str, Any]) -> str | None:
         return None
     if key not in known:
         return f"{item.where}: unknown key {item.key!r}{_nearest(item.key, task, known)}"
-    if task and key.split(".")[0] not in TASK_SECTIONS:
+    if task and (key.split(".")[0] not in TASK_SECTIONS or key.startswith(COMMON_KEYS)):
         return f"{item.where}: {key!r} cannot differ between tasks; set it without `{task}.`"
     try:
         value = _typed(item.value, known[key])
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         return f"{item.where}: {item.key} = {item.value!r}: {error}"
     return _check_value(item, key, value)
 
@@ -169,6 +170,8 @@ def _check_value(item: Given, key: str, value: Any) -> str | None:
     if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         return f"{item.where}: {item.key} = {value!r}: must be {bounds}"
+    if any(_means_something_to_omegaconf(part) for part in (value if isinstance(value, list) else [value])):
+        return f"{item.where}: {item.key} = {value!r}: nothing is filled in for ${{...}} and ???; write the value out"
     if key == "name" and not _is_plain_name(value):
         return f"{item.where}: name = {value!r}: use letters, digits, '.', '_' and '-', as it becomes a folder's name"
     if key == "tasks" and (not value or len(set(value)) != len(value)):
@@ -176,20 +179,32 @@ def _check_value(item: Given, key: str, value: Any) -> str | None:
     return None
 
 
+def _means_something_to_omegaconf(value: Any) -> bool:
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
 def _is_plain_name(name: str) -> bool:
     return bool(name) and name[0] not in ".-" and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
 
 
 def _check_across(values: dict[str, Given]) -> list[str]:
-    """Rules over two settings, checked on what each task would see."""
+    """Rules over two settings, checked on what each task would see, defaults included."""
     errors = []
     for section in ("negatives", "threshold"):
+        defaults = vars(getattr(Settings(), section))
         for task in ("", *(f"{task}." for task in TASKS)):
             low, high = (
-                values.get(f"{task}{section}.{end}") or values.get(f"{section}.{end}") for end in ("low", "high")
+                values.get(f"{task}{section}.{end}")
+                or values.get(f"{section}.{end}")
+                or Given(f"{section}.{end}", defaults[end], "")
+                for end in ("low", "high")
             )
-            if low and high and low.value > high.value:
-                errors.append(f"{low.where}: {low.key} = {low.value!r} is above {high.key} = {high.value!r}; swap them")
+            # A value from YAML may still be text here, such as 1e-4.
+            if float(low.value) > float(high.value):
+                where = low.where or high.where
+                errors.append(
+                    f"{where}: {low.key} = {low.value} is above {high.key} = {high.value}; change one of them"
+                )
     return errors
 
 
@@ -217,7 +232,10 @@ def _scalar(value: Any, hint: type) -> Any:
         return value
     if hint is float:
         # YAML 1.1 reads 1e-4 as text, as it has no dot.
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        try:
+            number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
         if math.isfinite(number):
             return number
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):

@@ -31,7 +31,8 @@ def find_suspects(labels: np.ndarray, scores: np.ndarray, settings: FilterSettin
     }
     by_rule = {rule: broken[rule]() for rule in settings.rules}
     suspect = np.any([*by_rule.values(), np.zeros(len(labels), dtype=bool)], axis=0)
-    allowed = int(settings.max_share * len(labels))
+    # 0.29 * 100 is a hair below 29 in floating point.
+    allowed = int(settings.max_share * len(labels) + 1e-9)
     order = np.argsort(np.where(suspect, credibility, np.inf), kind="stable")
     suspect[order[allowed:]] = False
     return [[rule for rule in by_rule if suspect[i] and by_rule[rule][i]] for i in range(len(labels))]

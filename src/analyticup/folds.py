@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from analyticup.corpus.rows import normalise
@@ -29,15 +30,29 @@ def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
         raise UserError(f"folds.n = {n}: only {distinct} distinct queries to divide; lower folds.n or bring more rows")
     # Sorted by content, so that the order of the input file changes nothing but the order of the output.
     order = np.argsort(rows["row_id"].to_numpy(dtype=str)[original], kind="stable")
-    strata = (rows["language"] + "/" + rows["label"].astype(str)).to_numpy(dtype=str)[original][order]
+    strata = _strata(rows[original], n)[order]
     splitter = StratifiedGroupKFold(n_splits=n, shuffle=True, random_state=seed)
     fold_of_group: dict[int, int] = {}
-    for fold, (_, held_out) in enumerate(splitter.split(strata, strata, groups[original][order])):
-        fold_of_group |= dict.fromkeys(groups[original][order][held_out].tolist(), fold)
+    with warnings.catch_warnings():
+        # A language with few rows cannot be in every fold; that is no news to the user.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held_out) in enumerate(splitter.split(strata, strata, groups[original][order])):
+            fold_of_group |= dict.fromkeys(groups[original][order][held_out].tolist(), fold)
     folds = np.array([fold_of_group[group] for group in groups.tolist()], dtype=np.int64)
     for fold in range(n):
         check_no_leakage(rows[folds != fold], rows[folds == fold])
     return folds
+
+
+def _strata(rows: DataFrame, n: int) -> np.ndarray:
+    """Language x label of each row; coarser where no such stratum has n rows, which the splitter would refuse."""
+    import numpy as np
+
+    labels = rows["label"].astype(str)
+    for strata in (rows["language"] + "/" + labels, labels):
+        if strata.value_counts().max() >= n:
+            return strata.to_numpy(dtype=str)
+    return np.zeros(len(rows), dtype=int)
 
 
 def tied_groups(rows: DataFrame) -> np.ndarray:

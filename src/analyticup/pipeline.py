@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,7 +271,7 @@ def inspect(nodes: list[Node], artifacts: Path) -> list[Status]:
     return [found[node.identity] for node in nodes]
 
 
-def _inspect(node: Node, folder: Path, found: Mapping[str, Status]) -> Status:
+def _inspect(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str] = ()) -> Status:
     inputs = {name: found[other.identity] for name, other in node.inputs.items()}
     read = read_artifact(folder, node.identity)
     if isinstance(read, str):
@@ -279,6 +279,8 @@ def _inspect(node: Node, folder: Path, found: Mapping[str, Status]) -> Status:
     for name, status in inputs.items():
         if status.artifact is None:
             return Status(node, folder, None, f"its input {status.node.title} will run")
+        if status.node.identity in ran:
+            return Status(node, folder, None, f"its input {status.node.title} was made again")
         if read.record["inputs"].get(name) != status.artifact.digest:
             return Status(node, folder, None, f"its input {status.node.title} has changed")
     return Status(node, folder, read, "cached")
@@ -301,15 +303,17 @@ def execute(settings: Settings, nodes: list[Node], environment: Mapping[str, Any
     """
     artifacts = resolve(settings.paths.artifacts)
     found: dict[str, Status] = {}
+    ran: set[str] = set()
     source = _model_source(settings)
     group = f"{settings.name}-{nodes[-1].identity[:8]}"
     for node in nodes:
-        status = _inspect(node, artifacts / node.name, found)
+        status = _inspect(node, artifacts / node.name, found, ran)
         yield status
         artifact = status.artifact
         if artifact is None:
             inputs = {name: found[other.identity].artifact for name, other in node.inputs.items()}
             artifact = _run(node, status.folder, inputs, settings, source, group, environment)
+            ran.add(node.identity)
         found[node.identity] = Status(node, status.folder, artifact, status.reason)
         yield Done(status, artifact, ran=status.artifact is None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 GGUF = "gguf:"
 RANDOM = "random:"
+RANDOM_QWEN3 = "random:qwen3"
 # Raised when the conversion below changes what it writes, so that old conversions are not used.
 CONVERSION_VERSION = 1
 
@@ -33,13 +35,31 @@ def source_kind(settings: ModelSettings) -> str:
 
 
 def identity(settings: ModelSettings) -> dict[str, Any]:
-    """What decides the weights, for fingerprints: hub id and commit, or the sha256 of the local files."""
-    kind = source_kind(settings)
+    """What decides the weights, for fingerprints: hub id and commit, or the sha256 of the local files.
+
+    Raises UserError where the weights are not there or not pinned.
+    """
+    kind = _checked_kind(settings)
     if kind == "gguf":
         return {"gguf_sha256": gguf_sha256(settings.backbone), "conversion": CONVERSION_VERSION}
     if kind == "local":
         return {"local_sha256": _folder_sha256(Path(settings.backbone).expanduser())}
     return {"backbone": settings.backbone, "revision": settings.revision}
+
+
+def _checked_kind(settings: ModelSettings) -> str:
+    """`source_kind`; raises UserError for a name that is none and for a hub model without a commit."""
+    kind, name = source_kind(settings), settings.backbone
+    if kind == "random" and name != RANDOM_QWEN3:
+        raise UserError(f"model.backbone: {name} is not known; there is {RANDOM_QWEN3}")
+    if kind == "hub" and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise UserError(f"model.backbone: {name} is neither a folder nor a hub id (owner/name)")
+    if kind == "hub" and not re.fullmatch("[0-9a-f]{40}", settings.revision or ""):
+        raise UserError(
+            f"model.revision: the hub model {name} needs a pinned commit (40 hex digits), so that a rerun loads the "
+            f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
+        )
+    return kind
 
 
 def gguf_sha256(backbone: str) -> str:
@@ -109,22 +129,22 @@ def _cpu_has_bf16() -> bool:
 
 def local_folder(settings: ModelSettings, cache: Path) -> str:
     """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file on first use."""
-    kind = source_kind(settings)
+    kind = _checked_kind(settings)
     if kind == "gguf":
         return str(_converted_gguf(settings.backbone, cache))
-    if kind == "hub" and not settings.revision:
-        raise UserError(
-            f"model.revision: the hub model {settings.backbone} needs a pinned commit (40 hex digits), so that a rerun "
-            f"loads the same bytes"
-        )
-    return settings.backbone
+    return str(Path(settings.backbone).expanduser()) if kind == "local" else settings.backbone
+
+
+def converted_folder(backbone: str, cache: Path) -> Path:
+    """Where the converted copy of a GGUF backbone lies, or would lie."""
+    return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
 
 
 def _converted_gguf(backbone: str, cache: Path) -> Path:
     """GGUF to safetensors once (about a minute), then found by the sha256 of its source."""
     from analyticup.artifacts import publish_folder
 
-    folder = cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
+    folder = converted_folder(backbone, cache)
     if folder.is_dir():
         return folder
     with publish_folder(folder) as scratch:
@@ -267,7 +287,13 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     known = {key: saved[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules", "task_type")}
     adapted = get_peft_model(model, LoraConfig(**known))
     state = load_file(folder / "adapter_model.safetensors")
-    result = set_peft_model_state_dict(adapted, state)
+    try:
+        result = set_peft_model_state_dict(adapted, state)
+    except RuntimeError as error:
+        fault = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"{folder}: adapter does not fit the backbone ({fault}); delete the folder and run again"
+        ) from None
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise UserError(

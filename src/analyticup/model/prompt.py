@@ -24,6 +24,8 @@ class LabelWords:
 class PromptEncoder:
     """Encodes `Query: {query}\\nCategory: {target}\\nRelevant:`; the label word comes right after it.
 
+    `target_first` swaps the two lines.
+
     The prompt's pieces are tokenised apart, so that a distinct text is tokenised once, truncation never touches the
     label position, and no text of a user can become a special token (`<bos>` in a query stays plain characters).
     The wording is assumed: no source gives the paper's prompt.
@@ -33,8 +35,10 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.settings = settings
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        self.head = start + self._tokens([f"{settings.query_name}:"])[0]
-        self.middle = self._tokens([f"\n{settings.target_name}:"])[0]
+        names = [settings.query_name, settings.target_name]
+        first, second = reversed(names) if settings.target_first else names
+        self.head = start + self._tokens([f"{first}:"])[0]
+        self.middle = self._tokens([f"\n{second}:"])[0]
         self.tail = self._tokens([f"\n{settings.question}:"])[0]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
@@ -53,10 +57,10 @@ class PromptEncoder:
         """
         by_query = self._distinct(queries, self.settings.max_query_tokens)
         by_target = self._distinct(targets, self.settings.max_target_tokens)
-        return [
-            [*self.head, *by_query[query], *self.middle, *by_target[target], *self.tail]
-            for query, target in zip(queries, targets, strict=True)
-        ]
+        pairs = [(by_query[query], by_target[target]) for query, target in zip(queries, targets, strict=True)]
+        if self.settings.target_first:
+            pairs = [(target, query) for query, target in pairs]
+        return [[*self.head, *first, *self.middle, *second, *self.tail] for first, second in pairs]
 
     def _distinct(self, texts: Sequence[str], limit: int) -> dict[str, list[int]]:
         distinct = list(dict.fromkeys(texts))
@@ -74,4 +78,6 @@ class PromptEncoder:
                     f"prompt: label word {word!r} is {len(tokens)} tokens for this tokenizer; "
                     f"choose a word that is one token"
                 )
+        if ids[0] == ids[1]:
+            raise UserError(f"prompt: label words {words[0]!r} and {words[1]!r} are the same token; make them differ")
         return LabelWords(negative=ids[0][0], positive=ids[1][0])

@@ -1,0 +1,188 @@
+"""`./run.sh check`: everything that stands in the way of a run, all of it at once. Creates nothing, asks no network.
+
+preflight_models.py looks at the models, preflight_machine.py at the machine; data, settings and tracking are here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from analyticup.config import Settings
+from analyticup.config_loading import task_settings
+from analyticup.errors import UserError
+
+OK, NOTE, BLOCKS = "ok", "note", "blocks"
+_SOURCE: Final = (
+    "the official files come from the competition's page (CIKM AnalytiCup 2025, multilingual e-commerce product "
+    "search) on its platform: sign in there and download them by hand"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level`: ok, note (the run goes on, but know this) or blocks (the run would fail)."""
+
+    level: str
+    text: str
+
+
+def findings(settings: Settings) -> list[Finding]:
+    """All findings in a fixed order; what fails in one check keeps no other from being made."""
+    from analyticup.pipeline import resolve
+    from analyticup.preflight_machine import device_findings, disk_findings, look_at_machine, memory_findings
+    from analyticup.preflight_models import label_word_findings, model_findings, needed_models
+
+    models = needed_models(settings, resolve(settings.paths.cache))
+    machine = look_at_machine(settings.machine)
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        lambda: data_findings(settings),
+        lambda: settings_findings(settings),
+        lambda: model_findings(models),
+        lambda: label_word_findings(settings, models[0]),
+        lambda: device_findings(settings, machine),
+        lambda: memory_findings(settings, models, machine),
+        lambda: disk_findings(settings, models),
+        lambda: access_findings(settings),
+        lambda: tracking_findings(settings),
+    ]
+    return list(dict.fromkeys(finding for check in checks for finding in _all_of(check)))
+
+
+def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        found.extend(check())
+    except (UserError, OSError, ImportError) as error:
+        found.append(Finding(BLOCKS, " ".join(str(error).split())))
+    return found
+
+
+def size_text(size: float) -> str:
+    """Bytes as MB or GB (powers of ten)."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def data_findings(settings: Settings) -> Iterable[Finding]:
+    if settings.data.dir is None:
+        yield Finding(OK, "data: data.dir is not set, so the embedded sample corpus is generated; no file is needed")
+        return
+    folder = Path(settings.data.dir).expanduser()
+    if not folder.is_dir():
+        yield Finding(BLOCKS, f"data: data.dir = {folder} is no folder; put the files into it; {_SOURCE}")
+        return
+    for task in settings.tasks:
+        yield from _task_data(folder, task)
+
+
+def _task_data(folder: Path, task: str) -> Iterable[Finding]:
+    paths = {split: folder / f"{split}_{task}.txt" for split in ("train", "dev", "test")}
+    nothing_to_score = not (paths["dev"].is_file() or paths["test"].is_file())
+    for split, path in paths.items():
+        if path.is_file():
+            yield _first_row(path, task, split)
+        elif split == "train" or nothing_to_score:
+            also = ", or the other one of dev and test" if split != "train" else ""
+            yield Finding(BLOCKS, f"data {task}: put {path} there{also}; {_SOURCE}")
+        else:
+            yield Finding(NOTE, f"data {task}: {path} is absent, so there will be no {split} submission")
+    labels = [path.name for split in ("dev", "test") if (path := folder / f"{split}_{task}.labels.txt").is_file()]
+    told = f"labels for the report in {', '.join(labels)}" if labels else "no label files, so only out-of-fold scores"
+    yield Finding(OK, f"data {task}: {told}")
+
+
+def _first_row(path: Path, task: str, split: str) -> Finding:
+    """Looks at the first row alone; a run reads all of them with the same strictness."""
+    from analyticup.corpus.rows import TARGET_FIELD, BadLine, decode_line
+
+    with path.open("rb") as stream:
+        lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip(b"\xef\xbb\xbf \r\n\t"))
+        number, line = next(lines, (0, b""))
+    if not number:
+        return Finding(BLOCKS, f"data {task}: {path} has no rows; put the {task} file there")
+    try:
+        record = decode_line(line.removeprefix(b"\xef\xbb\xbf").strip())
+    except BadLine as error:
+        # A bad line costs a training file no more than that line.
+        level = NOTE if split == "train" else BLOCKS
+        return Finding(level, f"data {task}: {path}:{number}: {error}; check that this is the {task} file")
+    if record.get("task") != task or TARGET_FIELD[task] not in record:
+        return Finding(BLOCKS, f"data {task}: {path}:{number}: no row of task {task} with {TARGET_FIELD[task]}")
+    return Finding(OK, f"data {task}: {path} ({size_text(path.stat().st_size)})")
+
+
+def settings_findings(settings: Settings) -> Iterable[Finding]:
+    """Settings that are fine alone but not together, or not with what is installed."""
+    from importlib.util import find_spec
+
+    from analyticup.corpus.languages import LANGUAGES
+
+    for task in settings.tasks:
+        own = task_settings(settings, task)
+        translator = own.translate.translator if own.translate.enabled else ""
+        kind = own.embedder.kind
+        if (own.negatives.enabled or translator == "mined") and find_spec(kind.replace("-", "_")) is None:
+            yield Finding(BLOCKS, f"embedder.kind = {kind}: the package is not installed; run: pip install {kind}")
+        if translator == "lexicon" and settings.data.dir is not None:
+            yield Finding(
+                NOTE,
+                f"{task}: translate.translator = lexicon knows only the words of the embedded sample corpus and will "
+                f"translate little of {settings.data.dir}; mined needs no translator at all",
+            )
+        unknown = [code for code in own.translate.languages or [] if code not in LANGUAGES]
+        if unknown and translator in ("lexicon", "seedx"):
+            yield Finding(
+                BLOCKS, f"{task}: translate.languages: {translator} does not know {', '.join(unknown)}; leave them out"
+            )
+
+
+def access_findings(settings: Settings) -> Iterable[Finding]:
+    from analyticup.pipeline import resolve
+    from analyticup.preflight_machine import nearest_existing
+
+    for name in ("artifacts", "submissions", "cache"):
+        path = resolve(getattr(settings.paths, name))
+        place = nearest_existing(path)
+        if not place.is_dir():
+            yield Finding(BLOCKS, f"paths.{name} = {path}: {place} is not a folder; give another path")
+        elif not os.access(place, os.W_OK | os.X_OK):
+            yield Finding(BLOCKS, f"paths.{name} = {path}: no write access to {place}; give another path")
+        else:
+            yield Finding(OK, f"paths.{name}: {path} can be written")
+
+
+def tracking_findings(settings: Settings) -> Iterable[Finding]:
+    from analyticup.pipeline import resolve
+
+    mode = settings.tracking.mode
+    if mode == "disabled":
+        yield Finding(OK, "tracking: disabled")
+    elif mode == "offline":
+        folder = resolve(settings.paths.artifacts) / "wandb"
+        yield Finding(OK, f"tracking: offline: runs are kept in {folder}, nothing leaves this machine")
+    elif _has_wandb_login():
+        yield Finding(OK, f"tracking: online, project {settings.tracking.project}")
+    else:
+        yield Finding(
+            BLOCKS,
+            "tracking.mode = online: W&B knows no login here; set WANDB_API_KEY or run `wandb login`, or take "
+            "tracking.mode=offline",
+        )
+
+
+def _has_wandb_login() -> bool:
+    """Whether W&B would find a key on its own, in the environment or the netrc file; the key itself is not used."""
+    from netrc import NetrcParseError, netrc
+    from urllib.parse import urlsplit
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        file = netrc(os.environ.get("NETRC") or str(Path("~/.netrc").expanduser()))
+    except (OSError, NetrcParseError):
+        return False
+    return host in file.hosts

@@ -1,0 +1,167 @@
+"""`check` on the machine: device, precision, memory and disk. Numbers that are estimates are called so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from analyticup.config import MachineSettings, Settings
+from analyticup.errors import UserError
+from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
+from analyticup.preflight_models import Model, adapter_bytes, download_bytes
+
+_BYTES: Final = {"float32": 4, "bfloat16": 2}
+# Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
+_TABLE_COPIES: Final = 6
+# All tables of the sample corpus together stay below this (assumed).
+_SAMPLE_BYTES: Final = 50e6
+# Above this share of the free memory, weights leave little for the rest of the work (assumed).
+_TIGHT: Final = 0.7
+# Above this number of parameters, a CPU is no plan (assumed).
+_LARGE: Final = 2e9
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """`device`: cpu, cuda or mps; `gpus`: name and free bytes of each; `fault`: why no device can be had, or ""."""
+
+    device: str
+    gpus: tuple[tuple[str, int], ...]
+    free_memory: int
+    fault: str = ""
+
+
+def look_at_machine(settings: MachineSettings) -> MachineFacts:
+    import torch
+
+    from analyticup.train import Machine
+
+    gpus: list[tuple[str, int]] = []
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        numbers = range(torch.cuda.device_count())
+        gpus = [(torch.cuda.get_device_name(number), torch.cuda.mem_get_info(number)[0]) for number in numbers]
+    try:
+        device = Machine(settings.accelerator, settings.devices, settings.threads).device
+    except UserError as error:
+        return MachineFacts("cpu", (), free_memory(), str(error))
+    return MachineFacts(device, tuple(gpus), free_memory())
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take; in a container its limit counts too."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    # Cached file contents count as used but give way.
+    return min(free, limit - used + int(stat.get("inactive_file", 0)))
+
+
+def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Finding]:
+    from analyticup.model.backbone import choose_precision
+
+    if machine.fault:
+        yield Finding(BLOCKS, machine.fault)
+        return
+    for name, free in machine.gpus:
+        yield Finding(OK, f"device: {name}, {size_text(free)} of its memory free")
+    if machine.gpus and settings.machine.devices > len(machine.gpus):
+        count = len(machine.gpus)
+        yield Finding(BLOCKS, f"machine.devices = {settings.machine.devices}: GPUs on this machine: {count}; lower it")
+    if machine.device == "cpu":
+        why = "machine.accelerator = cpu" if settings.machine.accelerator == "cpu" else "no GPU"
+        yield Finding(OK, f"device: {why}: CPU, {os.cpu_count()} cores")
+    elif not machine.gpus:
+        yield Finding(OK, f"device: {machine.device}")
+    precision = choose_precision(settings.model.dtype, machine.device)
+    yield Finding(OK, f"precision: {precision.dtype}, as {precision.reason}")
+
+
+def memory_findings(settings: Settings, models: list[Model], machine: MachineFacts) -> Iterable[Finding]:
+    """Weights against free memory, one model at a time; on their way to a GPU they pass through main memory."""
+    yield Finding(OK, f"memory: {size_text(machine.free_memory)} of main memory free")
+    places = [("main memory", machine.free_memory), *machine.gpus[:1]]
+    for model in models:
+        if model.kind == "random":
+            continue
+        if model.parameters is None:
+            yield Finding(
+                NOTE, f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it"
+            )
+            continue
+        dtype = _loaded_dtype(model, settings, machine.device)
+        for place, free in places:
+            yield _fits(model, model.parameters * _BYTES[dtype], dtype, place, free)
+        if machine.device == "cpu" and model.parameters > _LARGE:
+            yield Finding(NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long")
+
+
+def _fits(model: Model, size: float, dtype: str, place: str, free: int) -> Finding:
+    level, told = OK, "fits into"
+    if size > free:
+        level, told = BLOCKS, "does not fit into"
+    elif size > _TIGHT * free:
+        level, told = NOTE, "barely fits into"
+    return Finding(
+        level,
+        f"memory for the {model.use}: {size_text(size)} in {dtype} for the weights alone (estimate) {told} the "
+        f"{size_text(free)} free of {place}",
+    )
+
+
+def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
+    """As backbone.py, embed.py and seedx.py load them."""
+    from analyticup.model.backbone import choose_precision
+
+    if model.use == "backbone":
+        return choose_precision(settings.model.dtype, device).dtype
+    return "bfloat16" if model.use == "translator" and device == "cuda" else "float32"
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself or the nearest of its parents that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
+    """What the run would write against what is free, added up per disk."""
+    import shutil
+
+    from huggingface_hub import constants
+
+    from analyticup.pipeline import resolve
+
+    tables = _table_bytes(settings) + adapter_bytes(settings, models[0])
+    wanted = [(resolve(settings.paths.artifacts), tables)]
+    for model in models:
+        if model.folder is None and model.kind == "gguf":
+            # The assembled GGUF file lies beside its bf16 copy until the conversion ends.
+            wanted.append((resolve(settings.paths.cache), 3 * (model.parameters or 0.0)))
+        elif model.folder is None and model.kind == "hub":
+            wanted.append((Path(constants.HF_HUB_CACHE), download_bytes(model)))
+    by_disk: dict[int, list[tuple[Path, float]]] = {}
+    for path, size in wanted:
+        place = nearest_existing(path)
+        by_disk.setdefault(place.stat().st_dev, []).append((place, size))
+    for parts in by_disk.values():
+        place, needed = parts[0][0], sum(size for _, size in parts)
+        free = shutil.disk_usage(place).free
+        level, told = (BLOCKS, "only ") if needed > free else (OK, "")
+        text = f"disk: the run needs about {size_text(needed)} (estimate); {told}{size_text(free)} free at {place}"
+        yield Finding(level, text)
+
+
+def _table_bytes(settings: Settings) -> float:
+    if settings.data.dir is None:
+        return _SAMPLE_BYTES
+    folder = Path(settings.data.dir).expanduser()
+    names = [f"{split}_{task}.txt" for task in settings.tasks for split in ("train", "dev", "test")]
+    return _TABLE_COPIES * sum((folder / name).stat().st_size for name in names if (folder / name).is_file())

@@ -1,0 +1,271 @@
+"""Settings: every shipped file loads, and a mistake is named with its place and the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analyticup.config import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, Settings
+from analyticup.config_loading import load_settings, task_settings, to_dict
+from analyticup.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.fixture
+def empty(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    return path
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def errors(path, *overrides):
+    with pytest.raises(UserError) as caught:
+        load_settings(path, list(overrides))
+    return str(caught.value).split("\n")
+
+
+def error(path, *overrides):
+    (only,) = errors(path, *overrides)
+    return only
+
+
+def test_configs_are_shipped():
+    assert {"sample.yaml", "small.yaml", "paper.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_every_shipped_config_loads(path):
+    settings = load_settings(path, [])
+    for task in settings.tasks:
+        assert task_settings(settings, task).prompt.target_name != "" and settings.name != "run"
+
+
+def test_no_config_text_gives_the_defaults(empty):
+    assert load_settings(empty, []) == Settings()
+    assert task_settings(Settings(), "QC") == Settings()
+
+
+def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_allow(empty):
+    settings = to_dict(Settings())
+    for key in [*CHOICES, *RANGES]:
+        value = settings
+        for part in key.split("."):
+            value = value[part]
+        assert load_settings(empty, [f"{key}={'null' if value is None else value}"]) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trian.lr=1", "unknown key 'trian.lr'; the nearest valid key is 'train.lr'"),
+        ("lr=1", "unknown key 'lr'; the nearest valid key is 'train.lr'"),
+        ("QC.lr=1", "unknown key 'QC.lr'; the nearest valid key is 'QC.train.lr'"),
+        ("train.lr.peak=1", "unknown key 'train.lr.peak'; the nearest valid key is 'train.lr'"),
+        ("model.lora={rank: 8}", "unknown key 'model.lora.rank'; the nearest valid key is 'model.lora.r'"),
+        ("zzz=1", "unknown key 'zzz'; see src/analyticup/config.py for all keys"),
+        ("train.epochs=1.5", "train.epochs = 1.5: must be a whole number"),
+        ("train.epochs=true", "train.epochs = True: must be a whole number"),
+        ("train.epochs=null", "train.epochs = None: must be a whole number"),
+        ("train.lr=fast", "train.lr = 'fast': must be a finite number"),
+        ("train.lr=.nan", "train.lr = nan: must be a finite number"),
+        ("train.lr=.inf", "train.lr = inf: must be a finite number"),
+        ("train.lr=true", "train.lr = True: must be a finite number"),
+        ("negatives.enabled=1", "negatives.enabled = 1: must be true or false"),
+        ('negatives.enabled="false"', "negatives.enabled = 'false': must be true or false"),
+        ("prompt.positive_word=yes", "prompt.positive_word = True: must be a text (quote it)"),
+        ("prompt.negative_word=no", "prompt.negative_word = False: must be a text (quote it)"),
+        ("data.dir=[a]", "data.dir = ['a']: must be a text (quote it)"),
+        ("name=2024-01-01", "name = datetime.date(2024, 1, 1): must be a text (quote it)"),
+        ("tasks=", "tasks = None: must be a text (quote it)"),
+        ("tasks=[QC, QC]", "tasks = ['QC', 'QC']: name QC, QI or both, each once"),
+        ("tasks=[]", "tasks = []: name QC, QI or both, each once"),
+        ("tasks=[QX]", "tasks = 'QX': not one of QC, QI; did you mean 'QI'?"),
+        (
+            "train.schedule=cosin",
+            "train.schedule = 'cosin': not one of constant, linear, cosine; did you mean 'cosine'?",
+        ),
+        (
+            "filter.rules=[ambiguity, noise]",
+            "filter.rules = 'noise': not one of disagreement, ambiguity, confident-learning",
+        ),
+        ("folds.n=1", "folds.n = 1: must be between 2 and 100"),
+        ("QI.folds.n=1", "QI.folds.n = 1: must be between 2 and 100"),
+        ("filter.max_share=1.5", "filter.max_share = 1.5: must be between 0 and 1"),
+        ("filter.max_share=-1", "filter.max_share = -1: must be between 0 and 1"),
+        ("train.epochs=0", "train.epochs = 0: must be at least 1"),
+        (
+            "name=../up",
+            "name = '../up': use letters, digits, '.', '_' and '-', as it becomes a folder's name",
+        ),
+        (
+            "negatives.low=0.95",
+            "negatives.low = 0.95 is above negatives.high = 0.9; change one of them",
+        ),
+        (
+            "QC.threshold.high=0.01",
+            "threshold.low = 0.05 is above QC.threshold.high = 0.01; change one of them",
+        ),
+        ("QC.seed=1", "'seed' cannot differ between tasks; set it without `QC.`"),
+        ("QI.data.dir=x", "'data.dir' cannot differ between tasks; set it without `QI.`"),
+        ("pln", "neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4"),
+        ("=1", "neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4"),
+        (
+            "prompt.question=${data.dir}",
+            "prompt.question = '${data.dir}': nothing is filled in for ${...} and ???; write the value out",
+        ),
+        (
+            "prompt.question=???",
+            "prompt.question = '???': nothing is filled in for ${...} and ???; write the value out",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_is_wrong(empty, override, told):
+    message = error(empty, override)
+    assert message.startswith("argument ") and repr(override) in message
+    assert message.removeprefix(f"argument {override!r}: ") == told
+
+
+@pytest.mark.parametrize("override", ["seed=9" * 200, "train.lr=1" + "0" * 400, "prompt.question=" + "[" * 1500])
+def test_absurd_values_end_in_an_error_or_stay_text_but_never_in_a_traceback(empty, override):
+    try:
+        settings = load_settings(empty, [override])
+    except UserError:
+        return
+    assert settings.prompt.question == "[" * 1500
+
+
+def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):
+    assert load_settings(empty, ["threshold.low=1e-4"]).threshold.low == 1e-4
+    assert "is above" in error(empty, "threshold.low=9e-1", "threshold.high=1e-4")
+
+
+def test_a_wrong_value_in_a_file_is_named_with_the_file(tmp_path):
+    path = write(tmp_path, "mine.yaml", "train:\n  lr: quick\nfolds: {n: 1}\n")
+    assert errors(path) == [
+        f"{path}: train.lr = 'quick': must be a finite number",
+        f"{path}: folds.n = 1: must be between 2 and 100",
+    ]
+
+
+def test_all_errors_of_files_and_arguments_are_shown_together(tmp_path):
+    write(tmp_path, "base.yaml", "sed: 3\n")
+    path = write(tmp_path, "mine.yaml", "extends: base.yaml\ntrain:\n  epoch: 2\n")
+    found = errors(path, "train.lr=fast", "oops", "negatives.low=0.9", "negatives.high=0.1")
+    assert len(found) == 5
+    for told in ("key 'sed'", "key 'train.epoch'", "train.lr = 'fast'", "argument 'oops'", "is above"):
+        assert sum(told in line for line in found) == 1
+    # Each with the place it was given at.
+    assert sum(line.startswith(f"{tmp_path / 'base.yaml'}: ") for line in found) == 1
+    assert sum(line.startswith(f"{path}: ") for line in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train:\n  lr: [1\n", ":3: not valid YAML"),
+        ("a: b: c\n", ":1: not valid YAML"),
+        ("- 1\n", ": a config must be a mapping of `section: ...`, not a list"),
+        ("seed\n", ": a config must be a mapping of `section: ...`, not a str"),
+        ("name: 2024-13-45\n", ": not valid YAML (month must be in 1..12"),
+        ("a: " + "[" * 1500, ": not valid YAML"),
+        ("!!python/object/apply:os.getcwd []\n", ":1: not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path, text, told):
+    path = write(tmp_path, "broken.yaml", text)
+    assert error(path).startswith(f"{path}{told}")
+
+
+def test_a_file_that_is_no_utf8_is_refused(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    assert error(path).startswith(f"{path}: not valid YAML")
+
+
+def test_a_missing_config_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        assert error(path) == f"{path}: no such config file; the shipped ones are in configs/"
+
+
+def test_a_config_holds_only_what_differs_from_the_one_it_extends(tmp_path):
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, "base.yaml", "seed: 1\ntrain: {lr: 1.0e-3, epochs: 4}\nQC: {folds: {n: 3}}\n")
+    write(tmp_path, "deep/middle.yaml", "extends: ../base.yaml\ntrain: {lr: 2.0e-3}\n")
+    path = write(tmp_path, "top.yaml", "extends: deep/middle.yaml\nseed: 2\nQI:\n")
+    settings = load_settings(path, ["train.epochs=5"])
+    assert (settings.seed, settings.train.lr, settings.train.epochs) == (2, 2e-3, 5)
+    assert task_settings(settings, "QC").folds.n == 3
+    assert task_settings(settings, "QI").folds.n == Settings().folds.n
+
+
+def test_circles_and_missing_parents_are_named(tmp_path):
+    write(tmp_path, "a.yaml", "extends: b.yaml\n")
+    write(tmp_path, "b.yaml", "extends: a.yaml\n")
+    assert error(tmp_path / "a.yaml") == f"{tmp_path / 'a.yaml'}: extends itself; break the circle of `extends:`"
+    orphan = write(tmp_path, "orphan.yaml", "extends: gone.yaml\nseed: 3\n")
+    assert error(orphan) == f"{tmp_path / 'gone.yaml'}: no such config file; the shipped ones are in configs/"
+
+
+def test_a_task_section_holds_for_its_task_alone(empty):
+    settings = load_settings(empty, ["negatives.share=0.5", "QC.negatives.share=0.75", "QI.negatives.enabled=true"])
+    qc, qi = task_settings(settings, "QC"), task_settings(settings, "QI")
+    assert (qc.negatives.share, qc.negatives.enabled) == (0.75, False)
+    assert (qi.negatives.share, qi.negatives.enabled) == (0.5, True)
+    assert settings.negatives.share == 0.5 and qc.QC == qc.QI == {}
+
+
+@pytest.mark.parametrize("section", TASK_SECTIONS)
+def test_every_key_of_a_task_section_can_be_given_per_task(empty, section):
+    def leaves(prefix, value):
+        if not isinstance(value, dict):
+            yield prefix, value
+        else:
+            for key, inner in value.items():
+                yield from leaves(f"{prefix}.{key}", inner)
+
+    for key, value in leaves(section, to_dict(Settings())[section]):
+        if not key.startswith(COMMON_KEYS):
+            text = "null" if value is None else f'"{value}"' if isinstance(value, str) else value
+            assert task_settings(load_settings(empty, [f"QC.{key}={text}"]), "QC") == Settings()
+
+
+def test_yaml_words_and_numbers_mean_what_they_look_like(tmp_path):
+    text = (
+        'train: {lr: 1e-4}\nprompt: {positive_word: "yes", negative_word: "no"}\nname: 7\ntranslate: {languages: de}\n'
+    )
+    settings = load_settings(write(tmp_path, "mine.yaml", text), ["negatives.enabled=on", "train.warmup=0"])
+    assert settings.train.lr == 1e-4 and isinstance(settings.train.lr, float)
+    assert (settings.prompt.positive_word, settings.prompt.negative_word) == ("yes", "no")
+    assert (settings.name, settings.translate.languages) == ("7", ["de"])
+    assert settings.negatives.enabled is True and isinstance(settings.train.warmup, float)
+
+
+def test_null_clears_what_a_parent_set_where_nothing_is_a_value(tmp_path):
+    write(tmp_path, "base.yaml", "data: {dir: somewhere}\ntranslate: {languages: [de]}\n")
+    path = write(tmp_path, "top.yaml", "extends: base.yaml\ndata: {dir: null}\n")
+    assert load_settings(path, []).data.dir is None
+    assert load_settings(path, ["translate.languages="]).translate.languages is None
+
+
+def test_the_last_argument_wins(empty):
+    assert load_settings(empty, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_a_text_with_an_equals_sign_and_odd_characters_stays_text(empty):
+    settings = load_settings(empty, ["prompt.question=a=b", "prompt.query_name=問い: {x", "data.dir=/a b/c"])
+    assert (settings.prompt.question, settings.prompt.query_name) == ("a=b", "問い: {x")
+    assert settings.data.dir == "/a b/c"
+
+
+def test_settings_do_not_share_lists(empty):
+    load_settings(empty, []).tasks.append("changed")
+    assert load_settings(empty, []).tasks == ["QC", "QI"]

