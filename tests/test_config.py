@@ -100,7 +100,7 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("folds.n=1", "folds.n = 1: must be between 2 and 100"),
         ("QI.folds.n=1", "QI.folds.n = 1: must be between 2 and 100"),
         ("filter.max_share=1.5", "filter.max_share = 1.5: must be between 0 and 1"),
-        ("filter.max_share=-1", "filter.max_share = -1: must be between 0 and 1"),
+        ("filter.max_share=-1", "filter.max_share = -1.0: must be between 0 and 1"),
         ("train.epochs=0", "train.epochs = 0: must be at least 1"),
         (
             "name=../up",

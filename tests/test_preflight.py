@@ -14,7 +14,6 @@ import pytest
 
 from analyticup import preflight, preflight_machine, preflight_models
 from analyticup.__main__ import main
-from analyticup.config import Settings
 from analyticup.config_loading import load_settings
 from analyticup.model.backbone import CONVERSION_VERSION, random_qwen3, random_tokenizer
 from analyticup.preflight import findings
@@ -401,6 +400,7 @@ def test_each_model_is_looked_at_once(tmp_path):
         ("14B/nameless", None),
         ("some/model-v2", None),
         ("some/4bit", None),
+        ("some/mixture-A3B", None),
     ],
 )
 def test_sizes_by_name(name, parameters):
@@ -536,7 +536,3 @@ def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     level, text = only(look(tmp_path, online), "tracking: online")
     assert level == "ok" and "x" not in text.replace("project", "").split()
-
-
-def test_the_default_settings_can_be_looked_at():
-    assert findings(Settings())

@@ -23,7 +23,8 @@ def tokenizer():
 
 
 def encode(tokenizer, query, target, **settings):
-    (ids,) = PromptEncoder(tokenizer, PromptSettings(**settings)).encode([query], [target])
+    settings = PromptSettings(**{"target_first": False, **settings})
+    (ids,) = PromptEncoder(tokenizer, settings).encode([query], [target])
     return ids
 
 
@@ -35,6 +36,11 @@ def test_the_prompt_reads_as_documented(tokenizer):
     ids = encode(tokenizer, "red bag", "bags,red", target_name="Category")
     assert text(tokenizer, ids) == "<bos>Query: red bag\nCategory: bags,red\nRelevant:"
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+
+
+def test_the_target_may_stand_first_and_each_side_keeps_its_name_and_limit(tokenizer):
+    ids = encode(tokenizer, "abcdefgh", "ABCDEFGH", target_first=True, max_query_tokens=4, max_target_tokens=6)
+    assert text(tokenizer, ids) == "<bos>Item: ABCDE\nQuery: abc\nRelevant:"
 
 
 def test_a_tokenizer_without_bos_gets_none():
@@ -83,7 +89,7 @@ def test_an_empty_target_is_a_target(tokenizer):
 
 
 def test_rows_come_back_in_order_and_distinct_texts_are_tokenised_once(tokenizer):
-    encoder = PromptEncoder(tokenizer, PromptSettings())
+    encoder = PromptEncoder(tokenizer, PromptSettings(target_first=False))
     seen = []
     tokens = encoder._tokens
 
