@@ -32,6 +32,8 @@ class SampleSettings:
     """The embedded sample corpus, generated where `data.dir` is not set."""
 
     train_queries: int = 420
+    # At least this many of the product concepts, in whole families; null = all of the tables.
+    concepts: int | None = None
     dev_queries: int = 130
     test_queries: int = 130
     label_noise: float = 0.08
@@ -262,6 +264,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.max_chars": (1, None),
     "data.train_rows": (1, None),
     "data.sample.train_queries": (1, None),
+    "data.sample.concepts": (1, None),
     "data.sample.dev_queries": (1, None),
     "data.sample.test_queries": (1, None),
     "data.sample.label_noise": (0, 0.5),

@@ -36,7 +36,7 @@ POSITIVE_SHARE: Final = {"QC": 0.57, "QI": 0.57}
 # nearly all of them that category, leave a mean of 1.8 rows; titles have no such limit: mean 2.5.
 _ROW_WEIGHTS: Final = {"QC": (44, 36, 14, 6), "QI": (20, 32, 26, 22)}
 _NEGATIVE_WEIGHTS: Final = {
-    "QC": {"sibling": 20, "counterpart": 10, "far": 70},
+    "QC": {"sibling": 15, "counterpart": 7, "far": 78},
     # Not every query names a color, material or audience to contradict: 30 comes to some 15 % of all.
     # `leafmate`: an accessory in the same category as its product is wrong as an item, not as a category.
     "QI": {"sibling": 20, "counterpart": 8, "leafmate": 8, "contradiction": 14, "far": 90},
@@ -211,6 +211,26 @@ class Catalogue:
             elif other.levels[0] != concept.levels[0]:
                 found["far"].append(other)
         return found
+
+
+def choose_concepts(concepts: Sequence[Concept], count: int | None, seed: int) -> list[Concept]:
+    """At least `count` concepts (None or too many: all), whole families: siblings and products of accessories."""
+    families: dict[str, list[Concept]] = {}
+    for concept in concepts:
+        families.setdefault(",".join(concept.levels[:-1]), []).append(concept)
+    order = sorted(families)
+    rng_for(seed, "families").shuffle(order)
+    by_slug = {concept.slug: concept for concept in concepts}
+    chosen: set[str] = set()
+    for family in order:
+        if count is not None and len(chosen) >= count:
+            break
+        for concept in families[family]:
+            linked: Concept | None = concept
+            while linked is not None and linked.slug not in chosen:
+                chosen.add(linked.slug)
+                linked = by_slug.get(linked.accessory_of)
+    return [concept for concept in concepts if concept.slug in chosen]
 
 
 def rng_for(*parts: object) -> random.Random:
@@ -444,7 +464,7 @@ def write_sample(settings: SampleSettings, seed: int, out_dir: Path) -> None:
             raise UserError(f"data.sample.{split}_queries={count}: set it to 1 or more")
     if not 0 <= settings.label_noise <= 1:
         raise UserError(f"data.sample.label_noise={settings.label_noise}: set it to a share between 0 and 1")
-    catalogue = Catalogue(load_concepts(), load_attributes())
+    catalogue = Catalogue(choose_concepts(load_concepts(), settings.concepts, seed), load_attributes())
     taken: set[str] = set()
     for split, count in sizes.items():
         for task, draw_rows in (("QC", qc_rows), ("QI", qi_rows)):
