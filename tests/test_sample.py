@@ -261,10 +261,20 @@ def test_negatives_mix_siblings_counterparts_and_far_ones(qc: list[sample.Row], 
         far = split_path(target)[0] != split_path(own.path)[0]
         kinds["counterpart" if target in linked else "far" if far else "sibling"] += 1
     negatives = kinds["counterpart"] + kinds["far"] + kinds["sibling"]
-    assert 0.4 < kinds["sibling"] / negatives < 0.65
-    assert 0.3 < kinds["far"] / negatives < 0.5
-    assert kinds["counterpart"] / negatives > 0.04
-    assert 0.1 < kinds["ancestor"] / (kinds["own"] + kinds["ancestor"]) < 0.25
+    assert 0.1 < kinds["sibling"] / negatives < 0.3
+    assert 0.65 < kinds["far"] / negatives < 0.9
+    assert kinds["counterpart"] / negatives > 0.01
+    assert 0 < kinds["ancestor"] / (kinds["own"] + kinds["ancestor"]) < 0.1
+
+
+def test_chosen_concepts_come_in_whole_families_with_the_products_of_accessories() -> None:
+    concepts = sample.load_concepts()
+    chosen = sample.choose_concepts(concepts, 205, seed=13)
+    slugs = {concept.slug for concept in chosen}
+    assert 205 <= len(chosen) < 260 and [c for c in concepts if c.slug in slugs] == chosen
+    assert all(concept.accessory_of in slugs for concept in chosen if concept.accessory_of)
+    assert chosen == sample.choose_concepts(concepts, 205, seed=13) != sample.choose_concepts(concepts, 205, seed=14)
+    assert sample.choose_concepts(concepts, None, seed=13) == concepts
 
 
 @pytest.mark.parametrize("task", FIELDS)

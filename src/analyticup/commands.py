@@ -77,7 +77,7 @@ def _execute(console: Console, steps: object, total: int, artifacts: dict[str, A
 
 def _say_absent_files(settings: Settings, console: Console) -> None:
     if settings.data.dir is None:
-        console.print("data.dir is not set: running on the embedded sample corpus", markup=False)
+        console.print("data.dir is not set: the embedded sample corpus is used", markup=False)
         return
     for task in settings.tasks:
         for split in ("dev", "test"):

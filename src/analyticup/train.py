@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from analyticup.model.prompt import PromptEncoder
 
 
+QUIET_LOGGERS = tuple(
+    f"lightning.{package}{part}" for package in ("pytorch", "fabric") for part in ("", ".utilities.rank_zero")
+)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What the models run on. `threads` None leaves it to torch."""
@@ -127,8 +132,9 @@ def train_fold(
         model.enable_input_require_grads()
     module = make_module(model, encoder.label_words(), train, steps)
     data = make_data_module(rows, scored, source.pad_id, seed, **limits)
-    trainer = make_trainer(source.machine, logger, [progress_callback(description, sum(per_epoch), scored)], settings)
+    progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning():
+        trainer = make_trainer(source.machine, logger, [progress], settings)
         trainer.fit(module, datamodule=data)
     if not len(held_out):
         return model, np.zeros(0, dtype=np.float32)
@@ -153,8 +159,8 @@ def score_rows(
     distinct = EncodedRows(list(place), [-1] * len(place))
     batches = scoring_batches(distinct.lengths(), settings.predict.max_batch_tokens)
     module = make_module(model, encoder.label_words(), settings.train, steps=1)
-    trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)
     with quiet_lightning():
+        trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)
         outputs = trainer.predict(module, batch_loader(distinct, batches, source.pad_id))
     margins = np.empty(len(place), dtype=np.float32)
     for numbers, values in outputs:
@@ -190,7 +196,15 @@ def make_trainer(
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silences Lightning's advice on data loader workers and its device lines; errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(name)
+        for name in (
+            "lightning.pytorch",
+            "lightning.pytorch.utilities.rank_zero",
+            "lightning.fabric",
+            "lightning.fabric.utilities.rank_zero",
+        )
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

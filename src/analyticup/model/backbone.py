@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,7 @@ def _converted_gguf(backbone: str, cache: Path) -> Path:
     folder = converted_folder(backbone, cache)
     if folder.is_dir():
         return folder
+    print(f"converting {backbone} to safetensors, once, about a minute", file=sys.stderr, flush=True)
     with publish_folder(folder) as scratch:
         _convert_gguf(backbone.removeprefix(GGUF), scratch)
     return folder
@@ -176,9 +178,18 @@ def _convert_gguf(name: str, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
+def _quiet_transformers() -> None:
+    """Switches off Transformers' own bars and advice, which would tear the kit's progress lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    _quiet_transformers()
     if source_kind(settings) == "random":
         return random_tokenizer()
     return AutoTokenizer.from_pretrained(
@@ -190,6 +201,7 @@ def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype) -> P
     """The frozen causal language model, in eval mode, on the CPU."""
     from transformers import AutoModelForCausalLM
 
+    _quiet_transformers()
     if source_kind(settings) == "random":
         model = random_qwen3(len(load_tokenizer(settings, cache)))
         return model.to(dtype).eval()
