@@ -32,11 +32,11 @@ class SampleSettings:
     """The embedded sample corpus, generated where `data.dir` is not set."""
 
     train_queries: int = 420
-    # At least this many of the product concepts, in whole families; null = all of the tables.
-    concepts: int | None = None
     dev_queries: int = 130
     test_queries: int = 130
     label_noise: float = 0.08
+    # At least this many of the product concepts, in whole families; null = all of the tables.
+    concepts: int | None = None
 
 
 @dataclass

@@ -130,7 +130,7 @@ def train_fold(
     if settings.model.gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    module = make_module(model, encoder.label_words(), train, steps)
+    module = make_module(model.train(), encoder.label_words(), train, steps)
     data = make_data_module(rows, scored, source.pad_id, seed, **limits)
     progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning():
