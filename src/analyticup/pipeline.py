@@ -288,7 +288,7 @@ def _inspect(node: Node, folder: Path, found: Mapping[str, Status], ran: Collect
 
 @dataclass(frozen=True)
 class Done:
-    """What one node came to: its artifact, whether it ran now, and whether the bytes are those of the time before."""
+    """What one node came to: its status before, its artifact, and whether it ran now."""
 
     status: Status
     artifact: Artifact
