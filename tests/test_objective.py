@@ -139,3 +139,18 @@ def test_bf16_states_still_give_float32_margins_and_losses(model, words, hidden)
 def test_the_learning_rate_warms_up_to_its_peak_and_falls(schedule, factors):
     found = [learning_rate_factor(step, 6, 1 / 3, schedule) for step in range(6)]
     assert found == pytest.approx(factors, abs=1e-6)
+
+
+def test_a_bf16_backbone_trains_a_float32_adapter_to_the_same_loss(tokenizer, batch, words):
+    """The frozen weights and the products are bf16; adapter, gradients and loss are float32."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = add_adapter(random_qwen3(len(tokenizer)).to(dtype), LoraSettings(targets="q_proj,v_proj"), seed=1)
+        loss = label_nll(label_hidden(model, batch["ids"], batch["last"]), output_matrix(model), words, batch["labels"])
+        loss.backward()
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        assert all(value.dtype == value.grad.dtype == torch.float32 for value in trained.values())
+        found[dtype] = (loss, torch.cat([trained[name].grad.flatten() for name in sorted(trained)]))
+    (exact, gradient), (rounded, rounded_gradient) = found.values()
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
+    assert torch.nn.functional.cosine_similarity(rounded_gradient, gradient, dim=0) > 0.99

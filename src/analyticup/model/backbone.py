@@ -268,7 +268,17 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        return _without_input_casts(get_peft_model(model, config))
+
+
+def _without_input_casts(model: PeftModel) -> PeftModel:
+    """Keeps PEFT from casting each layer's input to the adapter's float32: a fifth of the training time on a CPU."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.cast_input_dtype_enabled = False
+    return model
 
 
 def _targets(spelling: str) -> str | list[str]:
@@ -297,7 +307,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     known = {key: saved[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules", "task_type")}
-    adapted = get_peft_model(model, LoraConfig(**known))
+    adapted = _without_input_casts(get_peft_model(model, LoraConfig(**known)))
     state = load_file(folder / "adapter_model.safetensors")
     try:
         result = set_peft_model_state_dict(adapted, state)

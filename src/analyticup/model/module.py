@@ -22,7 +22,10 @@ def label_hidden(model: PeftModel, ids: Tensor, last: Tensor) -> Tensor:
     """
     import torch
 
-    hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    dtype = output_matrix(model).dtype
+    # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
+    with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
+        hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     return hidden[torch.arange(len(last), device=hidden.device), last]
 
 
