@@ -59,7 +59,7 @@ def score(model, tokenizer):
     encoder = PromptEncoder(tokenizer, PromptSettings())
     ids = torch.tensor(encoder.encode(["red bag"], ["bags"]))
     with torch.no_grad():
-        hidden = label_hidden(model, ids, torch.tensor([ids.shape[1] - 1]))
+        hidden = label_hidden(model, {"ids": ids, "last": torch.tensor([ids.shape[1] - 1])})
         return margins(hidden, output_matrix(model), encoder.label_words())
 
 

@@ -53,7 +53,7 @@ def batch(rows):
 @pytest.fixture(scope="module")
 def hidden(model, batch):
     with torch.no_grad():
-        return label_hidden(model, batch["ids"], batch["last"])
+        return label_hidden(model, batch)
 
 
 def full_logits(model, rows):
@@ -65,7 +65,7 @@ def full_logits(model, rows):
 def test_right_padding_without_a_mask_equals_each_row_alone(model, rows, hidden):
     with torch.no_grad():
         alone = torch.cat(
-            [label_hidden(model, torch.tensor([ids]), torch.tensor([len(ids) - 1])) for ids in rows.tokens]
+            [label_hidden(model, {"ids": torch.tensor([ids]), "last": torch.tensor([len(ids) - 1])}) for ids in rows.tokens]
         )
     assert len({len(ids) for ids in rows.tokens}) > 3
     torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=0)
@@ -74,7 +74,7 @@ def test_right_padding_without_a_mask_equals_each_row_alone(model, rows, hidden)
 def test_what_stands_in_the_padding_does_not_matter(model, rows, hidden):
     batch = collate(rows, range(len(rows.tokens)), pad_id=17)
     with torch.no_grad():
-        torch.testing.assert_close(label_hidden(model, batch["ids"], batch["last"]), hidden, atol=1e-5, rtol=0)
+        torch.testing.assert_close(label_hidden(model, batch), hidden, atol=1e-5, rtol=0)
 
 
 def test_label_nll_equals_the_plain_causal_lm_loss(model, rows, words, hidden):
@@ -113,7 +113,7 @@ def test_the_two_objectives_differ_and_are_found_by_name():
 
 
 def test_the_loss_trains_the_adapter_and_nothing_else(model, batch, words):
-    loss = label_nll(label_hidden(model, batch["ids"], batch["last"]), output_matrix(model), words, batch["labels"])
+    loss = label_nll(label_hidden(model, batch), output_matrix(model), words, batch["labels"])
     loss.backward()
     touched = {
         name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0
@@ -146,7 +146,7 @@ def test_a_bf16_backbone_trains_a_float32_adapter_to_the_same_loss(tokenizer, ba
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = add_adapter(random_qwen3(len(tokenizer)).to(dtype), LoraSettings(targets="q_proj,v_proj"), seed=1)
-        loss = label_nll(label_hidden(model, batch["ids"], batch["last"]), output_matrix(model), words, batch["labels"])
+        loss = label_nll(label_hidden(model, batch), output_matrix(model), words, batch["labels"])
         loss.backward()
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         assert all(value.dtype == value.grad.dtype == torch.float32 for value in trained.values())

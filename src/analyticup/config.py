@@ -54,6 +54,8 @@ class LoraSettings:
     alpha: int = 32
     dropout: float = 0.0
     targets: str = "all-linear"
+    # Adapters in this many of the upper layers; what the layers below make of a prompt is computed once. null = all.
+    layers: int | None = None
 
 
 @dataclass
@@ -271,6 +273,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "model.lora.r": (1, None),
     "model.lora.alpha": (1, None),
     "model.lora.dropout": (0, 0.95),
+    "model.lora.layers": (1, None),
     "prompt.max_query_tokens": (1, None),
     "prompt.max_target_tokens": (1, None),
     "translate.rows_per_language": (1, None),

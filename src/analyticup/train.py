@@ -6,13 +6,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.config import Settings
 from analyticup.errors import UserError
+from analyticup.model.frozen import FrozenStates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +61,7 @@ class ModelSource:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
+        self.frozen = FrozenStates()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,6 +97,15 @@ def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
     return EncodedRows(tokens, rows["label"].fillna(-1).astype(int).tolist())
 
 
+def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelSource, description: str) -> EncodedRows:
+    """The rows with what the model's `frozen` lower layers make of them; as they are where none is frozen."""
+    from analyticup.model.module import decoder
+
+    if not frozen or not rows.tokens:
+        return rows
+    return replace(rows, states=source.frozen.of(decoder(model), frozen, rows.tokens, description))
+
+
 def train_fold(
     training: DataFrame,
     held_out: DataFrame,
@@ -112,7 +123,7 @@ def train_fold(
     import lightning
     import numpy as np
 
-    from analyticup.model.backbone import add_adapter
+    from analyticup.model.backbone import add_adapter, frozen_layers
     from analyticup.model.data import make_data_module, training_batches
     from analyticup.model.module import make_module
 
@@ -120,17 +131,20 @@ def train_fold(
     if labels != {0, 1}:
         raise UserError(f"{description}: the training rows have the labels {sorted(labels)}; both 0 and 1 are needed")
     encoder = source.encoder(settings)
-    rows, scored = encode_rows(training, encoder), encode_rows(held_out, encoder)
+    lightning.seed_everything(seed, verbose=False)
+    model = add_adapter(source.backbone(), settings.model.lora, seed)
+    frozen = frozen_layers(model.get_base_model(), settings.model.lora)
+    rows, scored = (
+        with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)
+    )
     train = settings.train
     limits = {"max_rows": train.batch_rows, "max_tokens": train.max_batch_tokens}
     per_epoch = [len(training_batches(rows.lengths(), seed, epoch, **limits)) for epoch in range(train.epochs)]
     steps = sum(-(-batches // train.accumulate) for batches in per_epoch)
-    lightning.seed_everything(seed, verbose=False)
-    model = add_adapter(source.backbone(), settings.model.lora, seed)
     if settings.model.gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    module = make_module(model.train(), encoder.label_words(), train, steps)
+    module = make_module(model.train(), encoder.label_words(), train, steps, frozen)
     data = make_data_module(rows, scored, source.pad_id, seed, **limits)
     progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning():
@@ -147,6 +161,7 @@ def score_rows(
     """Logit margins of the rows under one adapter, float32 [rows]; rows with equal prompts are scored once."""
     import numpy as np
 
+    from analyticup.model.backbone import frozen_layers
     from analyticup.model.data import EncodedRows, batch_loader, scoring_batches
     from analyticup.model.module import make_module
 
@@ -156,9 +171,10 @@ def score_rows(
     encoded = encode_rows(rows, encoder)
     place: dict[tuple[int, ...], int] = {}
     which = np.array([place.setdefault(tuple(ids), len(place)) for ids in encoded.tokens])
-    distinct = EncodedRows(list(place), [-1] * len(place))
+    frozen = frozen_layers(model.get_base_model(), settings.model.lora)
+    distinct = with_states(EncodedRows(list(place), [-1] * len(place)), model, frozen, source, description)
     batches = scoring_batches(distinct.lengths(), settings.predict.max_batch_tokens)
-    module = make_module(model, encoder.label_words(), settings.train, steps=1)
+    module = make_module(model, encoder.label_words(), settings.train, steps=1, frozen_layers=frozen)
     with quiet_lightning():
         trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)
         outputs = trainer.predict(module, batch_loader(distinct, batches, source.pad_id))

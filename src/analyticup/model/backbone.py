@@ -259,11 +259,13 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
     import torch
     from peft import LoraConfig, get_peft_model
 
+    frozen = frozen_layers(model, settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=_targets(settings.targets),
+        target_modules=_targets(model, settings.targets, frozen),
+        layers_to_transform=list(range(frozen, len(model.get_decoder().layers))) if frozen else None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -281,8 +283,21 @@ def _without_input_casts(model: PeftModel) -> PeftModel:
     return model
 
 
-def _targets(spelling: str) -> str | list[str]:
-    return spelling if spelling == "all-linear" else sorted(part.strip() for part in spelling.split(","))
+def frozen_layers(model: PreTrainedModel, settings: LoraSettings) -> int:
+    """Number of layers below the lowest adapter; 0 where `layers` is null or names all of them."""
+    return max(0, len(model.get_decoder().layers) - settings.layers) if settings.layers else 0
+
+
+def _targets(model: PreTrainedModel, spelling: str, frozen: int) -> str | list[str]:
+    import torch
+
+    if spelling != "all-linear":
+        return sorted(part.strip() for part in spelling.split(","))
+    if not frozen:
+        return spelling
+    # PEFT takes no "all-linear" together with a choice of layers.
+    layers = model.get_decoder().layers.named_modules()
+    return sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
 
 
 def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
@@ -306,7 +321,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     from safetensors.torch import load_file
 
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    known = {key: saved[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules", "task_type")}
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "task_type")
+    known = {key: saved[key] for key in names}
     adapted = _without_input_casts(get_peft_model(model, LoraConfig(**known)))
     state = load_file(folder / "adapter_model.safetensors")
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from lightning import LightningDataModule
+    from torch import Tensor
 
 # Rows are shuffled, then sorted by length inside blocks of this many batches: little padding, still random batches.
 BATCHES_PER_BLOCK = 16
@@ -20,6 +21,8 @@ class EncodedRows:
 
     tokens: Sequence[Sequence[int]]
     labels: Sequence[int]
+    # Hidden states [tokens, width] of each prompt below the adapters (see frozen.py); None = start from the tokens.
+    states: Sequence[Tensor] | None = None
 
     def lengths(self) -> np.ndarray:
         import numpy as np
@@ -70,16 +73,21 @@ def scoring_batches(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
 def collate(rows: EncodedRows, batch: Sequence[int], pad_id: int) -> dict[str, Any]:
     """Right-padded ids [rows, longest], position of the last prompt token [rows], labels [rows], row numbers [rows].
 
+    Rows that bring states get them, [rows, longest, width] padded with zeros, in place of the ids.
+
     Right padding with causal attention needs no attention mask: no real token can see a pad.
     """
     import torch
 
     longest = max(len(rows.tokens[i]) for i in batch)
-    ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
-    for line, i in enumerate(batch):
-        ids[line, : len(rows.tokens[i])] = torch.tensor(rows.tokens[i], dtype=torch.long)
+    if rows.states is None:
+        given = {"ids": torch.full((len(batch), longest), pad_id, dtype=torch.long)}
+        for line, i in enumerate(batch):
+            given["ids"][line, : len(rows.tokens[i])] = torch.tensor(rows.tokens[i], dtype=torch.long)
+    else:
+        given = {"states": torch.nn.utils.rnn.pad_sequence([rows.states[i] for i in batch], batch_first=True)}
     return {
-        "ids": ids,
+        **given,
         "last": torch.tensor([len(rows.tokens[i]) - 1 for i in batch]),
         "labels": torch.tensor([rows.labels[i] for i in batch]),
         "rows": torch.tensor(list(batch)),
@@ -98,6 +106,7 @@ def make_data_module(
 ) -> LightningDataModule:
     """The data of one fold: training rows reshuffled each epoch, held-out rows scored in token-budget batches."""
     from lightning import LightningDataModule
+    from torch import Tensor
 
     class FoldData(LightningDataModule):
         def train_dataloader(self) -> Any:

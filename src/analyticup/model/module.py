@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from analyticup.config import TrainSettings
@@ -15,17 +16,24 @@ if TYPE_CHECKING:
     from analyticup.model.prompt import LabelWords
 
 
-def label_hidden(model: PeftModel, ids: Tensor, last: Tensor) -> Tensor:
+def label_hidden(model: PeftModel, batch: Mapping[str, Tensor], frozen_layers: int = 0) -> Tensor:
     """Hidden state at the label position, [rows, width]; the output matrix is never applied elsewhere.
 
-    ids [rows, tokens] right-padded; last [rows] is the index of the last prompt token.
+    `batch` as from `collate`: ids [rows, tokens] right-padded, or the states [rows, tokens, width] that come out of the
+    first `frozen_layers` layers; last [rows] is the index of the last prompt token.
     """
     import torch
 
-    dtype = output_matrix(model).dtype
+    from analyticup.model.frozen import only_layers
+
+    dtype, last, run = output_matrix(model).dtype, batch["last"], decoder(model)
     # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
-    with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
-        hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    with torch.autocast(last.device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
+        if frozen_layers:
+            with only_layers(run, frozen_layers, len(run.layers)):
+                hidden = run(inputs_embeds=batch["states"], use_cache=False).last_hidden_state
+        else:
+            hidden = run(input_ids=batch["ids"], use_cache=False).last_hidden_state
     return hidden[torch.arange(len(last), device=hidden.device), last]
 
 
@@ -48,8 +56,13 @@ def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) ->
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
 
-def make_module(model: PeftModel, words: LabelWords, settings: TrainSettings, steps: int) -> LightningModule:
-    """A LightningModule over `model`; `steps` is the number of optimiser steps of the whole training."""
+def make_module(
+    model: PeftModel, words: LabelWords, settings: TrainSettings, steps: int, frozen_layers: int = 0
+) -> LightningModule:
+    """A LightningModule over `model`; `steps` is the number of optimiser steps of the whole training.
+
+    With `frozen_layers` the batches bring the states that come out of that many layers.
+    """
     import torch
     from lightning import LightningModule
 
@@ -64,7 +77,7 @@ def make_module(model: PeftModel, words: LabelWords, settings: TrainSettings, st
             self.scored: dict[str, list[Tensor]] = {}
 
         def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
-            return label_hidden(self.model, batch["ids"], batch["last"])
+            return label_hidden(self.model, batch, frozen_layers)
 
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
             loss = self.loss(self._hidden(batch), output_matrix(self.model), words, batch["labels"])

@@ -1,0 +1,73 @@
+"""The layers below the lowest adapter: frozen, so what they make of a prompt is computed once and used again.
+
+With `model.lora.layers` the adapters sit in the upper layers alone. Every fold, epoch and score of a prompt then starts
+from the same hidden states; the backward pass ends there too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
+KEPT_BYTES = 6 * 2**30
+
+
+class FrozenStates:
+    """Hidden states below the adapters, by prompt; kept in memory for the whole run."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._bytes = 0
+
+    def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> list[Tensor]:
+        """What the first `layers` layers make of each prompt, [tokens, width] each, in the backbone's dtype.
+
+        Each prompt is computed alone: its bits depend on no neighbour, no batch size and no order.
+        """
+        from analyticup.progress import track
+
+        missing = list(dict.fromkeys(key for ids in tokens if (key := tuple(ids)) not in self._kept))
+        made = {key: _states(decoder, layers, key) for key in track(missing, f"{description}: frozen layers, rows")}
+        found = [self._kept[key] if key in self._kept else made[key] for key in map(tuple, tokens)]
+        for key, states in made.items():
+            if self._bytes < KEPT_BYTES:
+                self._kept[key] = states
+                self._bytes += states.nbytes
+        return found
+
+
+def _states(decoder: Any, layers: int, ids: tuple[int, ...]) -> Tensor:
+    import torch
+
+    # no_grad and not inference_mode: the states become inputs of a training step.
+    with torch.no_grad(), only_layers(decoder, 0, layers):
+        tokens = torch.tensor([ids], device=next(decoder.parameters()).device)
+        return decoder(input_ids=tokens, use_cache=False).last_hidden_state[0].cpu()
+
+
+@contextlib.contextmanager
+def only_layers(decoder: Any, first: int, last: int) -> Iterator[None]:
+    """Within, the decoder's forward pass runs the layers first..last-1, and its final norm only after the last of all.
+
+    For upper layers alone it takes the states that come out of layer first-1 as `inputs_embeds`.
+    """
+    import torch
+
+    layers, norm, config = decoder.layers, decoder.norm, decoder.config
+    part = copy.copy(config)
+    part.num_hidden_layers = last - first
+    if getattr(config, "layer_types", None):
+        part.layer_types = config.layer_types[first:last]
+    decoder.layers, decoder.config = layers[first:last], part
+    if last < len(layers):
+        decoder.norm = torch.nn.Identity()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm, decoder.config = layers, norm, config

@@ -1,0 +1,127 @@
+"""Upper-layer adapters on states computed once equal the whole model run from the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from analyticup.config import LoraSettings, PromptSettings
+from analyticup.model import frozen as frozen_module
+from analyticup.model.backbone import add_adapter, frozen_layers, load_adapter, random_qwen3, random_tokenizer
+from analyticup.model.backbone import save_adapter
+from analyticup.model.data import EncodedRows, collate
+from analyticup.model.frozen import FrozenStates
+from analyticup.model.module import decoder, label_hidden, output_matrix
+from analyticup.model.objective import two_way
+from analyticup.model.prompt import PromptEncoder
+
+UPPER = LoraSettings(r=4, layers=1)
+
+
+def gemma(vocabulary):
+    """Gemma 3 in small: local and global attention in turn, each with its own rotary base."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        sliding_window=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Gemma3ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    encoder = PromptEncoder(random_tokenizer(), PromptSettings())
+    return EncodedRows(encoder.encode(["bag", "a longer query", "鞄"], ["bags", "x, y and z", "shoes"]), [1, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def words():
+    return PromptEncoder(random_tokenizer(), PromptSettings()).label_words()
+
+
+def adapted(make, layers):
+    model = add_adapter(make(len(random_tokenizer())), LoraSettings(r=4, layers=layers), seed=1)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(2)
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize(("make", "layers"), [(random_qwen3, 1), (gemma, 1), (gemma, 2), (gemma, 3)])
+def test_states_and_gradients_equal_the_whole_model(make, layers, rows, words):
+    model = adapted(make, layers)
+    below = frozen_layers(model.get_base_model(), LoraSettings(layers=layers))
+    states = FrozenStates().of(decoder(model), below, rows.tokens, "test")
+    labels = torch.tensor(rows.labels)
+    found = []
+    for batch, start in ((collate(rows, range(3), 0), 0), (collate(replace(rows, states=states), range(3), 0), below)):
+        hidden = label_hidden(model, batch, start)
+        two_way(hidden, output_matrix(model), words, labels).backward()
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        found.append((hidden.detach(), torch.cat([trained[name].grad.flatten() for name in sorted(trained)])))
+        model.zero_grad()
+    (whole, whole_gradient), (split, split_gradient) = found
+    assert whole_gradient.abs().max() > 1e-4
+    torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(split_gradient, whole_gradient, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch):
+    model = adapted(random_qwen3, 1)
+    computed = []
+    original = frozen_module._states
+    monkeypatch.setattr(frozen_module, "_states", lambda *given: computed.append(given[2]) or original(*given))
+    states = FrozenStates()
+    together = states.of(decoder(model), 1, [*rows.tokens, rows.tokens[0]], "test")
+    assert len(computed) == 3 and torch.equal(together[0], together[3])
+    again = states.of(decoder(model), 1, list(reversed(rows.tokens)), "test")
+    assert len(computed) == 3
+    assert all(torch.equal(a, b) for a, b in zip(again, reversed(together[:3]), strict=True))
+
+
+def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, monkeypatch):
+    model = adapted(random_qwen3, 1)
+    free = FrozenStates().of(decoder(model), 1, rows.tokens, "test")
+    monkeypatch.setattr(frozen_module, "KEPT_BYTES", 0)
+    tight = FrozenStates()
+    for _ in range(2):
+        found = tight.of(decoder(model), 1, rows.tokens, "test")
+        assert all(torch.equal(a, b) for a, b in zip(found, free, strict=True))
+    assert not tight._kept
+
+
+def test_the_adapter_sits_in_the_upper_layers_and_survives_a_save(tmp_path, rows):
+    model = adapted(gemma, 1).eval()
+    assert all(".layers.3." in name for name, value in model.named_parameters() if value.requires_grad)
+    save_adapter(model, tmp_path, "base")
+    loaded = load_adapter(gemma(len(random_tokenizer())), tmp_path)
+    batch = collate(rows, range(3), 0)
+    with torch.no_grad():
+        assert torch.equal(label_hidden(loaded, batch), label_hidden(model, batch))
+
+
+@pytest.mark.parametrize(("layers", "below"), [(None, 0), (1, 1), (2, 0), (99, 0)])
+def test_layers_counts_from_the_top(layers, below):
+    assert frozen_layers(random_qwen3(300), LoraSettings(layers=layers)) == below
+
+
+def test_the_model_is_as_it_was_afterwards(rows):
+    model = adapted(gemma, 1)
+    before = (decoder(model).layers, decoder(model).norm, decoder(model).config)
+    with pytest.raises(RuntimeError), frozen_module.only_layers(decoder(model), 0, 1):
+        raise RuntimeError
+    assert all(a is b for a, b in zip(before, (decoder(model).layers, decoder(model).norm, decoder(model).config)))
