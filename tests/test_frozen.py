@@ -9,15 +9,19 @@ import torch
 
 from analyticup.config import LoraSettings, PromptSettings
 from analyticup.model import frozen as frozen_module
-from analyticup.model.backbone import add_adapter, frozen_layers, load_adapter, random_qwen3, random_tokenizer
-from analyticup.model.backbone import save_adapter
+from analyticup.model.backbone import (
+    add_adapter,
+    frozen_layers,
+    load_adapter,
+    random_qwen3,
+    random_tokenizer,
+    save_adapter,
+)
 from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden, output_matrix
 from analyticup.model.objective import two_way
 from analyticup.model.prompt import PromptEncoder
-
-UPPER = LoraSettings(r=4, layers=1)
 
 
 def gemma(vocabulary):
@@ -124,4 +128,5 @@ def test_the_model_is_as_it_was_afterwards(rows):
     before = (decoder(model).layers, decoder(model).norm, decoder(model).config)
     with pytest.raises(RuntimeError), frozen_module.only_layers(decoder(model), 0, 1):
         raise RuntimeError
-    assert all(a is b for a, b in zip(before, (decoder(model).layers, decoder(model).norm, decoder(model).config)))
+    after = (decoder(model).layers, decoder(model).norm, decoder(model).config)
+    assert all(a is b for a, b in zip(before, after, strict=True))

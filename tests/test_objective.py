@@ -64,9 +64,8 @@ def full_logits(model, rows):
 
 def test_right_padding_without_a_mask_equals_each_row_alone(model, rows, hidden):
     with torch.no_grad():
-        alone = torch.cat(
-            [label_hidden(model, {"ids": torch.tensor([ids]), "last": torch.tensor([len(ids) - 1])}) for ids in rows.tokens]
-        )
+        one_by_one = [collate(rows, [i], pad_id=0) for i in range(len(rows.tokens))]
+        alone = torch.cat([label_hidden(model, batch) for batch in one_by_one])
     assert len({len(ids) for ids in rows.tokens}) > 3
     torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=0)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 VERSION = "0.1.0"
-COMMANDS = ("run", "plan", "check", "validate", "score", "report")
+COMMANDS = ("run", "plan", "check", "validate", "score", "report", "ablate")
 EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
 all of them stand in src/analyticup/config.py. Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
 
@@ -28,6 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what, epilog=EPILOG)
         command.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/sample.yaml)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
+    ablate = commands.add_parser("ablate", help="the rows of the paper's ablation, with intervals", epilog=EPILOG)
+    ablate.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/sample.yaml)")
+    ablate.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
+    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
     validate = commands.add_parser("validate", help="check a submission file against its input, line by line")
     validate.add_argument("--task", required=True, choices=("QC", "QI"))
     validate.add_argument("--input", required=True, type=Path, help="the dev or test file")

@@ -24,13 +24,14 @@ class Given:
     where: str
 
 
-def load_settings(config: Path, overrides: list[str]) -> Settings:
-    """The settings of a config file with `key=value` overrides on top.
+def load_settings(config: Path, overrides: list[str], overlay: Path | None = None) -> Settings:
+    """The settings of a config file with `key=value` overrides on top, and those of `overlay` over both.
 
     Raises UserError with ALL errors, a line each: key, file or argument, and the nearest valid key.
     """
     errors: list[str] = []
     given = _read_config(config, errors, seen=()) + _read_overrides(overrides, errors)
+    given += _read_config(overlay, errors, seen=()) if overlay else []
     known = _schema(Settings)
     values: dict[str, Given] = {}
     for item in given:

@@ -295,16 +295,18 @@ class Done:
     ran: bool
 
 
-def execute(settings: Settings, nodes: list[Node], environment: Mapping[str, Any]) -> Iterator[Status | Done]:
+def execute(
+    settings: Settings, nodes: list[Node], environment: Mapping[str, Any], source: ModelSource | None = None
+) -> Iterator[Status | Done]:
     """Runs what is not cached, in order; yields a Status before each node and a Done after it.
 
     `environment` (versions, git revision, device) goes into the records. Whatever runs again lets everything that
-    follows from it run again.
+    follows from it run again. Runs with the same model settings may share a `source`, and with it what it has loaded.
     """
     artifacts = resolve(settings.paths.artifacts)
     found: dict[str, Status] = {}
     ran: set[str] = set()
-    source = _model_source(settings)
+    source = source or model_source(settings)
     group = f"{settings.name}-{nodes[-1].identity[:8]}"
     for node in nodes:
         status = _inspect(node, artifacts / node.name, found, ran)
@@ -318,11 +320,19 @@ def execute(settings: Settings, nodes: list[Node], environment: Mapping[str, Any
         yield Done(status, artifact, ran=status.artifact is None)
 
 
-def _model_source(settings: Settings) -> ModelSource:
+def model_source(settings: Settings) -> ModelSource:
+    """The backbone of these settings, loaded when it is needed."""
     from analyticup.train import Machine, ModelSource
 
     machine = Machine(settings.machine.accelerator, settings.machine.devices, settings.machine.threads)
     return ModelSource(settings, resolve(settings.paths.cache), machine)
+
+
+def given_files(settings: Settings, names: Collection[str], sample: Artifact | None) -> dict[str, Path]:
+    """File name -> path of the official files called `names`, or of all that the sample corpus consists of."""
+    if settings.data.dir is None:
+        return {path.name: path for path in sample.folder.glob("*.txt")} if sample else {}
+    return {name: Path(settings.data.dir).expanduser() / name for name in names}
 
 
 def _run(
@@ -336,10 +346,7 @@ def _run(
 ) -> Artifact:
     started = time.monotonic()
     own = task_settings(settings, node.task) if node.task in TASKS else settings
-    if settings.data.dir is None:
-        files = {path.name: path for path in inputs["sample"].folder.glob("*.txt")} if "sample" in inputs else {}
-    else:
-        files = {name: Path(settings.data.dir).expanduser() / name for name in node.raw}
+    files = given_files(settings, node.raw, inputs.get("sample"))
     with publish_folder(folder) as scratch:
         job = stages.Job(
             task=node.task,

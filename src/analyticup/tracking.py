@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,14 @@ def log_summary(settings: Settings, folder: Path, group: str, config: Mapping[st
             logger.experiment.summary.update(_final_figures(figures))
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
+
+
+def log_table(settings: Settings, folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
+    """One run that holds the ablation's figures: <task>/<config>/<languages>/<figure>."""
+    with tracked_run(settings.tracking, folder, name, name, {"rows": len(table)}) as logger:
+        for entry in table if logger is not None else ():
+            where = f"{entry['task']}/{entry['config']}/{entry['languages']}"
+            logger.experiment.summary.update({f"{where}/{key}": entry[key]["value"] for key in ("f1", "auc", "ap")})
 
 
 def _final_figures(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,6 @@ def make_data_module(
 ) -> LightningDataModule:
     """The data of one fold: training rows reshuffled each epoch, held-out rows scored in token-budget batches."""
     from lightning import LightningDataModule
-    from torch import Tensor
 
     class FoldData(LightningDataModule):
         def train_dataloader(self) -> Any:
