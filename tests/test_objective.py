@@ -187,9 +187,10 @@ def test_every_objective_that_can_be_chosen_is_tested_and_gives_another_loss(mod
     assert all(abs(a - b) > 1e-4 for i, a in enumerate(found) for b in found[:i])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_fresh_adapter_has_the_dpo_loss_log_2(tokenizer, batch, words, smoothing):
-    model = add_adapter(random_qwen3(len(tokenizer)), LoraSettings(r=4, dropout=0.5), seed=1).train()
+def test_a_fresh_adapter_has_the_dpo_loss_log_2(tokenizer, batch, words, smoothing, dtype):
+    model = add_adapter(random_qwen3(len(tokenizer)).to(dtype), LoraSettings(r=4, dropout=0.5), seed=1).train()
     train = TrainSettings(objective="dpo", dpo_beta=3.0, label_smoothing=smoothing)
     loss = make_module(model, words, train, steps=1).training_step(batch, 0)
     torch.testing.assert_close(loss.detach(), torch.tensor(2.0).log(), atol=1e-6, rtol=0)
@@ -223,6 +224,18 @@ def test_dpo_from_the_states_of_frozen_layers_equals_dpo_from_the_tokens(tokeniz
     split = loss_and_gradient(model, make_module(model, words, train, 1, frozen_layers=1).training_step(upper, 0))
     assert whole[1].abs().max() > 1e-3
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
+
+
+def test_dpo_under_gradient_checkpointing_has_the_same_loss_and_gradient(tokenizer, batch, words):
+    """The layers are run again in the backward pass, when the adapters must be on."""
+    train, found = TrainSettings(objective="dpo", dpo_beta=2.0), []
+    for checkpointing in (False, True):
+        model = adapted(tokenizer).train()
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        found.append(loss_and_gradient(model, make_module(model, words, train, steps=1).training_step(batch, 0)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
 
 
 def test_the_loss_trains_the_adapter_and_nothing_else(model, batch, words):

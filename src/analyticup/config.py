@@ -166,7 +166,7 @@ class TrainSettings:
     """
 
     objective: str = "label_nll"
-    # Target of the other label word, 1 minus it that of the label's (assumed; the rival EAR-MP smoothed with 0.05).
+    # Probability that a row's target gives to the other label word (assumed; the rival EAR-MP smoothed with 0.05).
     label_smoothing: float = 0.0
     # Read by dpo alone; larger stays closer to the base model (assumed; the usual value of Rafailov et al. 2023).
     dpo_beta: float = 0.1
