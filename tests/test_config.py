@@ -102,6 +102,9 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("filter.max_share=1.5", "filter.max_share = 1.5: must be between 0 and 1"),
         ("filter.max_share=-1", "filter.max_share = -1.0: must be between 0 and 1"),
         ("train.epochs=0", "train.epochs = 0: must be at least 1"),
+        ("train.label_smoothing=0.5", "train.label_smoothing = 0.5: must be between 0 and 0.49"),
+        ("QI.train.label_smoothing=-0.1", "QI.train.label_smoothing = -0.1: must be between 0 and 0.49"),
+        ("train.dpo_beta=0", "train.dpo_beta = 0.0: must be at least 0.001"),
         (
             "name=../up",
             "name = '../up': use letters, digits, '.', '_' and '-', as it becomes a folder's name",

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from analyticup.config import LoraSettings, PromptSettings
+from analyticup.config import CHOICES, LoraSettings, PromptSettings, TrainSettings
 from analyticup.model.backbone import add_adapter, random_qwen3, random_tokenizer
 from analyticup.model.data import EncodedRows, collate
-from analyticup.model.module import label_hidden, learning_rate_factor, output_matrix
-from analyticup.model.objective import label_nll, loss_function, margins, two_way
+from analyticup.model.frozen import FrozenStates
+from analyticup.model.module import (
+    decoder,
+    label_hidden,
+    learning_rate_factor,
+    make_module,
+    output_matrix,
+    reference_margins,
+)
+from analyticup.model.objective import label_nll, margins, two_way
 from analyticup.model.prompt import PromptEncoder
 
 LABELS = [1, 0, 1, 1, 0]
+OBJECTIVES = [
+    TrainSettings(objective="label_nll"),
+    TrainSettings(objective="label_nll", label_smoothing=0.1),
+    TrainSettings(objective="two_way"),
+    TrainSettings(objective="two_way", label_smoothing=0.1),
+    TrainSettings(objective="dpo"),
+    TrainSettings(objective="dpo", dpo_beta=2.0),
+    TrainSettings(objective="dpo", dpo_beta=2.0, label_smoothing=0.1),
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +40,26 @@ def tokenizer():
     return random_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer):
+def adapted(tokenizer, **lora):
     """A random Qwen3 with a LoRA adapter that does something."""
-    made = add_adapter(random_qwen3(len(tokenizer)), LoraSettings(r=4), seed=1).eval()
+    made = add_adapter(random_qwen3(len(tokenizer)), LoraSettings(r=4, **lora), seed=1)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(2)
         for name, value in made.named_parameters():
             if "lora_B" in name:
                 value.normal_(std=0.1)
     return made
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return adapted(tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer):
+    """The backbone of `model` that never had an adapter."""
+    return random_qwen3(len(tokenizer)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +136,102 @@ def test_two_way_equals_cross_entropy_over_the_two_logits(model, rows, words, hi
     torch.testing.assert_close(found, cross_entropy(pair, torch.tensor(LABELS)), atol=1e-5, rtol=0)
 
 
-def test_the_two_objectives_differ_and_are_found_by_name():
-    assert loss_function("label_nll") is label_nll and loss_function("two_way") is two_way
+def plain_loss(model, base, rows, words, train):
+    """The mean loss written out row by row, from the logits of whole causal language models."""
+    losses = []
+    for ids, label in zip(rows.tokens, LABELS, strict=True):
+        pair = [words.positive, words.negative] if label else [words.negative, words.positive]
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        if train.objective == "label_nll":
+            right, wrong = torch.log_softmax(logits, dim=0)[pair]
+        elif train.objective == "two_way":
+            right, wrong = torch.log_softmax(logits[pair], dim=0)
+        else:
+            with torch.no_grad():
+                chosen_ref, rejected_ref = torch.log_softmax(base(input_ids=torch.tensor([ids])).logits[0, -1], dim=0)[
+                    pair
+                ]
+            chosen, rejected = torch.log_softmax(logits, dim=0)[pair]
+            probability = torch.sigmoid(train.dpo_beta * ((chosen - rejected) - (chosen_ref - rejected_ref)))
+            right, wrong = probability.log(), (1 - probability).log()
+        losses.append(-(1 - train.label_smoothing) * right - train.label_smoothing * wrong)
+    return torch.stack(losses).mean()
+
+
+def loss_and_gradient(model, loss):
+    loss.backward()
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    gradient = torch.cat([trained[name].grad.flatten() for name in sorted(trained)])
+    model.zero_grad()
+    return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("train", OBJECTIVES, ids=lambda s: f"{s.objective}-{s.label_smoothing}-{s.dpo_beta}")
+def test_a_training_step_equals_the_plain_loss_and_its_gradient(model, base, rows, batch, words, train):
+    step = make_module(model, words, train, steps=1).training_step(batch, 0)
+    found, gradient = loss_and_gradient(model, step)
+    plain, plain_gradient = loss_and_gradient(model, plain_loss(model, base, rows, words, train))
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+    assert plain_gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient, plain_gradient, atol=1e-5, rtol=0)
+
+
+def test_every_objective_that_can_be_chosen_is_tested_and_gives_another_loss(model, batch, words):
+    assert {train.objective for train in OBJECTIVES} == set(CHOICES["train.objective"])
+    with torch.no_grad():
+        found = [float(make_module(model, words, train, steps=1).training_step(batch, 0)) for train in OBJECTIVES]
+    assert all(abs(a - b) > 1e-4 for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_fresh_adapter_has_the_dpo_loss_log_2(tokenizer, batch, words, smoothing, dtype):
+    model = add_adapter(random_qwen3(len(tokenizer)).to(dtype), LoraSettings(r=4, dropout=0.5), seed=1).train()
+    train = TrainSettings(objective="dpo", dpo_beta=3.0, label_smoothing=smoothing)
+    loss = make_module(model, words, train, steps=1).training_step(batch, 0)
+    torch.testing.assert_close(loss.detach(), torch.tensor(2.0).log(), atol=1e-6, rtol=0)
+
+
+def test_the_reference_knows_neither_adapter_nor_dropout_and_leaves_the_model_as_it_was(
+    tokenizer, base, batch, rows, words
+):
+    model = adapted(tokenizer, dropout=0.5).train()
+    for layer in decoder(model).layers:
+        layer.self_attn.attention_dropout = 0.5
+    label_hidden(model, batch).sum().backward()
+    before = {name: (value.requires_grad, value.grad) for name, value in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    found = reference_margins(model, batch, words)
+    logits = full_logits(base, rows)
+    torch.testing.assert_close(found, logits[:, words.positive] - logits[:, words.negative], atol=1e-5, rtol=0)
+    assert not found.requires_grad and all(module.training for module in model.modules())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, value in model.named_parameters():
+        assert value.requires_grad == before[name][0] and value.grad is before[name][1]
+    with torch.no_grad():
+        assert (margins(label_hidden(model.eval(), batch), output_matrix(model), words) - found).abs().max() > 1e-3
+
+
+def test_dpo_from_the_states_of_frozen_layers_equals_dpo_from_the_tokens(tokenizer, rows, batch, words):
+    model, train = adapted(tokenizer, layers=1).eval(), TrainSettings(objective="dpo", dpo_beta=2.0)
+    states = FrozenStates().of(decoder(model), 1, rows.tokens, "test")
+    upper = collate(replace(rows, states=states), range(len(rows.tokens)), pad_id=0)
+    whole = loss_and_gradient(model, make_module(model, words, train, steps=1).training_step(batch, 0))
+    split = loss_and_gradient(model, make_module(model, words, train, 1, frozen_layers=1).training_step(upper, 0))
+    assert whole[1].abs().max() > 1e-3
+    torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
+
+
+def test_dpo_under_gradient_checkpointing_has_the_same_loss_and_gradient(tokenizer, batch, words):
+    """The layers are run again in the backward pass, when the adapters must be on."""
+    train, found = TrainSettings(objective="dpo", dpo_beta=2.0), []
+    for checkpointing in (False, True):
+        model = adapted(tokenizer).train()
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        found.append(loss_and_gradient(model, make_module(model, words, train, steps=1).training_step(batch, 0)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
 
 
 def test_the_loss_trains_the_adapter_and_nothing_else(model, batch, words):

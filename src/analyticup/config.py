@@ -159,9 +159,17 @@ class FilterSettings:
 
 @dataclass
 class TrainSettings:
-    """Eq. 1 of the paper on the label word; optimiser values are assumed (see configs/paper.yaml)."""
+    """Optimiser values are assumed (see configs/paper.yaml).
+
+    `objective`: label_nll (Eq. 1 of the paper), two_way (the two label words alone) or dpo (a row of its Table 3; the
+    form is assumed: label word over other word, against the base model).
+    """
 
     objective: str = "label_nll"
+    # Probability that a row's target gives to the other label word (assumed; the rival EAR-MP smoothed with 0.05).
+    label_smoothing: float = 0.0
+    # Read by dpo alone; larger stays closer to the base model (assumed; the usual value of Rafailov et al. 2023).
+    dpo_beta: float = 0.1
     epochs: int = 1
     lr: float = 3e-4
     schedule: str = "cosine"
@@ -254,7 +262,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "filter.scores": ("out-of-fold", "in-sample"),
     "filter.remedy": ("drop", "relabel", "review"),
     "filter.rules": ("disagreement", "ambiguity", "confident-learning"),
-    "train.objective": ("label_nll", "two_way"),
+    "train.objective": ("label_nll", "two_way", "dpo"),
     "train.schedule": ("constant", "linear", "cosine"),
     "ensemble.method": ("mean_logit", "mean_probability"),
     "threshold.mode": ("fixed", "sweep"),
@@ -291,6 +299,9 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "filter.disagreement_below": (0, 1),
     "filter.ambiguity_band": (0, 0.5),
     "filter.max_share": (0, 1),
+    # At 0.5 the targets no longer know the label.
+    "train.label_smoothing": (0, 0.49),
+    "train.dpo_beta": (0.001, None),
     "train.epochs": (1, None),
     "train.lr": (0, None),
     "train.warmup": (0, 1),

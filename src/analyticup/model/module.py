@@ -37,6 +37,27 @@ def label_hidden(model: PeftModel, batch: Mapping[str, Tensor], frozen_layers: i
     return hidden[torch.arange(len(last), device=hidden.device), last]
 
 
+def reference_margins(
+    model: PeftModel, batch: Mapping[str, Tensor], words: LabelWords, frozen_layers: int = 0
+) -> Tensor:
+    """Logit margins of the backbone without its adapters, float32 [rows]: no gradient, no dropout, nothing kept.
+
+    Arguments as for `label_hidden`. Call it before the pass that is trained: PEFT switches the gradients of the
+    adapters off and on again.
+    """
+    import torch
+
+    from analyticup.model.objective import margins
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            return margins(label_hidden(model, batch, frozen_layers), output_matrix(model), words)
+    finally:
+        model.train(training)
+
+
 def decoder(model: PeftModel) -> Any:
     """The transformer under the output matrix, adapters included."""
     return model.get_base_model().get_decoder()
@@ -67,20 +88,26 @@ def make_module(
     from lightning import LightningModule
 
     from analyticup.metrics import binary_metrics
-    from analyticup.model.objective import loss_function, margins
+    from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
 
     class LabelWordModule(LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            self.loss = loss_function(settings.objective)
+            self.loss = loss_function(settings)
             self.scored: dict[str, list[Tensor]] = {}
 
         def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
             return label_hidden(self.model, batch, frozen_layers)
 
+        def _reference(self, batch: dict[str, Tensor]) -> Tensor | None:
+            if settings.objective not in NEEDS_REFERENCE:
+                return None
+            return reference_margins(self.model, batch, words, frozen_layers)
+
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-            loss = self.loss(self._hidden(batch), output_matrix(self.model), words, batch["labels"])
+            reference = self._reference(batch)
+            loss = self.loss(self._hidden(batch), output_matrix(self.model), words, batch["labels"], reference)
             self.log("train/loss", loss, batch_size=len(batch["labels"]))
             return loss
 
