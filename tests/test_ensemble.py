@@ -219,9 +219,9 @@ def test_ranks_and_their_threshold_are_on_one_scale(world):
 
 
 def test_a_vote_is_taken_at_the_tasks_threshold_and_a_tie_is_a_yes(world):
-    chosen, table, _, _ = world.run(settings("vote", mode="fixed", value=0.4))
-    assert chosen["value"] == 0.4
-    yes = sigmoid(world.dev) >= 0.4
+    chosen, table, _, _ = world.run(settings("vote", mode="fixed", value=0.6))
+    assert chosen["value"] == 0.6
+    yes = sigmoid(world.dev) >= 0.6
     assert (table["score"] == yes.mean(axis=1)).all() and (table["score"] == 0.5).any()
     assert (table["prediction"] == yes.any(axis=1)).all()
 
