@@ -1,4 +1,4 @@
-"""The threshold: the grid, the best F1 on it, ties, fixed and off."""
+"""The threshold: the grid, the best F1 on it, ties, fixed and off; by language; and how optimistic its F1 is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import pytest
 from sklearn.metrics import f1_score
 
 from analyticup.config import ThresholdSettings
-from analyticup.threshold import choose_threshold, threshold_grid
+from analyticup.config_loading import load_settings
+from analyticup.errors import UserError
+from analyticup.report import render
+from analyticup.threshold import (
+    choose,
+    choose_by_language,
+    choose_threshold,
+    measure_optimism,
+    shrink,
+    threshold_grid,
+    thresholds_of,
+)
 
 LABELS = np.array([1, 1, 0, 1, 0, 0])
 SCORES = np.array([0.9, 0.8, 0.7, 0.4, 0.3, 0.1])
@@ -76,3 +87,223 @@ def test_the_order_of_the_rows_changes_nothing():
     assert choose_threshold(LABELS[order], SCORES[order], ThresholdSettings()) == choose_threshold(
         LABELS, SCORES, ThresholdSettings()
     )
+
+
+BY_LANGUAGE = ThresholdSettings(per_language=True, shrinkage_rows=40)
+
+
+def world(seed: int, rows: int = 240):
+    """Labels, scores, folds and languages; scores of language `ja` are shifted up, as if it had another best cut."""
+    random = np.random.default_rng(seed)
+    labels, languages = random.integers(0, 2, rows), random.choice(["en", "fr", "ja"], rows, p=[0.6, 0.3, 0.1])
+    margins = random.normal(2 * labels - 1 + 2 * (languages == "ja"), 1.5)
+    return labels, 1 / (1 + np.exp(-margins)), random.integers(0, 3, rows), languages
+
+
+def test_shrinking_is_a_mean_of_logits_weighted_by_rows():
+    logits = np.log([0.8 / 0.2, 0.3 / 0.7])
+    mean = (100 * logits[0] + 300 * logits[1]) / 400
+    assert shrink(0.8, 0.3, 100, 300) == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-6)
+    assert shrink(0.8, 0.3, 100, 0) == 0.8
+    assert shrink(0.8, 0.3, 1, 10**9) == 0.3
+
+
+@pytest.mark.parametrize(("best", "task"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0), (0.0, 0.4), (0.05, 0.95)])
+def test_a_shrunk_threshold_lies_between_the_two_and_moves_to_the_task_with_fewer_rows(best, task):
+    values = [shrink(best, task, rows, 500) for rows in (10**9, 5000, 500, 50, 5)]
+    assert np.isfinite(values).all() and min(best, task) <= min(values) and max(values) <= max(best, task)
+    assert values == sorted(values, reverse=best > task)
+    assert shrink(best, task, 7, 0) == best
+
+
+def test_a_language_gets_its_own_best_shrunk_to_the_tasks():
+    labels, scores, _, languages = world(0)
+    chosen = choose(labels, scores, languages, BY_LANGUAGE)
+    assert list(chosen["by_language"]) == ["en", "fr", "ja"]
+    assert chosen["value"] == choose_threshold(labels, scores, BY_LANGUAGE)["value"]
+    own = languages == "ja"
+    entry = chosen["by_language"]["ja"]
+    curve = [f1_score(labels[own], scores[own] >= threshold) for threshold in threshold_grid(BY_LANGUAGE)]
+    assert f1_score(labels[own], scores[own] >= entry["best"]) == pytest.approx(max(curve))
+    assert entry["rows"] == own.sum() and entry["best"] > chosen["value"]
+    assert entry["value"] == shrink(entry["best"], chosen["value"], entry["rows"], 40)
+
+
+def test_each_row_is_held_against_its_languages_threshold_or_the_tasks():
+    chosen = {"value": 0.4, "by_language": {"en": {"value": 0.3}, "ja": {"value": 0.7}}}
+    assert thresholds_of(chosen, np.array(["ja", "de", "en"])).tolist() == [0.7, 0.4, 0.3]
+    assert thresholds_of({"value": 0.4, "by_language": {}}, np.array(["ja", "de"])).tolist() == [0.4, 0.4]
+
+
+def test_among_a_languages_equals_the_one_nearest_to_the_tasks_threshold_wins():
+    labels, scores = np.array([0, 1]), np.array([0.2, 0.8])
+    for task, best in ((0.1, 0.21), (0.35, 0.35), (0.9, 0.8)):
+        found = choose_by_language(labels, scores, np.array(["en", "en"]), task, BY_LANGUAGE)
+        assert found["en"]["best"] == pytest.approx(best)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_language_of_one_class_gets_the_tasks_threshold(label):
+    labels, scores, _, languages = world(1)
+    labels = np.where(languages == "ja", label, labels)
+    chosen = choose(labels, scores, languages, BY_LANGUAGE)
+    entry = chosen["by_language"]["ja"]
+    assert entry == {"value": chosen["value"], "best": None, "rows": (languages == "ja").sum()}
+    assert chosen["by_language"]["en"]["best"] is not None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_language_alone_has_the_tasks_threshold(seed):
+    labels, scores, _, _ = world(seed)
+    chosen = choose(labels, scores, np.full(len(labels), "en"), BY_LANGUAGE)
+    assert chosen["by_language"]["en"]["value"] == chosen["by_language"]["en"]["best"] == chosen["value"]
+
+
+def test_no_threshold_by_language_unless_asked_for_and_chosen():
+    labels, scores, _, languages = world(0)
+    off = ThresholdSettings(per_language=True, enabled=False)
+    fixed = ThresholdSettings(per_language=True, mode="fixed", value=0.2)
+    for settings in (ThresholdSettings(), off, fixed):
+        assert choose(labels, scores, languages, settings)["by_language"] == {}
+
+
+def by_hand(labels, scores, folds, languages, settings) -> float:
+    """F1 of every row decided by the other folds' choice, one row at a time."""
+    decided = []
+    for row in range(len(labels)):
+        other = [i for i in range(len(labels)) if folds[i] != folds[row]]
+        task = choose_threshold(labels[other], scores[other], settings)["value"]
+        found = choose_by_language(labels[other], scores[other], languages[other], task, settings)
+        value = found.get(languages[row], {"value": task})["value"] if settings.per_language else task
+        decided.append(scores[row] >= value)
+    return f1_score(labels, decided)
+
+
+@pytest.mark.parametrize("per_language", [False, True])
+def test_the_nested_estimate_decides_each_row_by_the_other_folds(per_language):
+    rows = world(2, rows=70)
+    labels, scores, folds, languages = rows
+    # Scores that lie on the grid, and a language that one fold holds alone: no other fold can choose its threshold.
+    scores = (np.round((scores - 0.05) / 0.03) * 0.03 + 0.05).round(6)
+    languages = np.where((languages == "ja") & (folds != 0), "fr", languages)
+    settings = ThresholdSettings(per_language=per_language, shrinkage_rows=5, step=0.03)
+    measured = measure_optimism(labels, scores, folds, languages, settings)
+    assert list(measured) == (["task", "language"] if per_language else ["task"])
+    own = measured["language" if per_language else "task"]
+    assert own["nested_f1"] == pytest.approx(by_hand(labels, scores, folds, languages, settings))
+    chosen = choose(labels, scores, languages, settings)
+    assert own["f1"] == pytest.approx(f1_score(labels, scores >= thresholds_of(chosen, languages)))
+    assert own["optimism"] == pytest.approx(own["f1"] - own["nested_f1"])
+
+
+def test_choosing_looks_too_good_on_noise_and_the_more_so_by_language():
+    """Scores that say nothing: what is gained on the own rows is gained by choosing alone."""
+    found = []
+    for seed in range(30):
+        labels, _, folds, languages = world(seed, rows=90)
+        scores = np.random.default_rng(seed + 1000).uniform(size=90)
+        free = ThresholdSettings(per_language=True, shrinkage_rows=0)
+        measured = measure_optimism(labels, scores, folds, languages, free)
+        found.append((measured["task"]["optimism"], measured["language"]["optimism"]))
+    task, language = np.mean(found, axis=0)
+    assert 0 < task < language
+
+
+@pytest.mark.parametrize("settings", [ThresholdSettings(mode="fixed", value=0.3), ThresholdSettings(enabled=False)])
+def test_what_is_not_chosen_is_not_optimistic(settings):
+    measured = measure_optimism(*world(0), settings)["task"]
+    assert measured["optimism"] == 0 and measured["f1"] == measured["nested_f1"] > 0
+
+
+def test_one_fold_alone_gives_no_nested_estimate():
+    labels, scores, folds, languages = world(0)
+    with pytest.raises(ValueError, match="two folds"):
+        measure_optimism(labels, scores, np.zeros_like(folds), languages, ThresholdSettings())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_rows_changes_no_language_and_no_estimate(seed):
+    labels, scores, folds, languages = world(seed)
+    scores = scores.round(1)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = labels[order], scores[order], folds[order], languages[order]
+    assert choose(*shuffled[:2], shuffled[3], BY_LANGUAGE) == choose(labels, scores, languages, BY_LANGUAGE)
+    assert measure_optimism(*shuffled, BY_LANGUAGE) == measure_optimism(labels, scores, folds, languages, BY_LANGUAGE)
+
+
+FIXED = "threshold.mode=fixed"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["threshold.per_language=true", FIXED],
+            "argument 'threshold.per_language=true': threshold.per_language = true chooses thresholds on rows, but "
+            "threshold.mode = fixed for {task}; use sweep, or leave it false",
+        ),
+        (
+            ["ensemble.method=rank", FIXED],
+            "argument 'ensemble.method=rank': ensemble.method = rank makes scores that are no probabilities, but "
+            "threshold.mode = fixed for {task} compares them with one; use threshold.mode = sweep, or another method",
+        ),
+        (
+            ["ensemble.method=rank", "threshold.enabled=false"],
+            "argument 'ensemble.method=rank': ensemble.method = rank makes scores that are no probabilities, but "
+            "threshold.enabled = false for {task} compares them with one; use threshold.mode = sweep, or another "
+            "method",
+        ),
+    ],
+)
+def test_settings_that_need_a_chosen_threshold_are_refused_without_one(tmp_path, overrides, told):
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("")
+    with pytest.raises(UserError) as caught:
+        load_settings(empty, overrides)
+    assert str(caught.value).split("\n") == [told.format(task="QC"), told.format(task="QI")]
+    with pytest.raises(UserError) as caught:
+        load_settings(empty, [*overrides, "QI.threshold.mode=sweep", "QI.threshold.enabled=true"])
+    assert str(caught.value) == told.format(task="QC")
+    load_settings(empty, [*overrides, "QI.threshold.mode=sweep", "QI.threshold.enabled=true", "tasks=QI"])
+
+
+def test_a_switched_off_threshold_may_still_name_its_languages(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    load_settings(tmp_path / "empty.yaml", ["threshold.per_language=true", FIXED, "threshold.enabled=false"])
+
+
+def figures_of(settings: ThresholdSettings) -> dict:
+    from analyticup.metrics import binary_metrics
+
+    labels, scores, folds, languages = world(0)
+    chosen = {"scores": "probability", **choose(labels, scores, languages, settings)}
+    chosen["out_of_fold"] = binary_metrics(labels, scores >= thresholds_of(chosen, languages), scores)
+    chosen["out_of_fold_at_half"] = binary_metrics(labels, scores >= 0.5, scores)
+    chosen["optimism"] = measure_optimism(labels, scores, folds, languages, settings)
+    return chosen
+
+
+def report_of(chosen: dict) -> list:
+    return render({"stages": {}, "out_of_fold": {"QC": chosen}, "filter": {}, "scores": {}})
+
+
+def test_the_report_sets_the_nested_f1_beside_the_chosen_one():
+    chosen = figures_of(ThresholdSettings())
+    (table,) = report_of(chosen)
+    own = chosen["optimism"]["task"]
+    assert f"F1 {own['f1']:.4f} ±" in table.title
+    assert f"threshold {own['nested_f1']:.4f}, optimism {own['optimism']:+.4f} (at 0.50" in table.title
+    (fixed,) = report_of(figures_of(ThresholdSettings(mode="fixed")))
+    assert "optimism" not in fixed.title
+    del chosen["optimism"]
+    assert "optimism" not in report_of(chosen)[0].title
+
+
+def test_the_report_lists_the_languages_and_compares_with_one_threshold():
+    chosen = figures_of(BY_LANGUAGE)
+    table, languages = report_of(chosen)
+    task, own = chosen["optimism"]["task"], chosen["optimism"]["language"]
+    assert f"F1 {own['f1']:.4f} ±" in table.title and f"threshold {own['nested_f1']:.4f}" in table.title
+    assert f"for all languages {task['f1']:.4f}, nested {task['nested_f1']:.4f}" in table.title
+    assert list(languages.columns[0].cells) == ["en", "fr", "ja"]
+    assert list(languages.columns[3].cells) == [f"{entry['value']:.4f}" for entry in chosen["by_language"].values()]

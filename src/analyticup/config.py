@@ -189,12 +189,16 @@ class PredictSettings:
 
 @dataclass
 class EnsembleSettings:
+    """One score from the folds' (assumed): the mean of their logits or probabilities; `rank`, the mean of the ranks
+    among each fold's out-of-fold rows (no probability); `vote`, the share that says yes at the threshold (a tie is a
+    yes); `weights`, the mean of the logits weighted by each fold's out-of-fold AUC above chance."""
+
     method: str = "mean_logit"
 
 
 @dataclass
 class ThresholdSettings:
-    """`mode`: fixed (at `value`, as the paper does) or sweep (best F1 on out-of-fold rows)."""
+    """`mode`: fixed (at `value`, as the paper does) or sweep (best F1 on out-of-fold rows). Switched off means 0.5."""
 
     enabled: bool = True
     mode: str = "sweep"
@@ -202,6 +206,10 @@ class ThresholdSettings:
     low: float = 0.05
     high: float = 0.95
     step: float = 0.01
+    # A threshold for each language too, drawn towards the task's; for `sweep` only.
+    per_language: bool = False
+    # The task's threshold counts as much as this many rows of the language (assumed).
+    shrinkage_rows: int = 500
 
 
 @dataclass
@@ -264,7 +272,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "filter.rules": ("disagreement", "ambiguity", "confident-learning"),
     "train.objective": ("label_nll", "two_way", "dpo"),
     "train.schedule": ("constant", "linear", "cosine"),
-    "ensemble.method": ("mean_logit", "mean_probability"),
+    "ensemble.method": ("mean_logit", "mean_probability", "rank", "vote", "weights"),
     "threshold.mode": ("fixed", "sweep"),
     "tracking.mode": ("offline", "online", "disabled"),
     "machine.accelerator": ("auto", "cpu", "gpu"),
@@ -314,6 +322,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "threshold.low": (0, 1),
     "threshold.high": (0, 1),
     "threshold.step": (0.0001, 1),
+    "threshold.shrinkage_rows": (0, None),
     "machine.devices": (1, None),
     "machine.threads": (1, None),
 }

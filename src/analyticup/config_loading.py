@@ -206,7 +206,37 @@ def _check_across(values: dict[str, Given]) -> list[str]:
                 errors.append(
                     f"{where}: {low.key} = {low.value} is above {high.key} = {high.value}; change one of them"
                 )
+    return errors + _check_threshold(values)
+
+
+def _check_threshold(values: dict[str, Given]) -> list[str]:
+    """What needs a threshold that is chosen on out-of-fold rows, in the tasks that run."""
+    errors = []
+    running = values["tasks"].value if "tasks" in values else TASKS
+    for task in (task for task in TASKS if task in running):
+        method, enabled, mode, by_language = (
+            _seen_by(task, key, values)
+            for key in ("ensemble.method", "threshold.enabled", "threshold.mode", "threshold.per_language")
+        )
+        if by_language.value and enabled.value and mode.value == "fixed":
+            errors.append(
+                f"{by_language.where}: {by_language.key} = true chooses thresholds on rows, but {mode.key} = fixed for "
+                f"{task}; use sweep, or leave it false"
+            )
+        if method.value == "rank" and not (enabled.value and mode.value == "sweep"):
+            wrong = f"{enabled.key} = false" if not enabled.value else f"{mode.key} = fixed"
+            errors.append(
+                f"{method.where}: {method.key} = rank makes scores that are no probabilities, but {wrong} for {task} "
+                f"compares them with one; use threshold.mode = sweep, or another method"
+            )
     return errors
+
+
+def _seen_by(task: str, key: str, values: dict[str, Given]) -> Given:
+    """A setting as a task sees it: its own, the common one, or the default."""
+    section, name = key.split(".")
+    default = Given(key, getattr(getattr(Settings(), section), name), "default")
+    return values.get(f"{task}.{key}") or values.get(key) or default
 
 
 def _typed(value: Any, hint: Any) -> Any:

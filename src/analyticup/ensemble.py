@@ -1,11 +1,15 @@
-"""One score from the scores of several folds."""
+"""One score from the scores of several folds. The paper shows no ensemble, so every method here is assumed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+
+# A vote's score is the share of folds that say yes; as in Eq. 3 the cut itself says yes, so a tie is a yes.
+VOTE_CUT = 0.5
 
 
 def sigmoid(margins: np.ndarray) -> np.ndarray:
@@ -16,7 +20,93 @@ def sigmoid(margins: np.ndarray) -> np.ndarray:
 
 
 def combine(margins: np.ndarray, method: str) -> np.ndarray:
-    """Scores in 0..1, [rows], from logit margins [rows, folds]; the paper shows no ensemble (assumed)."""
+    """Mean of the logits (mean_logit) or of the probabilities: scores in 0..1, [rows], from margins [rows, folds]."""
     if method == "mean_logit":
         return sigmoid(margins.astype("float64").mean(axis=1))
     return sigmoid(margins).mean(axis=1)
+
+
+def combine_weighted(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean of the logits as scores in 0..1, [rows], from margins [rows, folds] and weights [folds]."""
+    return sigmoid((margins.astype("float64") * weights).sum(axis=1))
+
+
+def fold_weights(labels: Sequence[np.ndarray], margins: Sequence[np.ndarray]) -> np.ndarray:
+    """Weight of each fold's model, [folds], none negative, sum 1: its share of the area above chance, AUC - 0.5.
+
+    labels (0/1) and margins hold each fold's own out-of-fold rows. Stacking is not possible here: cross-validation
+    scores a row with one fold's model alone, so no regression can tell the models apart. A model is judged instead by
+    its own rows (assumed). Folds are judged on different rows, so a weight also holds how hard a fold's rows are, and
+    with folds of equal size and make-up the weights hardly differ.
+
+    A model at or below chance gets 0. One whose rows hold one class cannot be judged and counts as the average of
+    the others. Where no model is above chance, all weigh the same.
+    """
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    above = np.full(len(labels), np.nan)
+    for fold, (truth, scores) in enumerate(zip(labels, margins, strict=True)):
+        if len(np.unique(truth)) == 2:
+            above[fold] = max(0.0, roc_auc_score(truth, scores) - 0.5)
+    judged = above[~np.isnan(above)]
+    above = np.where(np.isnan(above), judged.mean() if len(judged) else 0.0, above)
+    if not above.any():
+        return np.full(len(above), 1 / len(above))
+    return above / above.sum()
+
+
+def rank_among(margins: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The place of each margin among the reference's, in 0..1, [rows]: the share below it plus half the share equal.
+
+    For the reference itself this is its rank, ties averaged, as (rank - 0.5) / rows. ValueError for no reference.
+    """
+    import numpy as np
+
+    if not len(reference):
+        raise ValueError("ranks need one reference row or more")
+    ordered = np.sort(reference)
+    below = np.searchsorted(ordered, margins, side="left")
+    up_to = np.searchsorted(ordered, margins, side="right")
+    return (below + up_to) / (2 * len(ordered))
+
+
+def combine_ranks(margins: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over the folds of each margin's rank among that fold's out-of-fold margins: [rows], in 0..1, no probability.
+
+    The reference is the fold's out-of-fold rows, not the rows that are scored. So a row's score does not depend on
+    what else is scored, dev and test agree, and a threshold chosen on `out_of_fold_scores` means the same margin of
+    each fold; ranks within dev would assume that dev has the positives and languages of the training rows.
+    """
+    import numpy as np
+
+    columns = [rank_among(margins[:, fold], reference) for fold, reference in enumerate(references)]
+    return np.column_stack(columns).mean(axis=1)
+
+
+def combine_votes(margins: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Share of the folds that say yes, [rows]: p of margins [rows, folds] at or above the row's threshold [rows].
+
+    All folds vote at the task's (or the language's) threshold, as that is what out-of-fold rows are decided by: each
+    of them is a vote of one. The answer is yes from `VOTE_CUT` on.
+    """
+    return (sigmoid(margins) >= thresholds[:, None]).mean(axis=1)
+
+
+def threshold_scale(method: str) -> str:
+    """What a threshold is compared with under a method: "probability", or "rank" (see `combine_ranks`)."""
+    return "rank" if method == "rank" else "probability"
+
+
+def out_of_fold_scores(margins: np.ndarray, folds: np.ndarray, method: str) -> np.ndarray:
+    """Scores in 0..1, [rows], on the scale that the method's threshold is compared with, from out-of-fold margins
+    [rows] and the fold that scored each: p, or the rank within that fold."""
+    import numpy as np
+
+    if threshold_scale(method) == "probability":
+        return sigmoid(margins)
+    scores = np.empty(len(margins))
+    for fold in np.unique(folds):
+        own = folds == fold
+        scores[own] = rank_among(margins[own], margins[own])
+    return scores

@@ -12,6 +12,7 @@ from analyticup import stages
 from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_folder, read_artifact, write_record
 from analyticup.config import TASKS, Settings
 from analyticup.config_loading import task_settings, to_dict
+from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ CODE_VERSIONS = {
     "train": 1,
     "predict": 1,
     "ensemble": 1,
-    "threshold": 1,
+    "threshold": 2,
     "submit": 1,
-    "report": 1,
+    "report": 2,
 }
 
 
@@ -180,13 +181,26 @@ class _Graph:
             )
             for p in parts
         }
-        used["ensemble"] = self._add(
-            "ensemble", task, stages.ensemble, settings=to_dict(own.ensemble), inputs={"rows": ingest, **scored}
-        )
-        used["threshold"] = self._add(
-            "threshold", task, stages.threshold, settings=to_dict(own.threshold), inputs={"rows": ingest, **trained}
-        )
+        used |= self._decision(task, own, ingest, trained, scored)
         return {**used, **trained, **scored}
+
+    def _decision(
+        self, task: str, own: Settings, ingest: Node, trained: Mapping[str, Node], scored: Mapping[str, Node]
+    ) -> dict[str, Node]:
+        """ensemble and threshold; the ensemble depends on out-of-fold rows only where its method uses them."""
+        method = own.ensemble.method
+        chosen = {**to_dict(own.threshold), "scores": threshold_scale(method)}
+
+        def threshold() -> Node:
+            return self._add("threshold", task, stages.threshold, settings=chosen, inputs={"rows": ingest, **trained})
+
+        inputs = {"rows": ingest, **scored}
+        if method == "vote":
+            inputs["threshold"] = threshold()
+        elif method in ("rank", "weights"):
+            inputs |= trained
+        ensemble = self._add("ensemble", task, stages.ensemble, settings=to_dict(own.ensemble), inputs=inputs)
+        return {"ensemble": ensemble, "threshold": inputs.get("threshold") or threshold()}
 
     def _filter(self, task: str, own: Settings, training: Mapping[str, Node]) -> Node:
         in_sample = own.filter.scores == "in-sample"

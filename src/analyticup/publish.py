@@ -82,6 +82,9 @@ def make_manifest(
             **training["settings"]["weights"],
         },
         "thresholds": {task: value["value"] for task, value in chosen.items()},
+        "thresholds_by_language": {
+            task: value["by_language"] for task, value in chosen.items() if value["by_language"]
+        },
         "out_of_fold": {task: value["out_of_fold"] for task, value in chosen.items()},
         "environment": records["submit-all"]["environment"],
         "stages": {

@@ -104,6 +104,8 @@ def render(figures: Mapping[str, Any]) -> list[RenderableType]:
         parts.append(_stage_table(task, stages))
     for task, chosen in figures["out_of_fold"].items():
         parts.append(_sweep_table(task, chosen))
+        if chosen.get("by_language"):
+            parts.append(_language_table(task, chosen))
     for task, quality in figures["filter"].items():
         parts.append(_filter_table(task, quality))
     for title, rows in figures["scores"].items():
@@ -147,14 +149,42 @@ def describe_counts(counts: Mapping[str, Any]) -> str:
 
 def _sweep_table(task: str, chosen: Mapping[str, Any]) -> Table:
     figures = chosen["out_of_fold"]
+    ranked = chosen.get("scores") == "rank"
     title = (
-        f"{task}: threshold on {figures['rows']} out-of-fold rows: {chosen['value']:.2f} ({chosen['mode']}), "
-        f"F1 {figures['f1']:.4f} ± {figures['f1_se']:.4f} (at 0.50: {chosen['out_of_fold_at_half']['f1']:.4f}; "
+        f"{task}: threshold on {figures['rows']} out-of-fold rows: {chosen['value']:.2f} "
+        f"({chosen['mode']}{' over ranks' if ranked else ''}), "
+        f"F1 {figures['f1']:.4f} ± {figures['f1_se']:.4f} on them{_optimism(chosen)} "
+        f"(at {'p = ' if ranked else ''}0.50: {chosen['out_of_fold_at_half']['f1']:.4f}; "
         f"all-positive floor {figures['floor_f1']:.4f}), AUC {_number(figures['auc'])}"
     )
     shown = [entry for entry in chosen["sweep"] if round(entry["threshold"], 4) in SHOWN_THRESHOLDS]
     table = plain_table(title, ("threshold", *(f"{entry['threshold']:.2f}" for entry in shown)))
     table.add_row("F1", *(f"{entry['f1']:.4f}" for entry in shown))
+    return table
+
+
+def _optimism(chosen: Mapping[str, Any]) -> str:
+    """F1 without what a threshold gains by being chosen on the rows it is judged on; of the task's threshold too where
+    the languages have their own."""
+    # A report of an earlier version has no such figures.
+    if chosen["mode"] != "sweep" or "optimism" not in chosen:
+        return ""
+    measured = chosen["optimism"]
+    used = measured.get("language", measured["task"])
+    text = f"; each fold by the others' threshold {used['nested_f1']:.4f}, optimism {used['optimism']:+.4f}"
+    if "language" in measured:
+        task = measured["task"]
+        text += f"; one threshold for all languages {task['f1']:.4f}, nested {task['nested_f1']:.4f}"
+    return text
+
+
+def _language_table(task: str, chosen: Mapping[str, Any]) -> Table:
+    table = plain_table(
+        f"{task}: thresholds by language; a language without rows gets the task's",
+        ("language", "out-of-fold rows", "its own best", "threshold"),
+    )
+    for language, entry in chosen["by_language"].items():
+        table.add_row(language, str(entry["rows"]), _number(entry["best"]), _number(entry["value"]))
     return table
 
 

@@ -6,7 +6,7 @@ A stage returns its counts, a nested dict of plain numbers and texts for the rec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,7 +239,7 @@ def filter_rows(job: Job) -> Counts:
     from analyticup.filter import apply_remedy, find_suspects
 
     rows = training_rows(job.inputs["rows"])
-    scores = sigmoid(_gathered(rows, job.inputs, "filter_model"))
+    scores = sigmoid(_gathered(rows, job.inputs, "filter_model")["margin"].to_numpy())
     settings = job.settings.filter
     reasons = find_suspects(rows["label"].to_numpy(dtype=int), scores, settings)
     kept, suspects = apply_remedy(rows, scores, reasons, settings.remedy)
@@ -259,19 +259,23 @@ def filter_rows(job: Job) -> Counts:
     }
 
 
-def _gathered(rows: DataFrame, inputs: Mapping[str, Artifact], role: str) -> np.ndarray:
-    """The held-out margins of all `role` artifacts in the order of the rows; every row must be scored once."""
+def _gathered(rows: DataFrame, inputs: Mapping[str, Artifact], role: str) -> DataFrame:
+    """The held-out `margin` of all `role` artifacts and the `part` that scored it, in the order of the rows; every row
+    must be scored once."""
     import pandas as pd
 
     from analyticup.corpus.scores import load_table
 
-    parts = [load_table(inputs[name].file("held_out.parquet")) for name in sorted(inputs) if name.startswith(role)]
-    margin = pd.concat(parts).set_index("row_id")["margin"]
-    if not margin.index.is_unique or not rows["row_id"].isin(margin.index).all():
+    names = [name for name in sorted(inputs) if name.startswith(role)]
+    parts = [
+        load_table(inputs[name].file("held_out.parquet")).assign(part=name.removeprefix(f"{role}-")) for name in names
+    ]
+    scored = pd.concat(parts).set_index("row_id")
+    if not scored.index.is_unique or not rows["row_id"].isin(scored.index).all():
         raise CheckFailed(
             f"{role}: the folds' scores do not cover every row exactly once; the folds do not fit the rows"
         )
-    return margin.loc[rows["row_id"]].to_numpy()
+    return scored.loc[rows["row_id"], ["margin", "part"]]
 
 
 def predict(job: Job) -> Counts:
@@ -293,47 +297,95 @@ def ensemble(job: Job) -> Counts:
 
     from analyticup.corpus.rows import original_id
     from analyticup.corpus.scores import load_table, save_table
-    from analyticup.ensemble import combine, sigmoid
+    from analyticup.ensemble import sigmoid
 
-    method = job.settings.ensemble.method
     n = job.settings.folds.n
-    counts: Counts = {"folds": n, "method": method}
+    combined, fitted = _combination(job)
+    counts: Counts = {"folds": n, "method": job.settings.ensemble.method, **fitted}
     for split, rows in _scored_splits(job.inputs["rows"]).items():
         tables = [load_table(job.inputs[f"predict-fold{fold}"].file(f"{split}.parquet")) for fold in range(n)]
         if any(table["row_id"].tolist() != rows["row_id"].tolist() for table in tables):
             raise CheckFailed(f"ensemble {job.task} {split}: the folds' scores are not of the same rows")
         margins = np.column_stack([table["margin"].to_numpy() for table in tables])
+        if not np.isfinite(margins).all():
+            raise CheckFailed(f"ensemble {job.task} {split}: a score is not finite; a fold's model is broken")
         per_fold = {f"score_fold{fold}": sigmoid(margins[:, fold]) for fold in range(n)}
         columns = {"id": [original_id(name) for name in rows["row_id"]], "language": rows["language"].tolist()}
-        save_table({**columns, **per_fold, "score": combine(margins, method)}, job.out / f"{split}.parquet")
+        save_table({**columns, **per_fold, "score": combined(margins, rows)}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
     return counts
+
+
+def _combination(job: Job) -> tuple[Callable[[np.ndarray, DataFrame], np.ndarray], Counts]:
+    """The method as a function of margins [rows, folds] and their rows, and what was fitted for it."""
+    from analyticup.ensemble import combine, combine_ranks, combine_votes, combine_weighted, fold_weights
+    from analyticup.threshold import thresholds_of
+
+    method = job.settings.ensemble.method
+    if method == "rank":
+        references = [margins for _, margins in _held_out_by_fold(job)]
+        return lambda margins, rows: combine_ranks(margins, references), {}
+    if method == "weights":
+        weights = fold_weights(*zip(*_held_out_by_fold(job), strict=True))
+        named = {f"fold{fold}": float(weight) for fold, weight in enumerate(weights)}
+        return lambda margins, rows: combine_weighted(margins, weights), {"weights": named}
+    if method == "vote":
+        chosen = _chosen(job.inputs["threshold"])
+        return lambda margins, rows: combine_votes(margins, thresholds_of(chosen, rows["language"])), {}
+    return lambda margins, rows: combine(margins, method), {}
+
+
+def _held_out_by_fold(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels and margins of each fold's out-of-fold rows."""
+    from analyticup.corpus.rows import load_rows
+
+    rows = load_rows(job.inputs["rows"].file("train.parquet"))
+    scored = _gathered(rows, job.inputs, "train")
+    labels, margins = rows["label"].to_numpy(dtype=int), scored["margin"].to_numpy()
+    own = [(scored["part"] == f"fold{fold}").to_numpy() for fold in range(job.settings.folds.n)]
+    return [(labels[part], margins[part]) for part in own]
+
+
+def _chosen(artifact: Artifact) -> dict[str, Any]:
+    """What the threshold stage wrote."""
+    return json.loads(artifact.file("threshold.json").read_text(encoding="utf-8"))
 
 
 def threshold(job: Job) -> Counts:
     from analyticup.corpus.rows import load_rows
     from analyticup.corpus.scores import save_table
-    from analyticup.ensemble import sigmoid
+    from analyticup.ensemble import out_of_fold_scores, sigmoid, threshold_scale
     from analyticup.metrics import binary_metrics
-    from analyticup.threshold import choose_threshold
+    from analyticup.threshold import choose, measure_optimism, thresholds_of
 
+    settings, method = job.settings.threshold, job.settings.ensemble.method
     rows = load_rows(job.inputs["rows"].file("train.parquet"))
-    labels = rows["label"].to_numpy(dtype=int)
-    scores = sigmoid(_gathered(rows, job.inputs, "train"))
-    chosen = choose_threshold(labels, scores, job.settings.threshold)
-    predictions = (scores >= chosen["value"]).astype(int)
+    labels, languages = rows["label"].to_numpy(dtype=int), rows["language"].to_numpy()
+    scored = _gathered(rows, job.inputs, "train")
+    margins, parts = scored["margin"].to_numpy(), scored["part"].to_numpy()
+    scores = out_of_fold_scores(margins, parts, method)
+    chosen = {"scores": threshold_scale(method), **choose(labels, scores, languages, settings)}
+    predictions = (scores >= thresholds_of(chosen, languages)).astype(int)
     chosen["out_of_fold"] = binary_metrics(labels, predictions, scores)
-    chosen["out_of_fold_at_half"] = binary_metrics(labels, (scores >= 0.5).astype(int), scores)
+    # At p = 0.5, also where the threshold is compared with ranks.
+    chosen["out_of_fold_at_half"] = binary_metrics(labels, (sigmoid(margins) >= 0.5).astype(int), scores)
+    chosen["optimism"] = measure_optimism(labels, scores, parts, languages, settings)
     _write_json(chosen, job.out / "threshold.json")
     columns = {
         "row_id": rows["row_id"].tolist(),
-        "language": rows["language"].tolist(),
+        "language": languages.tolist(),
+        "fold": parts.tolist(),
         "label": labels,
         "score": scores,
     }
     save_table(columns, job.out / "out_of_fold.parquet")
     figures = {name: chosen["out_of_fold"][name] for name in ("f1", "floor_f1", "auc")}
-    return {"threshold": chosen["value"], "mode": chosen["mode"], **figures}
+    return {"threshold": chosen["value"], "mode": chosen["mode"], **_by_language(chosen), **figures}
+
+
+def _by_language(chosen: Mapping[str, Any]) -> Counts:
+    values = {language: entry["value"] for language, entry in chosen["by_language"].items()}
+    return {"by language": values} if values else {}
 
 
 def _write_json(value: Any, path: Path) -> None:
@@ -358,13 +410,19 @@ def submit(job: Job) -> Counts:
 
 
 def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
+    from analyticup.config_loading import task_settings
     from analyticup.corpus.scores import load_table, save_table
+    from analyticup.ensemble import VOTE_CUT
     from analyticup.submission import format_problems, validate_submission, write_submission
+    from analyticup.threshold import thresholds_of
 
-    value = json.loads(job.inputs[f"threshold-{task}"].file("threshold.json").read_text(encoding="utf-8"))["value"]
+    chosen = _chosen(job.inputs[f"threshold-{task}"])
     scores = load_table(job.inputs[f"ensemble-{task}"].file(f"{split}.parquet"))
+    # A vote's folds have already been held against the threshold.
+    voted = task_settings(job.settings, task).ensemble.method == "vote"
+    cuts = VOTE_CUT if voted else thresholds_of(chosen, scores["language"])
     # Eq. 3: yes iff p >= threshold.
-    scores["prediction"] = (scores["score"] >= value).astype("int8")
+    scores["prediction"] = (scores["score"] >= cuts).astype("int8")
     folder = job.out / split
     folder.mkdir(exist_ok=True)
     source, path = job.raw[f"{split}_{task}.txt"], folder / f"submit_{task}.txt"
@@ -373,7 +431,8 @@ def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
     if problems:
         raise CheckFailed(f"{path.name}: the written submission is not valid\n{format_problems(problems)}")
     save_table({name: scores[name].to_numpy() for name in scores.columns}, folder / f"scores_{task}.parquet")
-    return path, {"rows": len(scores), "positive": int(scores["prediction"].sum()), "threshold": value}
+    counts = {"rows": len(scores), "positive": int(scores["prediction"].sum()), "threshold": chosen["value"]}
+    return path, {**counts, **_by_language(chosen)}
 
 
 def report(job: Job) -> Counts:
