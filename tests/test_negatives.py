@@ -466,6 +466,8 @@ def test_a_refused_target_is_not_scored_again_for_the_same_query():
     scorer = FakeScorer({"t20": 0.9, "t30": 0.9})
     new, counts = guarded(rows, scorer)
     assert len(new) == 0 and counts["no candidate left"] == 2
+    # Both first choices, and the one that was the other row's; that row had passed over the first one's.
+    assert counts["guard"] == 3 and counts["already a row"] == 1
     assert sorted(target for call in scorer.calls for _, target in call) == ["t20", "t30"]
 
 

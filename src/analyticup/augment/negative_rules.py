@@ -22,10 +22,9 @@ PATH_TASK = "QC"
 
 @dataclass(frozen=True)
 class Ask:
-    """One negative asked for: from which positive row, its how many-th one, and how near (BAND, HARD or EASY)."""
+    """One negative asked for: from which positive row, and how near (BAND, HARD or EASY)."""
 
     row: dict[str, Any]
-    number: int
     kind: str
 
 
@@ -52,8 +51,7 @@ class Rules:
             if has_label(row, 1):
                 self._positive_by_query[query].add(target)
                 self._positive_by_group[row["group"]].add(target)
-                # A missing path has one empty level or none, which would stand above every other path.
-                if row["task"] == PATH_TASK and target:
+                if row["task"] == PATH_TASK:
                     self._paths_by_query[query].add(self._levels(row["target"]))
                     self._paths_by_group[row["group"]].add(self._levels(row["target"]))
 

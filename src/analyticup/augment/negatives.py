@@ -125,14 +125,10 @@ def _choose(positives: list[dict[str, Any]], quotas: dict[str, int], hardness: s
     by_language: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(positives, key=lambda row: (row["language"], seeded_key(seed, row["row_id"]))):
         by_language[row["language"]].append(row)
-    chosen = [
-        (rows[place % len(rows)], place // len(rows))
-        for language, rows in by_language.items()
-        for place in range(quotas[language])
-    ]
+    chosen = [rows[place % len(rows)] for language, rows in by_language.items() for place in range(quotas[language])]
     # In turn along the seeded order, so that the halves differ by at most one row in every language.
     kinds = (BAND, EASY) if hardness == "mix" else (hardness,)
-    return [Ask(row, number, kinds[place % len(kinds)]) for place, (row, number) in enumerate(chosen)]
+    return [Ask(row, kinds[place % len(kinds)]) for place, row in enumerate(chosen)]
 
 
 def _fill(
@@ -190,7 +186,7 @@ def _candidates(
     pool = _Targets(targets, embedder)
     near = pool.neighbours({ask.row["target"] for ask in asks if ask.kind != EASY}, settings.neighbours)
     return [
-        pool.anywhere(ask.row["target"], seeded_key(seed, EASY, ask.row["row_id"], str(ask.number)))
+        pool.anywhere(ask.row["target"], seeded_key(seed, EASY, ask.row["row_id"]))
         if ask.kind == EASY
         else iter(near[ask.row["target"]])
         for ask in asks
