@@ -114,6 +114,19 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
             "negatives.low = 0.95 is above negatives.high = 0.9; change one of them",
         ),
         (
+            "negatives.relations=[]",
+            "negatives.relations is empty; name at least one of sibling, cousin, other",
+        ),
+        (
+            "QC.negatives.origins=[]",
+            "QC.negatives.origins is empty; name at least one of original, translation",
+        ),
+        (
+            "QI.negatives.same_leaf=allow",
+            "QI.negatives.same_leaf: the targets of QI are titles, not category paths; set it for QC alone",
+        ),
+        ("negatives.positive_share=0", "negatives.positive_share = 0.0: must be between 0.01 and 1"),
+        (
             "QC.threshold.high=0.01",
             "threshold.low = 0.05 is above QC.threshold.high = 0.01; change one of them",
         ),
@@ -149,6 +162,13 @@ def test_absurd_values_end_in_an_error_or_stay_text_but_never_in_a_traceback(emp
 def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):
     assert load_settings(empty, ["threshold.low=1e-4"]).threshold.low == 1e-4
     assert "is above" in error(empty, "threshold.low=9e-1", "threshold.high=1e-4")
+
+
+def test_a_guard_without_a_model_is_refused_where_negatives_are_made(empty):
+    guard = "negatives.guard_above=0.9"
+    assert load_settings(empty, [guard]).negatives.guard_above == 0.9
+    assert "the pipeline has no model yet" in error(empty, guard, "QC.negatives.enabled=true")
+    load_settings(empty, [guard, "negatives.enabled=true", "QC.negatives.enabled=false", "QI.negatives.guard_above="])
 
 
 def test_a_wrong_value_in_a_file_is_named_with_the_file(tmp_path):

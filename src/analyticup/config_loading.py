@@ -192,21 +192,15 @@ def _check_across(values: dict[str, Given]) -> list[str]:
     """Rules over two settings, checked on what each task would see, defaults included."""
     errors = []
     for section in ("negatives", "threshold"):
-        defaults = vars(getattr(Settings(), section))
-        for task in ("", *(f"{task}." for task in TASKS)):
-            low, high = (
-                values.get(f"{task}{section}.{end}")
-                or values.get(f"{section}.{end}")
-                or Given(f"{section}.{end}", defaults[end], "")
-                for end in ("low", "high")
-            )
+        for task in ("", *TASKS):
+            low, high = (_seen(values, task, section, end) for end in ("low", "high"))
             # A value from YAML may still be text here, such as 1e-4.
             if float(low.value) > float(high.value):
                 where = low.where or high.where
                 errors.append(
                     f"{where}: {low.key} = {low.value} is above {high.key} = {high.value}; change one of them"
                 )
-    return errors + _check_threshold(values)
+    return errors + _check_threshold(values) + _check_negatives(values)
 
 
 def _check_threshold(values: dict[str, Given]) -> list[str]:
@@ -215,7 +209,7 @@ def _check_threshold(values: dict[str, Given]) -> list[str]:
     running = values["tasks"].value if "tasks" in values else TASKS
     for task in (task for task in TASKS if task in running):
         method, enabled, mode, by_language = (
-            _seen_by(task, key, values)
+            _seen(values, task, *key.split("."))
             for key in ("ensemble.method", "threshold.enabled", "threshold.mode", "threshold.per_language")
         )
         if by_language.value and enabled.value and mode.value == "fixed":
@@ -232,11 +226,34 @@ def _check_threshold(values: dict[str, Given]) -> list[str]:
     return errors
 
 
-def _seen_by(task: str, key: str, values: dict[str, Given]) -> Given:
-    """A setting as a task sees it: its own, the common one, or the default."""
-    section, name = key.split(".")
-    default = Given(key, getattr(getattr(Settings(), section), name), "default")
-    return values.get(f"{task}.{key}") or values.get(key) or default
+def _check_negatives(values: dict[str, Given]) -> list[str]:
+    errors = []
+    for task in TASKS:
+        for name in ("origins", "relations"):
+            given = _seen(values, task, "negatives", name)
+            if given.value == []:
+                choices = ", ".join(CHOICES[f"negatives.{name}"])
+                errors.append(f"{given.where}: {given.key} is empty; name at least one of {choices}")
+        guard = _seen(values, task, "negatives", "guard_above")
+        if _seen(values, task, "negatives", "enabled").value is True and guard.value is not None:
+            # Else the run would end at this stage, after the translations were made.
+            errors.append(
+                f"{guard.where}: {guard.key} = {guard.value}: the pipeline has no model yet that could score "
+                "candidates; set it to null"
+            )
+    for name in ("relations", "same_leaf"):
+        if given := values.get(f"QI.negatives.{name}"):
+            errors.append(
+                f"{given.where}: {given.key}: the targets of QI are titles, not category paths; set it for QC alone"
+            )
+    return errors
+
+
+def _seen(values: dict[str, Given], task: str, section: str, name: str) -> Given:
+    """A setting as the task sees it ("" = neither task's own): its own value, the common one, or the default."""
+    key = f"{section}.{name}"
+    default = Given(key, getattr(getattr(Settings(), section), name), "")
+    return (task and values.get(f"{task}.{key}")) or values.get(key) or default
 
 
 def _typed(value: Any, hint: Any) -> Any:

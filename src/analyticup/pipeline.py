@@ -25,7 +25,7 @@ CODE_VERSIONS = {
     "sample": 1,
     "ingest": 1,
     "translate": 1,
-    "negatives": 1,
+    "negatives": 2,
     "folds": 1,
     "filter_model": 1,
     "filter": 1,

@@ -148,6 +148,7 @@ def training_rows(artifact: Artifact) -> DataFrame:
 
 
 def negatives(job: Job) -> Counts:
+    from analyticup.augment.negative_rules import PATH_TASK, relation_counts
     from analyticup.augment.negatives import sample_negatives
     from analyticup.corpus.rows import save_rows
     from analyticup.embed import load_embedder
@@ -157,7 +158,10 @@ def negatives(job: Job) -> Counts:
     seed = derive_seed(job.settings.seed, "negatives", job.task)
     new_rows, counts = sample_negatives(rows, job.settings.negatives, embedder, seed)
     save_rows(_concat(rows, new_rows), job.out / ROWS)
-    return {"given": len(rows), "new": len(new_rows), "by rule": counts}
+    found: Counts = {"given": len(rows), "new": len(new_rows), "by rule": counts}
+    if job.task == PATH_TASK:
+        found["by relation"] = relation_counts(rows, new_rows)
+    return found
 
 
 def folds(job: Job) -> Counts:

@@ -1,17 +1,21 @@
-"""Semantic negatives: a positive's target is swapped for a close but distinct one.
+"""Semantic negatives: a positive's target is swapped for a distinct one, as a rule a close one.
 
 Section "semantic negative sampling" of arXiv 2510.21671; embedder, number of neighbours, similarity band and
 volume are assumed. The band's upper end keeps out other names of the same thing, its lower end what is
-negative at first sight.
+negative at first sight. One rival reports that easy negatives helped and hard ones hurt, so how near they are
+is a setting. The rules over the category tree, the guard and the target for the positives' share are assumed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from analyticup.augment import proportional_quotas, seeded_key
+from analyticup.augment.negative_rules import BAND, EASY, Ask, Rules, has_label
 from analyticup.config import NegativesSettings
 from analyticup.corpus.rows import COLUMNS, empty_rows, make_rows, normalise
 from analyticup.embed import nearest
@@ -25,121 +29,213 @@ if TYPE_CHECKING:
 COUNTS = (
     "positives",
     "asked",
+    "no source",
     "below band",
     "above band",
+    "not below low",
     "same target",
     "positive for the query",
+    "ancestor or descendant",
+    "same leaf",
+    "relation",
     "already a row",
+    "guard",
     "no candidate left",
     "kept",
+    "kept easy",
 )
+Candidate = tuple[str, float]
+"""(target, cosine to the target it would replace)"""
+Scorer = Callable[[list[tuple[str, str]]], Sequence[float]]
+"""(query, target) pairs -> p(yes) of each, 0..1"""
 
 
 def sample_negatives(
-    rows: DataFrame, settings: NegativesSettings, embedder: Embedder, seed: int
+    rows: DataFrame,
+    settings: NegativesSettings,
+    embedder: Embedder,
+    seed: int,
+    scorer: Scorer | None = None,
 ) -> tuple[DataFrame, dict[str, int]]:
     """New rows of origin "negative", label 0, from the positives whose origin is in `settings.origins`.
 
-    round(share x positives) rows are asked for, spread over the languages in proportion; with a share above 1
-    a positive is used more than once. Each takes the nearest target left after the rules (ties: by text). The
-    order of `rows` changes nothing. Returns (rows table, counts): `positives`, `asked`, `no candidate left`
-    and `kept` count rows (asked = no candidate left + kept), the others neighbours that a rule removed.
-    Raises UserError for settings out of range, before anything is embedded.
+    Asked for are round(share x positives) rows, spread over the languages in proportion, or per language what
+    `wanted_by_language` says; where that is more than its positives, a positive is used more than once. Each takes
+    the first candidate left after the rules. Candidates by `settings.hardness`: "band" = the `neighbours` nearest
+    other targets (nearest first, ties by text) with low <= cosine <= high; "hard" = the same without the lower
+    bound; "easy" = any target of the rows with cosine < low, in an order drawn from the seed, each distinct target
+    as likely (assumed); "mix" = band and easy in turn, neither standing in for the other.
+
+    With `guard_above`, a candidate with p(yes) >= guard_above by `scorer` is refused and the row's next one tried,
+    all rows at once, in at most `neighbours` rounds. The order of `rows` changes nothing. Returns (rows table,
+    counts): `positives`, `asked`, `no source`, `no candidate left`, `kept` and `kept easy` count rows (asked =
+    no source + no candidate left + kept), the others candidates that a rule removed. Raises UserError for settings
+    out of range or a guard without a scorer, before anything is embedded; ValueError for scores that are none.
     """
-    _check(settings)
+    _check(settings, scorer)
     count: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     records = rows.to_dict("records")
     positives = [row for row in records if _is_positive(row, settings)]
-    asked = _choose(positives, settings.share, seed)
-    count["positives"], count["asked"] = len(positives), len(asked)
-    if not asked:
+    quotas = _quotas(records, positives, settings)
+    asks = _choose(positives, quotas, settings.hardness, seed)
+    count["positives"], count["asked"] = len(positives), sum(quotas.values())
+    count["no source"] = count["asked"] - len(asks)
+    if not asks:
         return empty_rows(), dict(count)
-    rules = _Rules(records, settings)
-    neighbours = _neighbours(records, asked, settings, embedder)
+    candidates = _candidates(records, asks, settings, embedder, seed)
+    targets = _fill(asks, candidates, Rules(records, settings), settings, scorer, count)
     new_rows, made = [], Counter[str]()
-    for row in asked:
-        target = rules.pick(row, neighbours[row["target"]], count)
+    for ask, target in zip(asks, targets, strict=True):
         if target is None:
             count["no candidate left"] += 1
             continue
-        new_rows.append(_new_row(row, target, made[row["row_id"]]))
-        made[row["row_id"]] += 1
+        new_rows.append(_new_row(ask.row, target, made[ask.row["row_id"]]))
+        made[ask.row["row_id"]] += 1
+        count["kept easy"] += ask.kind == EASY
     count["kept"] = len(new_rows)
     return make_rows({name: [row[name] for row in new_rows] for name in COLUMNS}), dict(count)
 
 
-class _Rules:
-    """Which targets may stand as a negative of a row; remembers what it gave away."""
+def wanted_by_language(records: list[dict[str, Any]], positive_share: float) -> dict[str, int]:
+    """Language -> fewest negatives with which its share of positives is not above `positive_share` (0 < share <= 1).
 
-    def __init__(self, records: list[dict[str, Any]], settings: NegativesSettings) -> None:
-        self._low, self._high = settings.low, settings.high
-        self._positive_by_query: dict[str, set[str]] = defaultdict(set)
-        self._positive_by_group: dict[str, set[str]] = defaultdict(set)
-        self._rows: set[tuple[str, str]] = set()
-        for row in records:
-            query, target = normalise(row["query"]), normalise(row["target"])
-            self._rows.add((query, target))
-            if _has_label(row, 1):
-                self._positive_by_query[query].add(target)
-                self._positive_by_group[row["group"]].add(target)
-
-    def pick(self, row: dict[str, Any], neighbours: list[tuple[str, float]], count: Counter[str]) -> str | None:
-        """The first of `neighbours` (nearest first) that no rule removes; the removed are counted."""
-        for target, similarity in neighbours:
-            rule = self._broken_rule(row, target, similarity)
-            if not rule:
-                self._rows.add((normalise(row["query"]), normalise(target)))
-                return target
-            count[rule] += 1
-        return None
-
-    def _broken_rule(self, row: dict[str, Any], target: str, similarity: float) -> str:
-        query, other = normalise(row["query"]), normalise(target)
-        if other == normalise(row["target"]):
-            return "same target"
-        if similarity > self._high:
-            return "above band"
-        if similarity < self._low:
-            return "below band"
-        if other in self._positive_by_query[query] or other in self._positive_by_group[row["group"]]:
-            return "positive for the query"
-        return "already a row" if (query, other) in self._rows else ""
-
-
-def _neighbours(
-    records: list[dict[str, Any]],
-    asked: list[dict[str, Any]],
-    settings: NegativesSettings,
-    embedder: Embedder,
-) -> dict[str, list[tuple[str, float]]]:
-    """Target text -> its `settings.neighbours` nearest other targets with their cosines, nearest first."""
-    # A dev or test row may lack its target; "" is no target to swap in.
-    targets = sorted({row["target"] for row in records if normalise(row["target"])})
-    vectors = embedder.passages(targets)
-    place = {target: index for index, target in enumerate(targets)}
-    wanted = sorted({row["target"] for row in asked})
-    # One more, because the nearest of all is the target itself.
-    similarity, index = nearest(vectors, vectors[[place[target] for target in wanted]], settings.neighbours + 1)
+    All labelled rows of the language count, derived ones included; one without any labelled row needs none.
+    """
+    positive, labelled = Counter[str](), Counter[str]()
+    for row in records:
+        positive[row["language"]] += has_label(row, 1)
+        labelled[row["language"]] += has_label(row, 1) or has_label(row, 0)
+    # The decimal number as it was written: in binary, 0.7 and the like would cost or save a row.
+    share = Fraction(str(positive_share))
     return {
-        target: [
-            (targets[other], float(cosine))
-            for other, cosine in zip(index[row], similarity[row], strict=True)
-            if targets[other] != target
-        ][: settings.neighbours]
-        for row, target in enumerate(wanted)
+        language: max(0, math.ceil(positive[language] / share) - labelled[language]) for language in sorted(labelled)
     }
 
 
-def _choose(positives: list[dict[str, Any]], share: float, seed: int) -> list[dict[str, Any]]:
-    """round(share x positives) rows by seeded hash, each language in proportion; in rounds where share >
-    1.
-    """
+def _quotas(
+    records: list[dict[str, Any]], positives: list[dict[str, Any]], settings: NegativesSettings
+) -> dict[str, int]:
+    if settings.positive_share is not None:
+        return wanted_by_language(records, settings.positive_share)
+    return proportional_quotas(Counter(row["language"] for row in positives), round(settings.share * len(positives)))
+
+
+def _choose(positives: list[dict[str, Any]], quotas: dict[str, int], hardness: str, seed: int) -> list[Ask]:
+    """The quota of each language by seeded hash, in rounds over its positives; none where it has no positive."""
     by_language: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in sorted(positives, key=lambda row: (row["language"], seeded_key(seed, row["row_id"]))):
         by_language[row["language"]].append(row)
-    sizes = {language: len(rows) for language, rows in by_language.items()}
-    quotas = proportional_quotas(sizes, round(share * len(positives)))
-    return [rows[place % len(rows)] for language, rows in by_language.items() for place in range(quotas[language])]
+    chosen = [rows[place % len(rows)] for language, rows in by_language.items() for place in range(quotas[language])]
+    # In turn along the seeded order, so that the halves differ by at most one row in every language.
+    kinds = (BAND, EASY) if hardness == "mix" else (hardness,)
+    return [Ask(row, kinds[place % len(kinds)]) for place, row in enumerate(chosen)]
+
+
+def _fill(
+    asks: list[Ask],
+    candidates: list[Iterator[Candidate]],
+    rules: Rules,
+    settings: NegativesSettings,
+    scorer: Scorer | None,
+    count: Counter[str],
+) -> list[str | None]:
+    """The target of every ask, None where no candidate is left."""
+    targets: list[str | None] = [None] * len(asks)
+    waiting = list(range(len(asks)))
+    for _ in range(settings.neighbours):
+        for place in waiting:
+            targets[place] = rules.pick(asks[place], candidates[place], count)
+        picked = [place for place in waiting if targets[place] is not None]
+        waiting = _too_likely(picked, asks, targets, settings.guard_above, scorer)
+        for place in waiting:
+            rules.refuse(asks[place], targets[place] or "")
+            targets[place] = None
+        count["guard"] += len(waiting)
+        if not waiting:
+            break
+    return targets
+
+
+def _too_likely(
+    places: list[int],
+    asks: list[Ask],
+    targets: list[str | None],
+    guard_above: float | None,
+    scorer: Scorer | None,
+) -> list[int]:
+    """Those of `places` whose new row the scorer takes for a positive."""
+    if guard_above is None or scorer is None or not places:
+        return []
+    scores = scorer([(asks[place].row["query"], targets[place] or "") for place in places])
+    for score in scores:
+        if not 0 <= score <= 1:
+            raise ValueError(f"the guard's scorer gave {score}; p(yes) lies within 0..1")
+    return [place for place, score in zip(places, scores, strict=True) if score >= guard_above]
+
+
+def _candidates(
+    records: list[dict[str, Any]],
+    asks: list[Ask],
+    settings: NegativesSettings,
+    embedder: Embedder,
+    seed: int,
+) -> list[Iterator[Candidate]]:
+    """For every ask the targets to try, in this order."""
+    # A dev or test row may lack its target; "" is no target to swap in.
+    targets = sorted({row["target"] for row in records if normalise(row["target"])})
+    pool = _Targets(targets, embedder)
+    near = pool.neighbours({ask.row["target"] for ask in asks if ask.kind != EASY}, settings.neighbours)
+    return [
+        pool.anywhere(ask.row["target"], seeded_key(seed, EASY, ask.row["row_id"]))
+        if ask.kind == EASY
+        else iter(near[ask.row["target"]])
+        for ask in asks
+    ]
+
+
+class _Targets:
+    """All distinct targets of the rows, embedded."""
+
+    def __init__(self, targets: list[str], embedder: Embedder) -> None:
+        self._targets = targets
+        self._vectors = embedder.passages(targets)
+        self._place = {target: index for index, target in enumerate(targets)}
+
+    def neighbours(self, texts: set[str], k: int) -> dict[str, list[Candidate]]:
+        """Target text -> its k nearest other targets with their cosines, nearest first."""
+        wanted = sorted(texts)
+        own = self._vectors[[self._place[text] for text in wanted]]
+        # One more, because the nearest of all is the target itself.
+        similarity, index = nearest(self._vectors, own, k + 1)
+        return {
+            text: [
+                (self._targets[other], float(cosine))
+                for other, cosine in zip(index[row], similarity[row], strict=True)
+                if self._targets[other] != text
+            ][:k]
+            for row, text in enumerate(wanted)
+        }
+
+    def anywhere(self, text: str, key: str, block: int = 256) -> Iterator[Candidate]:
+        """Every other target once, in an order drawn from `key` (hex digits).
+
+        Start and step are drawn, the step without a common divisor with the number of targets: to shuffle or score
+        all of them for every row would cost rows x targets, where mostly the first few are looked at.
+        """
+        import numpy as np
+
+        size = len(self._targets)
+        start, step = int(key[:16], 16) % size, int(key[16:32], 16) % size or 1
+        while math.gcd(step, size) > 1:
+            step += 1
+        own = self._vectors[self._place[text]].astype(np.float64)
+        for begin in range(0, size, block):
+            places = (start + step * np.arange(begin, min(begin + block, size))) % size
+            # In double precision and rounded, as `nearest` does it, so that both see the same cosine.
+            cosines = np.einsum("d,kd->k", own, self._vectors[places].astype(np.float64)).astype(np.float32)
+            for place, cosine in zip(places, cosines, strict=True):
+                if self._targets[place] != text:
+                    yield self._targets[place], float(cosine)
 
 
 def _new_row(source: dict[str, Any], target: str, number: int) -> dict[str, Any]:
@@ -153,17 +249,14 @@ def _new_row(source: dict[str, Any], target: str, number: int) -> dict[str, Any]
 
 
 def _is_positive(row: dict[str, Any], settings: NegativesSettings) -> bool:
-    return _has_label(row, 1) and row["origin"] in settings.origins and bool(normalise(row["target"]))
+    return has_label(row, 1) and row["origin"] in settings.origins and bool(normalise(row["target"]))
 
 
-def _has_label(row: dict[str, Any], label: int) -> bool:
-    # A missing label is pandas' NA, which is neither equal nor unequal to anything.
-    return isinstance(row["label"], int) and row["label"] == label
-
-
-def _check(settings: NegativesSettings) -> None:
+def _check(settings: NegativesSettings, scorer: Scorer | None) -> None:
     if not 0 <= settings.share < math.inf:
         raise UserError(f"negatives.share is {settings.share}; it must be a number from 0")
+    if settings.positive_share is not None and not 0 < settings.positive_share <= 1:
+        raise UserError(f"negatives.positive_share is {settings.positive_share}; it must be above 0 and at most 1")
     if settings.neighbours < 1:
         raise UserError(f"negatives.neighbours is {settings.neighbours}; it must be at least 1")
     if not -1 <= settings.low <= settings.high <= 1:
@@ -173,3 +266,11 @@ def _check(settings: NegativesSettings) -> None:
         )
     if not settings.origins:
         raise UserError("negatives.origins is empty; name at least one of original, translation")
+    if not settings.relations:
+        raise UserError("negatives.relations is empty; name at least one of sibling, cousin, other")
+    if settings.guard_above is not None and not 0 <= settings.guard_above <= 1:
+        raise UserError(f"negatives.guard_above is {settings.guard_above}; it must lie within 0..1, or be null")
+    if settings.guard_above is not None and scorer is None:
+        raise UserError(
+            f"negatives.guard_above is {settings.guard_above}, but no model scores the candidates; set it to null"
+        )
