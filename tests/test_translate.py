@@ -4,7 +4,7 @@ import pytest
 
 from analyticup.augment import proportional_quotas
 from analyticup.augment.translate import COUNTS, missing_languages, translate_rows
-from analyticup.augment.translators import CachedTranslator, build_translator
+from analyticup.augment.translators import CachedTranslator, Translation, build_translator
 from analyticup.augment.translators.mined import MinedTranslator
 from analyticup.config import TranslateSettings
 from analyticup.corpus.rows import COLUMNS, make_rows, query_key
@@ -21,6 +21,10 @@ def rows_of(*cells, split="train"):
     return make_rows(columns)
 
 
+def texts_of(translations):
+    return [translation.text for translation in translations]
+
+
 class StubTranslator:
     """Answers `<language>:<text>`, or what `answers` says for a text; remembers what it was asked."""
 
@@ -34,7 +38,8 @@ class StubTranslator:
         if len(self.calls) + 1 == self.fail_at:
             raise KeyboardInterrupt
         self.calls.append((list(texts), target_language, sources))
-        return [self.answers.get(text, f"{target_language}:{text}") for text in texts]
+        answers = [self.answers.get(text, f"{target_language}:{text}") for text in texts]
+        return [answer if isinstance(answer, Translation) else Translation(answer) for answer in answers]
 
     @property
     def asked(self):
@@ -47,7 +52,7 @@ MIXED += [("ko", f"ko query {n}", "path 1", 1) for n in range(40)]
 
 def test_a_translated_row_keeps_target_label_and_group():
     rows = rows_of(("en", "Red Dress", "women,dresses", 1), ("fr", "robe rouge", "women,shoes", 0))
-    new, counts = translate_rows(rows, TranslateSettings(), StubTranslator(), ["de"], seed=1)
+    new, counts, _ = translate_rows(rows, TranslateSettings(), StubTranslator(), ["de"], seed=1)
     first = new[new["source_id"] == "train-1"].iloc[0].to_dict()
     assert first == {
         "row_id": "train-1/t-de",
@@ -67,7 +72,7 @@ def test_a_translated_row_keeps_target_label_and_group():
 
 def test_the_sample_is_proportional_over_label_and_source_language():
     settings = TranslateSettings(rows_per_language=20)
-    new, counts = translate_rows(rows_of(*MIXED), settings, StubTranslator(), ["de"], seed=1)
+    new, counts, _ = translate_rows(rows_of(*MIXED), settings, StubTranslator(), ["de"], seed=1)
     source_language = new["query"].str.removeprefix("de:").str[:2]
     drawn = new.groupby([source_language, "label"]).size().to_dict()
     # 2.5 rows for each stratum of en and fr: the two that are left over go to the first strata by name.
@@ -77,10 +82,10 @@ def test_the_sample_is_proportional_over_label_and_source_language():
 
 def test_row_order_changes_nothing_and_the_seed_does():
     rows, settings = rows_of(*MIXED), TranslateSettings(rows_per_language=15)
-    new, _ = translate_rows(rows, settings, StubTranslator(), ["de", "pl"], seed=1)
+    new, *_ = translate_rows(rows, settings, StubTranslator(), ["de", "pl"], seed=1)
     shuffled = rows.sample(frac=1, random_state=5)
     assert translate_rows(shuffled, settings, StubTranslator(), ["de", "pl"], seed=1)[0].equals(new)
-    other, _ = translate_rows(rows, settings, StubTranslator(), ["de", "pl"], seed=2)
+    other, *_ = translate_rows(rows, settings, StubTranslator(), ["de", "pl"], seed=2)
     assert set(other["row_id"]) != set(new["row_id"])
     by_language = new.groupby("language")["source_id"].apply(set)
     assert by_language["de"] != by_language["pl"]
@@ -89,8 +94,8 @@ def test_row_order_changes_nothing_and_the_seed_does():
 def test_a_costly_translator_is_asked_for_the_sample_alone_and_a_selective_one_for_everything():
     rows, settings = rows_of(*MIXED), TranslateSettings(rows_per_language=8)
     costly, selective = StubTranslator(), StubTranslator(selective=True)
-    _, costly_counts = translate_rows(rows, settings, costly, ["de"], seed=1)
-    _, selective_counts = translate_rows(rows, settings, selective, ["de"], seed=1)
+    _, costly_counts, _ = translate_rows(rows, settings, costly, ["de"], seed=1)
+    _, selective_counts, _ = translate_rows(rows, settings, selective, ["de"], seed=1)
     assert len(costly.asked) == 8 == costly_counts["de"]["asked"]
     assert len(selective.asked) == 80 == selective_counts["de"]["asked"]
     assert selective_counts["de"]["kept"] == 8 and selective_counts["de"]["not sampled"] == 72
@@ -100,7 +105,7 @@ def test_a_selective_sample_is_drawn_from_what_could_be_translated():
     known = {f"en query {number}": f"anfrage {number}" for number in range(6)}
     answers = {query: known.get(query) for _, query, _, _ in MIXED}
     settings = TranslateSettings(rows_per_language=6)
-    new, counts = translate_rows(rows_of(*MIXED), settings, StubTranslator(answers, True), ["de"], seed=1)
+    new, counts, _ = translate_rows(rows_of(*MIXED), settings, StubTranslator(answers, True), ["de"], seed=1)
     assert sorted(new["query"]) == sorted(known.values())
     assert counts["de"]["refused"] == 74 and counts["de"]["kept"] == 6
 
@@ -123,7 +128,7 @@ def test_what_is_dropped_is_counted():
         "신발": "  ",
         "sandália": "Sandale",
     }
-    new, counts = translate_rows(rows, TranslateSettings(), StubTranslator(answers), ["de"], seed=1)
+    new, counts, _ = translate_rows(rows, TranslateSettings(), StubTranslator(answers), ["de"], seed=1)
     expected = {
         "asked": 7,
         "refused": 2,
@@ -149,7 +154,7 @@ def test_only_labelled_originals_in_other_languages_are_translated():
 def test_each_query_is_asked_once_with_its_source_where_that_matters():
     rows = rows_of(("en", "bag", "a", 1), ("en", "bag", "b", 0), ("fr", "bag", "c", 1))
     plain, sourced = StubTranslator(), StubTranslator(uses_source=True)
-    new, _ = translate_rows(rows, TranslateSettings(), plain, ["de"], seed=1)
+    new, *_ = translate_rows(rows, TranslateSettings(), plain, ["de"], seed=1)
     translate_rows(rows, TranslateSettings(), sourced, ["de"], seed=1)
     assert plain.calls == [(["bag"], "de", None)] and len(new) == 3
     assert sourced.calls == [(["bag", "bag"], "de", ["en", "fr"])]
@@ -157,7 +162,7 @@ def test_each_query_is_asked_once_with_its_source_where_that_matters():
 
 def test_no_target_language_gives_no_rows():
     translator = StubTranslator()
-    new, counts = translate_rows(rows_of(*MIXED), TranslateSettings(), translator, [], seed=1)
+    new, counts, _ = translate_rows(rows_of(*MIXED), TranslateSettings(), translator, [], seed=1)
     assert len(new) == 0 and tuple(new.columns) == COLUMNS and counts == {} and translator.calls == []
 
 
@@ -166,7 +171,7 @@ def test_a_negative_volume_is_refused_and_zero_gives_nothing():
     with pytest.raises(UserError, match=r"translate\.rows_per_language is -1"):
         translate_rows(rows_of(*MIXED), settings, StubTranslator(), ["de"], seed=1)
     costly = StubTranslator()
-    new, counts = translate_rows(rows_of(*MIXED), replace(settings, rows_per_language=0), costly, ["de"], seed=1)
+    new, counts, _ = translate_rows(rows_of(*MIXED), replace(settings, rows_per_language=0), costly, ["de"], seed=1)
     assert len(new) == 0 and counts["de"]["asked"] == 0 and costly.calls == []
 
 
@@ -191,13 +196,14 @@ def test_quotas_sum_up_and_never_exceed_their_group():
 
 
 def test_cached_translations_and_refusals_are_not_asked_again(tmp_path):
-    first, second = StubTranslator({"xyz": None}), StubTranslator()
+    first, second = StubTranslator({"xyz": Translation(None, 0.5, "no such word")}), StubTranslator()
     texts = ["bag", "xyz", "bag", "shoe"]
-    expected = ["de:bag", None, "de:bag", "de:shoe"]
+    bag, shoe = Translation("de:bag"), Translation("de:shoe")
+    expected = [bag, Translation(None, 0.5, "no such word"), bag, shoe]
     assert CachedTranslator(first, tmp_path, 2).translate(texts, "de") == expected
     assert CachedTranslator(second, tmp_path, 2).translate(texts, "de") == expected
     assert sorted(first.asked) == ["bag", "shoe", "xyz"] and second.calls == []
-    assert CachedTranslator(second, tmp_path, 2).translate(["bag"], "pl") == ["pl:bag"]
+    assert CachedTranslator(second, tmp_path, 2).translate(["bag"], "pl") == [Translation("pl:bag")]
 
 
 def test_after_an_interruption_only_the_rest_is_asked(tmp_path):
@@ -205,7 +211,7 @@ def test_after_an_interruption_only_the_rest_is_asked(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         CachedTranslator(StubTranslator(fail_at=3), tmp_path, 2).translate(texts, "de")
     rest = StubTranslator()
-    assert CachedTranslator(rest, tmp_path, 2).translate(texts, "de") == [f"de:{text}" for text in texts]
+    assert texts_of(CachedTranslator(rest, tmp_path, 2).translate(texts, "de")) == [f"de:{text}" for text in texts]
     assert rest.asked == ["text 4", "text 5", "text 6"]
 
 
@@ -231,7 +237,7 @@ def test_build_translator_makes_what_the_settings_name(tmp_path):
         return build_translator(settings, cache_dir=tmp_path, embedder_factory=lambda: NoEmbedder(), pool=pool)
 
     assert isinstance(build("mined"), MinedTranslator)
-    with pytest.raises(UserError, match=r"translate\.translator is 'google'; use one of lexicon, mined, seedx"):
+    with pytest.raises(UserError, match=r"translate\.translator is 'google'; use one of lexicon, mined, seedx, marian"):
         build("google")
     with pytest.raises(UserError, match=r"translate\.seedx.revision is None; pin ByteDance-Seed/Seed-X-PPO-7B"):
         build("seedx")

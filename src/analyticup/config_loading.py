@@ -190,15 +190,10 @@ def _is_plain_name(name: str) -> bool:
 def _check_across(values: dict[str, Given]) -> list[str]:
     """Rules over two settings, checked on what each task would see, defaults included."""
     errors = []
-    for section in ("negatives", "threshold"):
-        defaults = vars(getattr(Settings(), section))
-        for task in ("", *(f"{task}." for task in TASKS)):
-            low, high = (
-                values.get(f"{task}{section}.{end}")
-                or values.get(f"{section}.{end}")
-                or Given(f"{section}.{end}", defaults[end], "")
-                for end in ("low", "high")
-            )
+    for task in ("", *(f"{task}." for task in TASKS)):
+        errors += _translate_problems(values, task)
+        for section in ("negatives", "threshold"):
+            low, high = (_effective(values, task, f"{section}.{end}") for end in ("low", "high"))
             # A value from YAML may still be text here, such as 1e-4.
             if float(low.value) > float(high.value):
                 where = low.where or high.where
@@ -206,6 +201,47 @@ def _check_across(values: dict[str, Given]) -> list[str]:
                     f"{where}: {low.key} = {low.value} is above {high.key} = {high.value}; change one of them"
                 )
     return errors
+
+
+def _effective(values: dict[str, Given], task: str, key: str) -> Given:
+    """What holds for a task ("QC.", or "" for what both share): its own value, the common one, or the default."""
+    from functools import reduce
+
+    default = Given(key, reduce(getattr, key.split("."), Settings()), "")
+    return values.get(f"{task}{key}") or values.get(key) or default
+
+
+def _translate_problems(values: dict[str, Given], task: str) -> list[str]:
+    from analyticup.augment import read_mapping
+    from analyticup.augment.translate import read_volumes
+
+    enabled, translator, model, volumes, languages, codes = (
+        _effective(values, task, f"translate.{name}")
+        for name in ("enabled", "translator", "machine.model", "volumes", "languages", "machine.codes")
+    )
+    errors = []
+    if enabled.value is True and translator.value == "marian" and not model.value:
+        errors.append(
+            f"{translator.where}: {translator.key} = marian: set {model.key} to a local folder, or to a hub id with "
+            f"translate.machine.revision"
+        )
+    try:
+        unused = sorted(set(read_volumes(_strings(volumes.value))) - set(_strings(languages.value)))
+        if languages.value is not None and unused:
+            errors.append(f"{volumes.where}: {volumes.key} names {', '.join(unused)}, which {languages.key} does not")
+    except UserError as error:
+        errors.append(f"{volumes.where}: {error}")
+    try:
+        read_mapping(_strings(codes.value), codes.key)
+    except UserError as error:
+        errors.append(f"{codes.where}: {error}")
+    return errors
+
+
+def _strings(value: Any) -> list[str]:
+    """A list of texts as YAML may give it: one of them alone, or nothing."""
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(part) for part in parts]
 
 
 def _typed(value: Any, hint: Any) -> Any:
