@@ -1,14 +1,22 @@
+import json
+import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
+from analyticup import stages
+from analyticup.artifacts import Artifact
 from analyticup.augment import proportional_quotas
-from analyticup.augment.translate import COUNTS, missing_languages, translate_rows
+from analyticup.augment.translate import COUNTS, missing_languages, read_volumes, translate_rows
+from analyticup.augment.translation_report import write_report
 from analyticup.augment.translators import CachedTranslator, Translation, build_translator
 from analyticup.augment.translators.mined import MinedTranslator
-from analyticup.config import TranslateSettings
-from analyticup.corpus.rows import COLUMNS, make_rows, query_key
+from analyticup.config import Settings, TranslateSettings
+from analyticup.config_loading import load_settings
+from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, query_key, save_rows
 from analyticup.errors import UserError
+from analyticup.folds import assign_folds, check_no_leakage
 
 
 def rows_of(*cells, split="train"):
@@ -190,6 +198,190 @@ def test_quotas_sum_up_and_never_exceed_their_group():
     for total in range(13):
         quotas = proportional_quotas({"a": 7, "b": 4, "c": 2}, total)
         assert sum(quotas.values()) == total and quotas["a"] <= 7 and quotas["b"] <= 4 and quotas["c"] <= 2
+
+
+def test_volumes_hold_for_their_language_alone():
+    settings = TranslateSettings(rows_per_language=6, volumes=["de=10", "pl=0"])
+    _, counts, _ = translate_rows(rows_of(*MIXED), settings, StubTranslator(), ["de", "pl", "ar"], seed=1)
+    assert {language: count["kept"] for language, count in counts.items()} == {"de": 10, "pl": 0, "ar": 6}
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        (["de"], "'de' is not of the form"),
+        (["de="], "'de=' is not of the form"),
+        (["de=1", "de=2"], "names 'de' twice"),
+        (["de=-1"], "de=-1: the rows must be a whole number"),
+        (["de=1.5"], "de=1.5: the rows must be a whole number"),
+    ],
+)
+def test_volumes_that_cannot_be_read_are_named(entries, told):
+    with pytest.raises(UserError, match=f"translate.volumes.*{told}"):
+        read_volumes(entries)
+
+
+def test_only_rows_in_the_source_languages_are_translated():
+    settings = TranslateSettings(source_languages=["ko", "fr"])
+    translator = StubTranslator()
+    translate_rows(rows_of(*MIXED), settings, translator, ["de"], seed=1)
+    assert {text[:2] for text in translator.asked} == {"ko", "fr"} and len(translator.asked) == 60
+    with pytest.raises(UserError, match=r"source_languages = th: no labelled row is in one of these; .* en, fr, ko$"):
+        translate_rows(rows_of(*MIXED), replace(settings, source_languages=["th"]), translator, ["de"], seed=1)
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "negatives", "positives"),
+    [
+        (0.5, 20, 10, 10),
+        (0.75, 20, 5, 15),
+        # Half of 41 rows, to the nearest row.
+        (0.5, 1000, 20, 21),
+        (0.0, 30, 20, 0),
+        (1.0, 30, 0, 30),
+        (0.8, 1000, 15, 60),
+    ],
+)
+@pytest.mark.parametrize("selective", [True, False])
+def test_the_label_balance_goes_before_the_number_of_rows(share, limit, negatives, positives, selective):
+    # 20 negatives and 60 positives
+    settings = TranslateSettings(rows_per_language=limit, positive_share=share)
+    new, counts, _ = translate_rows(rows_of(*MIXED), settings, StubTranslator(selective=selective), ["de"], seed=1)
+    assert ((new["label"] == 0).sum(), (new["label"] == 1).sum()) == (negatives, positives)
+    assert counts["de"]["kept"] == negatives + positives
+    shuffled = rows_of(*MIXED).sample(frac=1, random_state=3)
+    again, *_ = translate_rows(shuffled, settings, StubTranslator(selective=selective), ["de"], seed=1)
+    assert again.equals(new)
+
+
+def test_the_balance_holds_though_a_costly_translator_refuses_one_label():
+    answers = {query: None for _, query, _, label in MIXED if label == 0 and query.startswith("en")}
+    settings = TranslateSettings(rows_per_language=40, positive_share=0.5)
+    new, counts, _ = translate_rows(rows_of(*MIXED), settings, StubTranslator(answers), ["de"], seed=1)
+    assert (new["label"].tolist().count(0), new["label"].tolist().count(1)) == (10, 11)
+    assert counts["de"] | {"refused": 10, "not sampled": 9, "kept": 21, "asked": 40} == counts["de"]
+
+
+def test_new_rows_follow_their_source_into_its_fold():
+    rows = rows_of(*MIXED)
+    settings = TranslateSettings(volumes=["de=30"], source_languages=["en", "ko"], positive_share=0.5)
+    new, *_ = translate_rows(rows, settings, StubTranslator(), ["de", "pl"], seed=1)
+    everything = pd.concat([rows, new], ignore_index=True)
+    fold = assign_folds(everything, 3, seed=1)
+    for number in range(3):
+        held_out = everything[(fold == number) & (everything["origin"] == "original")]
+        check_no_leakage(everything[fold != number], held_out)
+        assert not set(everything[fold != number]["source_id"]) & set(held_out["row_id"])
+
+
+# The report
+
+
+def scored(translation, score):
+    return Translation(translation, score)
+
+
+def test_the_report_counts_pairs_rows_and_reasons(tmp_path):
+    rows = rows_of(
+        *[("en", "bag", "a", 1), ("en", "bag", "b", 0), ("fr", "bag", "c", 1), ("en", "shoe | <b>", "a", 1)],
+        *[("en", "hat", "a", 1), ("en", "cap", "a", 1), ("en", "belt", "a", 1)],
+    )
+    answers = {
+        "bag": scored("Tasche", 1.5),
+        "shoe | <b>": scored("Schuh | <b>", 1.0),
+        "cap": Translation(None, 2.0, "low margin"),
+    }
+    answers |= {"belt": Translation(None, 2.0, "low margin"), "hat": Translation(" ")}
+    _, counts, pairs = translate_rows(rows, TranslateSettings(), StubTranslator(answers), ["de"], seed=1)
+    write_report(pairs, counts, 1, tmp_path)
+    found = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    shared = {"source": "bag", "translation": "Tasche", "language": "de", "score": 1.5}
+    assert found[0] == shared | {"source_language": "en", "rows": 2}
+    assert found[2] == shared | {"source_language": "fr", "rows": 1} and len(found) == 3
+    told = json.loads((tmp_path / "translation_report.json").read_text(encoding="utf-8"))["languages"]["de"]
+    assert told["pairs found"] == 3 and told["pairs refused"] == {"empty": 1, "low margin": 2}
+    assert told["rows"] == counts["de"] and told["rows"]["kept"] == 4
+    # Of 1, 1.5 and 1.5.
+    assert told["score"] == {"p5": 1.05, "p25": 1.25, "p50": 1.5, "p75": 1.5, "p95": 1.5}
+    assert sorted(example["source"] for example in told["examples"]) == ["bag", "bag", "shoe | <b>"]
+    text = (tmp_path / "translation_report.md").read_text(encoding="utf-8")
+    assert "- pairs found: 3; refused: empty 1, low margin 2" in text
+    assert "| en | shoe \\| \\<b> | Schuh \\| \\<b> | 1.0 |" in text
+
+
+def test_the_report_is_the_same_whatever_the_order_and_shows_twenty_pairs_of_rows(tmp_path):
+    rows, settings = rows_of(*MIXED), TranslateSettings(rows_per_language=30)
+    for name, frame, seed in (("a", rows, 1), ("b", rows.sample(frac=1, random_state=2), 1), ("c", rows, 2)):
+        (tmp_path / name).mkdir()
+        _, counts, pairs = translate_rows(frame, settings, StubTranslator(selective=True), ["de", "pl"], seed=1)
+        write_report(pairs, counts, seed, tmp_path / name)
+    for name in ("pairs.jsonl", "translation_report.json", "translation_report.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    told = [json.loads((tmp_path / name / "translation_report.json").read_text(encoding="utf-8")) for name in "ac"]
+    first, other = (entry["languages"]["de"]["examples"] for entry in told)
+    assert len(first) == 20 and {example["rows"] for example in first} == {1} and first != other
+    assert [example["source"] for example in first] != sorted(example["source"] for example in first)
+    assert told[0]["languages"]["de"]["score"] is None
+
+
+def test_a_report_without_languages_says_so(tmp_path):
+    write_report({}, {}, 1, tmp_path)
+    assert "No language to translate to." in (tmp_path / "translation_report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "pairs.jsonl").read_bytes() == b""
+
+
+def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
+    rows = rows_of(("en", "frying pan 28cm", "a", 1), ("en", "zzz", "a", 0), ("fr", "poêle à frire", "b", 1))
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    save_rows(rows, tmp_path / "in" / "train.parquet")
+    save_rows(rows_of(("de", "pfanne", "a", None), split="dev"), tmp_path / "in" / "dev.parquet")
+    own = TranslateSettings(translator="lexicon", source_languages=["en"], volumes=["de=5", "vn=5"])
+    job = stages.Job(
+        *("QC", "", Settings(translate=own), {"rows": Artifact(tmp_path / "in", {})}, tmp_path / "out"),
+        *({}, tmp_path / "cache", tmp_path / "logs", "group", None),
+    )
+    counts = stages.translate(job)
+    assert counts["new"] == 1 and counts["by language"]["de"]["refused"] == 1
+    assert counts["pairs refused"] == {"de": {"no known phrase": 1}}
+    assert counts["translate.volumes not needed for"] == "vn"
+    assert counts["left out by translate.source_languages"] == 1
+    assert load_rows(tmp_path / "out" / "rows.parquet")["row_id"].tolist()[-1] == "train-1/t-de"
+    assert "bratpfanne 28cm" in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8")
+
+
+# The settings
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("translate.volumes=[de=x]", "translate.volumes: de=x: the rows must be a whole number"),
+        ("translate.volumes=de", "'de' is not of the form language=value"),
+        ("translate.positive_share=1.5", "must be between 0 and 1"),
+        ("translate.machine.codes=[de]", "translate.machine.codes: 'de' is not of the form"),
+        ("translate.translator=marian", "translate.translator = marian: set translate.machine.model"),
+        ("QI.translate.translator=marian", "QI.translate.translator = marian: set translate.machine.model"),
+        ("translate.mined.max_length_ratio=0.5", "must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_at_once(tmp_path, given, told):
+    config = tmp_path / "empty.yaml"
+    config.write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_settings(config, [given])
+
+
+def test_volumes_are_checked_against_the_languages_of_each_task(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("translate: {volumes: [de=500, vn=10], languages: [de, vn]}\n", encoding="utf-8")
+    settings = load_settings(config, ["translate.translator=marian", "translate.machine.model=some/model"])
+    assert settings.translate.volumes == ["de=500", "vn=10"]
+    with pytest.raises(
+        UserError, match=r"mine.yaml: translate.volumes names vn, which QC.translate.languages does not"
+    ):
+        load_settings(config, ["QC.translate.languages=[de]"])
+    assert load_settings(config, ["translate.languages=null"]).translate.languages is None
 
 
 # The cache
