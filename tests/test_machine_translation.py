@@ -278,3 +278,19 @@ def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
     assert level == "blocks" and "neither a folder nor a hub id" in text
     ((level, text),) = look("owner/model")
     assert level == "blocks" and "translate.machine.revision=COMMIT" in text
+
+
+def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
+    from analyticup.pipeline import _translate_identity
+
+    def identity(**change):
+        machine = replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change)
+        return _translate_identity(Settings(translate=TranslateSettings(translator="marian", machine=machine)))
+
+    assert identity(batch_size=1) == identity()
+    assert identity(beams=1) != identity() and identity(revision=COMMIT[::-1]) != identity()
+    for change in ({"volumes": ["de=5"]}, {"source_languages": ["en"]}, {"positive_share": 0.5}):
+        own = Settings(translate=TranslateSettings(translator="lexicon", **change))
+        assert _translate_identity(own) != _translate_identity(
+            Settings(translate=TranslateSettings(translator="lexicon"))
+        )
