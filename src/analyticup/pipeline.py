@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 CODE_VERSIONS = {
     "sample": 1,
     "ingest": 1,
-    "translate": 1,
+    "translate": 2,
     "negatives": 2,
     "folds": 1,
     "filter_model": 1,
@@ -252,12 +252,19 @@ def _translate_identity(settings: Settings) -> dict[str, Any]:
         "translator": own.translator,
         "languages": own.languages,
         "rows_per_language": own.rows_per_language,
+        "volumes": sorted(own.volumes),
+        "source_languages": None if own.source_languages is None else sorted(own.source_languages),
+        "positive_share": own.positive_share,
         "seed": settings.seed,
     }
     if own.translator == "mined":
         return {**part, "mined": to_dict(own.mined), "embedder": _embedder_identity(settings)}
     if own.translator == "lexicon":
         return {**part, "tables": _tables_sha256()}
+    if own.translator == "marian":
+        from analyticup.augment.translators.machine import MachineTranslator
+
+        return {**part, "model": MachineTranslator(own.machine).identity}
     seedx = {key: value for key, value in to_dict(own.seedx).items() if key != "batch_size"}
     return {**part, "seedx": seedx}
 

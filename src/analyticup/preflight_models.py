@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from analyticup.config import ModelSettings, Settings
+from analyticup.config import MachineTranslationSettings, ModelSettings, Settings
 from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
@@ -42,7 +42,7 @@ class Model:
 
 
 def needed_models(settings: Settings, cache: Path) -> list[Model]:
-    """The backbone first, then the embedder and Seed-X where a task needs them, each once.
+    """The backbone first, then the embedder and the translation models where a task needs them, each once.
 
     `cache` holds converted GGUF backbones.
     """
@@ -55,6 +55,8 @@ def needed_models(settings: Settings, cache: Path) -> list[Model]:
         if own.translate.enabled and own.translate.translator == "seedx":
             seedx = own.translate.seedx
             found.append(_model("translator", "translate.seedx", seedx.model, seedx.revision))
+        if own.translate.enabled and own.translate.translator == "marian":
+            found += _machine_models(own.translate.machine)
     return list(dict.fromkeys(found))
 
 
@@ -75,6 +77,16 @@ def _backbone(settings: ModelSettings, cache: Path) -> Model:
         folder = None
     parameters = 0.0 if kind == "random" else _parameters(name, folder)
     return Model("backbone", "model", kind, name, None, folder, parameters)
+
+
+def _machine_models(settings: MachineTranslationSettings) -> list[Model]:
+    """The model, or of one per pair of languages those whose folders are there; none of them: the name as it is."""
+    from analyticup.augment.translators.machine import has_placeholders, pair_folders
+
+    name = settings.model or ""
+    folders = sorted(set(pair_folders(name).values())) if has_placeholders(name) else []
+    names = [str(folder) for folder in folders] or [name]
+    return [_model("translator", "translate.machine", each, settings.revision) for each in names]
 
 
 def _model(use: str, key: str, name: str, revision: str | None) -> Model:

@@ -104,7 +104,8 @@ def _scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
 
 
 def translate(job: Job) -> Counts:
-    from analyticup.augment.translate import missing_languages, translate_rows
+    from analyticup.augment.translate import missing_languages, read_volumes, translate_rows
+    from analyticup.augment.translation_report import write_report
     from analyticup.augment.translators import build_translator
     from analyticup.corpus.rows import load_rows, save_rows
     from analyticup.embed import load_embedder
@@ -128,9 +129,18 @@ def translate(job: Job) -> Counts:
         pool=pool,
     )
     seed = derive_seed(settings.seed, "translate", job.task)
-    new_rows, counts = translate_rows(rows, settings.translate, translator, languages, seed)
+    new_rows, counts, pairs = translate_rows(rows, settings.translate, translator, languages, seed)
     save_rows(_concat(rows, new_rows), job.out / ROWS)
-    return {"given": len(rows), "new": len(new_rows), "by language": counts}
+    write_report(pairs, counts, seed, job.out)
+    told: Counts = {"given": len(rows), "new": len(new_rows), "by language": counts}
+    told["pairs refused"] = {language: pairs[language].refused for language in pairs if pairs[language].refused}
+    unused = sorted(set(read_volumes(settings.translate.volumes)) - set(languages))
+    if unused:
+        told["translate.volumes not needed for"] = ", ".join(unused)
+    if settings.translate.source_languages is not None:
+        others = ~rows["language"].isin(settings.translate.source_languages)
+        told["left out by translate.source_languages"] = int(others.sum())
+    return told
 
 
 def _concat(rows: DataFrame, new_rows: DataFrame) -> DataFrame:

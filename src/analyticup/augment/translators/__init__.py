@@ -1,5 +1,5 @@
 """Translators of queries: `lexicon` (phrase tables), `mined` (real queries as translations), `seedx` (a
-language model).
+language model), `marian` (a sequence-to-sequence model).
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analyticup.augment.translators.base import CachedTranslator, Translator
+from analyticup.augment.translators.base import CachedTranslator, Translation, Translator
 from analyticup.config import TranslateSettings
 from analyticup.errors import UserError
 
 if TYPE_CHECKING:
     from analyticup.embed import Embedder
 
-TRANSLATORS = ("lexicon", "mined", "seedx")
+__all__ = ["TRANSLATORS", "CachedTranslator", "Translation", "Translator", "build_translator"]
+
+TRANSLATORS = ("lexicon", "mined", "seedx", "marian")
 
 
 def build_translator(
@@ -43,4 +45,8 @@ def build_translator(
         from analyticup.augment.translators.seedx import SeedXTranslator
 
         return CachedTranslator(SeedXTranslator(settings.seedx), cache_dir, settings.seedx.batch_size)
+    if settings.translator == "marian":
+        from analyticup.augment.translators.machine import MachineTranslator
+
+        return CachedTranslator(MachineTranslator(settings.machine), cache_dir, settings.machine.batch_size)
     raise UserError(f"translate.translator is {settings.translator!r}; use one of {', '.join(TRANSLATORS)}")

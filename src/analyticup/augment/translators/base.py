@@ -6,12 +6,23 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from analyticup.cache import batches, open_cache, read_cache
 from analyticup.errors import UserError
 from analyticup.progress import track
+
+
+@dataclass(frozen=True)
+class Translation:
+    """`text` is None where it was refused, for the reason `refused`; `score`: larger is surer, None where the
+    translator cannot tell."""
+
+    text: str | None
+    score: float | None = None
+    refused: str = ""
 
 
 class Translator(Protocol):
@@ -27,8 +38,8 @@ class Translator(Protocol):
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
-    ) -> list[str | None]:
-        """One translation per text, in order; None = refused. Languages are competition codes (`vn`)."""
+    ) -> list[Translation]:
+        """One translation per text, in order. Languages are competition codes (`vn`)."""
         ...
 
 
@@ -48,25 +59,26 @@ class CachedTranslator:
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
-    ) -> list[str | None]:
+    ) -> list[Translation]:
         languages = list(sources) if self.uses_source and sources is not None else [""] * len(texts)
         asked = list(zip(texts, languages, strict=True))
         keys = {pair: json.dumps([target_language, pair[1], pair[0]]) for pair in asked}
         with closing(open_cache(self.path, "translations (key TEXT PRIMARY KEY, value TEXT)")) as cache:
-            known: dict[str, str | None] = read_cache(cache, "translations", list(keys.values()))
+            known: dict[str, str] = read_cache(cache, "translations", list(keys.values()))
             missing = [pair for pair in keys if keys[pair] not in known]
-            # Texts of like length share a batch, which keeps padding small.
-            missing.sort(key=lambda pair: (len(pair[0]), pair))
+            # One source language after the other, as it may need its own model; texts of like length share a batch,
+            # which keeps padding small.
+            missing.sort(key=lambda pair: (pair[1], len(pair[0]), pair))
             with track(len(missing), f"translate to {target_language}") as progress:
                 for batch in batches(missing, self._batch_size):
                     found = self._ask(batch, target_language)
-                    fresh = {keys[pair]: text for pair, text in zip(batch, found, strict=True)}
+                    fresh = {keys[pair]: json.dumps(astuple(item)) for pair, item in zip(batch, found, strict=True)}
                     with cache:
                         cache.executemany("INSERT OR REPLACE INTO translations VALUES (?, ?)", fresh.items())
                     known |= fresh
                     progress.advance(len(batch))
-        return [known[keys[pair]] for pair in asked]
+        return [Translation(*json.loads(known[keys[pair]])) for pair in asked]
 
-    def _ask(self, batch: list[tuple[str, str]], target_language: str) -> list[str | None]:
+    def _ask(self, batch: list[tuple[str, str]], target_language: str) -> list[Translation]:
         sources = [source for _, source in batch] if self.uses_source else None
         return self.inner.translate([text for text, _ in batch], target_language, sources)

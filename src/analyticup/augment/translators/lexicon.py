@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analyticup.augment.translators.base import Translation
 from analyticup.corpus.rows import normalise
 from analyticup.errors import UserError
 
@@ -54,14 +55,15 @@ class LexiconTranslator:
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
-    ) -> list[str | None]:
+    ) -> list[Translation]:
         """See `Translator.translate`; raises UserError where the tables lack the target language."""
         if target_language not in self._languages:
             raise UserError(
                 f"the lexicon has no language {target_language!r}; it has {', '.join(self._languages)} "
                 "(translate.languages, translate.translator)"
             )
-        return [self._translate(normalise(text), target_language) for text in texts]
+        found = [self._translate(normalise(text), target_language) for text in texts]
+        return [Translation(text, refused="" if text else "no known phrase") for text in found]
 
     def _translate(self, text: str, language: str) -> str | None:
         parts: list[str] = []

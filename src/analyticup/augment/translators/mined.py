@@ -9,12 +9,14 @@ translation.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from analyticup.augment.translators.base import Translation
 from analyticup.config import MinedSettings
 from analyticup.corpus.rows import normalise
 from analyticup.embed import nearest
@@ -32,14 +34,21 @@ KEPT = "kept"
 _BLANKLESS = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 # Scripts without blanks between words are measured in characters instead (assumed).
 _MIN_CHARACTERS = 4
+# English letters that one letter stands for: medians over the 426 phrases of the sample corpus' tables of concepts.
+# Letters of all other scripts count as one (Arabic: 1.1).
+_DENSE = {
+    1.2: re.compile(r"[\u0e00-\u0e7f]"),
+    1.7: re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"),
+    2.5: re.compile(r"[\uac00-\ud7af]"),
+}
 
 
 class MinedTranslator:
     """Takes a pool of unlabelled queries by language as the only possible translations.
 
     A pair is kept when each is the other's best partner by margin (mutual best), the margin and the cosine
-    reach their floors, the numbers in both agree, each has a word that the other lacks, and neither is short,
-    the same text, or mostly codes.
+    reach their floors, the numbers in both agree, each has a word that the other lacks, neither is much longer
+    than the other, short, the same text, or mostly codes. A translation's score is its margin.
     """
 
     selective = True
@@ -58,15 +67,14 @@ class MinedTranslator:
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
-    ) -> list[str | None]:
+    ) -> list[Translation]:
         """See `Translator.translate`. A margin depends on the set of all texts asked for together."""
         distinct = sorted(set(texts))
         pool = self._pool.get(target_language, [])
         table = self._mine(distinct, pool)
         self._pairs[target_language] = table
-        kept = table[table["verdict"] == KEPT]
-        partner = dict(zip(kept["source"], kept["target"], strict=True))
-        return [partner.get(text) for text in texts]
+        found = {row.source: _translation(row) for row in table.itertuples()}
+        return [found.get(text, Translation(None, refused="no query to find")) for text in texts]
 
     def pairs(self, language: str) -> DataFrame:
         """Each text of the last call for `language` with its best partner: PAIR_COLUMNS, best margin first.
@@ -100,8 +108,10 @@ class MinedTranslator:
             return "too short"
         if _is_mostly_codes(left) or _is_mostly_codes(right):
             return "mostly codes"
-        if numbers(left) != numbers(right):
+        if self._settings.same_numbers and numbers(left) != numbers(right):
             return "other numbers"
+        if length_ratio(left, right) > self._settings.max_length_ratio:
+            return "other length"
         if _only_drops_words(left, right):
             return "no word of its own"
         if cosine < self._settings.min_similarity:
@@ -150,6 +160,22 @@ def numbers(text: str) -> list[str]:
     return sorted("".join(str(unicodedata.digit(digit)) for digit in run).lstrip("0") for run in runs)
 
 
+def length_ratio(left: str, right: str) -> float:
+    """Letters and digits of the longer text over those of the shorter, 1 or more; dense scripts are weighted."""
+    short, long = sorted((_length(left), _length(right)))
+    return long / short if short else math.inf
+
+
+def _length(text: str) -> float:
+    letters = [letter for letter in text if letter.isalnum()]
+    return sum(next((weight for weight, dense in _DENSE.items() if dense.match(letter)), 1.0) for letter in letters)
+
+
+def _translation(row: Any) -> Translation:
+    kept = row.verdict == KEPT
+    return Translation(row.target if kept else None, row.margin, "" if kept else row.verdict)
+
+
 def _is_mostly_codes(text: str) -> bool:
     """Whether half of the words or more hold a digit: models, sizes and quantities carry no language."""
     words = text.split()
@@ -174,5 +200,7 @@ def _check(settings: MinedSettings) -> None:
         raise UserError(f"translate.mined.min_words is {settings.min_words}; it must be at least 1")
     if not -1 <= settings.min_similarity <= 1:
         raise UserError(f"translate.mined.min_similarity is {settings.min_similarity}; a cosine lies within -1..1")
+    if settings.max_length_ratio < 1:
+        raise UserError(f"translate.mined.max_length_ratio is {settings.max_length_ratio}; it must be at least 1")
     if settings.margin < 0:
         raise UserError(f"translate.mined.margin is {settings.margin}; it must be 0 or more")

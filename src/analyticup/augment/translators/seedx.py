@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from analyticup.augment.translators.base import Translation
+from analyticup.augment.translators.outputs import RULES, first_line, judged
 from analyticup.cache import batches
 from analyticup.config import SeedXSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
-from analyticup.corpus.rows import normalise
 from analyticup.embed import model_identity
 from analyticup.errors import UserError
 
-_QUOTES = ('""', "''", "“”", "\u2018\u2019", "„“", "«»", "「」", "『』")
-# A longer output is a loop or an explanation, not a translation (both numbers assumed).
-_MAX_GROWTH, _MAX_EXTRA = 4, 40
+# Assumed to part a translation from an explanation that was not asked for.
+_REASONING = "[COT]"
 
 
 class SeedXTranslator:
-    """Loads its model at the first call, bf16 on a GPU and float32 on the CPU; `refused` counts by reason."""
+    """Loads its model at the first call, bf16 on a GPU and float32 on the CPU."""
 
     selective = False
 
@@ -30,36 +29,27 @@ class SeedXTranslator:
                 raise UserError(f"translate.seedx.{name} is {getattr(settings, name)}; it must be at least 1")
         self._settings = settings
         weights = model_identity(settings.model, settings.revision, key="translate.seedx")
-        how = f"beams={settings.beams},max={settings.max_new_tokens},source={settings.source_tag}"
+        how = f"beams={settings.beams},max={settings.max_new_tokens},source={settings.source_tag},rules={RULES}"
         self.identity = f"seedx:{weights}:{how}"
         self.uses_source = settings.source_tag
-        self.refused: Counter[str] = Counter()
         self._model: Any = None
         self._tokenizer: Any = None
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
-    ) -> list[str | None]:
+    ) -> list[Translation]:
         """See `Translator.translate`; raises UserError for a language Seed-X does not know by our codes."""
         if self.uses_source and sources is None:
             raise UserError("translate.seedx.source_tag is on, but no source languages were given")
         named = list(sources) if self.uses_source and sources is not None else [None] * len(texts)
         prompts = [build_prompt(text, target_language, source) for text, source in zip(texts, named, strict=True)]
-        results: list[str | None] = [None] * len(texts)
+        results = [Translation(None)] * len(texts)
         # Texts of like length share a batch, which keeps padding small.
         order = sorted(range(len(texts)), key=lambda index: (len(prompts[index]), prompts[index]))
         for batch in batches(order, self._settings.batch_size):
             for index, output in zip(batch, self._complete([prompts[i] for i in batch]), strict=True):
-                results[index] = self._accept(texts[index], output, target_language)
+                results[index] = judged(texts[index], clean(output, target_language), target_language)
         return results
-
-    def _accept(self, text: str, output: str, language: str) -> str | None:
-        cleaned = clean(output, language)
-        reason = refusal(text, cleaned)
-        if reason:
-            self.refused[reason] += 1
-            return None
-        return cleaned
 
     def _complete(self, prompts: list[str]) -> list[str]:
         import torch
@@ -116,37 +106,15 @@ def build_prompt(text: str, target_language: str, source_language: str | None = 
 
 
 def clean(output: str, language: str) -> str:
-    """The first line with text, without an echo of the tag before it and without quotes around it."""
+    """The first line with text, without an echo of the tag around it, quotes, and the reasoning that may follow."""
+    tag = _tag(language)
     text = output.strip()
-    while text.startswith(_tag(language)):
-        text = text.removeprefix(_tag(language)).strip()
-    text = text.splitlines()[0].strip() if text else ""
-    for left, right in _QUOTES:
-        if len(text) > 1 and text.startswith(left) and text.endswith(right):
-            inner = text[len(left) : -len(right)]
-            # `"a" or "b"` is not one quotation.
-            return text if left in inner or right in inner else inner.strip()
-    return text
-
-
-def refusal(text: str, translation: str) -> str:
-    """Why `translation` cannot be one of `text`: "empty", "too long", "unchanged", or "" where it may be.
-
-    "unchanged" holds for other scripts than Latin alone: brand names in Latin letters are rightly kept.
-    """
-    if not normalise(translation):
-        return "empty"
-    if len(translation) > _MAX_GROWTH * len(text) + _MAX_EXTRA:
-        return "too long"
-    if normalise(translation) == normalise(text) and _has_other_script(text):
-        return "unchanged"
-    return ""
-
-
-def _has_other_script(text: str) -> bool:
-    import unicodedata
-
-    return any(letter.isalpha() and "LATIN" not in unicodedata.name(letter, "") for letter in text)
+    while text.startswith(tag):
+        text = text.removeprefix(tag).strip()
+    text = first_line(text.partition(_REASONING)[0])
+    while text.endswith(tag):
+        text = text.removesuffix(tag).strip()
+    return first_line(text)
 
 
 def _tag(language: str) -> str:

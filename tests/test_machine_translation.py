@@ -1,0 +1,296 @@
+"""Marian and NLLB translators, on tiny models made here: no weights are fetched."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from analyticup.augment.translators import CachedTranslator, Translation, build_translator
+from analyticup.augment.translators.machine import MachineTranslator, pair_folders
+from analyticup.config import MachineTranslationSettings, Settings, TranslateSettings
+from analyticup.errors import UserError
+
+WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def marian_tokenizer(tmp_path_factory):
+    import sentencepiece
+    from transformers import MarianTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    written = io.BytesIO()
+    sentences = [f"{left} {right}" for left in WORDS for right in WORDS]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=written,
+        model_type="word",
+        vocab_size=len(WORDS) + 3,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    for name in ("source.spm", "target.spm"):
+        (folder / name).write_bytes(written.getvalue())
+    pieces = ["</s>", "<unk>", *(f"▁{word}" for word in WORDS), "<pad>"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    return MarianTokenizer.from_pretrained(folder)
+
+
+def marian(tokenizer, folder, scripted=None, width=32):
+    """A random Marian model; with `scripted` one that says these words, then the end token, whatever it reads."""
+    import torch
+    from transformers import MarianConfig, MarianMTModel
+
+    torch.manual_seed(0)
+    size, end, pad = tokenizer.vocab_size, tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = MarianConfig(
+        **{"vocab_size": size, "d_model": width, "encoder_layers": 1, "decoder_layers": 1, "init_std": 0.5},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+        **{"max_position_embeddings": 64, "tie_word_embeddings": scripted is None},
+        **{"eos_token_id": end, "forced_eos_token_id": None, "pad_token_id": pad, "decoder_start_token_id": pad},
+    )
+    model = MarianMTModel(config)
+    if scripted is not None:
+        chain = [pad, *(tokenizer.convert_tokens_to_ids(f"▁{word}") for word in scripted), end]
+        _script(model, chain, size)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return MachineTranslationSettings(model=str(folder), beams=1, batch_size=4, max_new_tokens=8)
+
+
+def _script(model, chain, size):
+    """What a decoder position holds is its own token alone, and from it follows the next one of the chain."""
+    import torch
+
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            for block in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
+                block.weight.zero_()
+                block.bias.zero_()
+        for place in (model.model.decoder, model.model.encoder):
+            place.embed_tokens.weight.zero_()
+            place.embed_tokens.weight[:, :size] = 100 * torch.eye(size)
+        model.lm_head.weight.zero_()
+        for last, following in pairwise(chain):
+            model.lm_head.weight[following, last] = 10.0
+
+
+def test_a_translation_ends_at_the_end_token(marian_tokenizer, tmp_path):
+    for beams in (1, 3):
+        settings = replace(marian(marian_tokenizer, tmp_path, ["rotes", "kleid"]), beams=beams)
+        translator = MachineTranslator(settings)
+        assert (
+            translator.translate(["red dress", "dress for women"], "de", ["en", "en"])
+            == [Translation("rotes kleid")] * 2
+        )
+        assert len(calls(translator)(["red dress"], "de", ["en"])) == 1
+        # The start token, two words and the end token.
+        assert calls(translator)(["red dress"], "de", ["en"])[0]["length"] == 4
+
+
+def calls(translator):
+    """Translates and returns what each `generate` was called with."""
+
+    def translate(texts, language, sources):
+        seen = []
+        inner = translator._model.generate
+
+        def generate(**given):
+            tokens = inner(**given)
+            seen.append({**given, "rows": len(given["input_ids"]), "length": tokens.shape[1]})
+            return tokens
+
+        translator._model.generate = generate
+        translator.translate(texts, language, sources)
+        translator._model.generate = inner
+        return seen
+
+    return translate
+
+
+def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_tokenizer, tmp_path):
+    settings = marian(marian_tokenizer, tmp_path)
+    texts = ["red", "two words for women and men", "bag", "red dress for women", "shoe", "dress and bag", "men"]
+    sources = ["en"] * len(texts)
+    translator = MachineTranslator(settings)
+    translator._load(translator._model_for("en", "de"))
+    together = translator._complete(texts, settings.model, "en", "de")
+    alone = [translator._complete([text], settings.model, "en", "de")[0] for text in texts]
+    assert together == alone and len(set(together)) > 1
+    seen = calls(translator)(texts, "de", sources)
+    assert [call["rows"] for call in seen] == [4, 3]
+    assert [call["input_ids"].shape[1] for call in seen] == [2, 7]
+    assert {call["max_new_tokens"] for call in seen} == {8}
+    results = translator.translate(texts, "de", sources)
+    single = MachineTranslator(replace(settings, batch_size=1))
+    assert results == [single.translate([text], "de", ["en"])[0] for text in texts]
+
+
+def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatch):
+    machine = marian(marian_tokenizer, tmp_path / "model", ["rotes", "kleid"])
+    settings = TranslateSettings(translator="marian", machine=machine)
+
+    def build():
+        return build_translator(settings, cache_dir=tmp_path / "cache", embedder_factory=None, pool={})
+
+    first = build()
+    assert isinstance(first, CachedTranslator) and not first.selective and first.uses_source
+    expected = [Translation("rotes kleid"), Translation(None, refused="no letter of its script")]
+    assert first.translate(["red dress"], "de", ["en"]) == expected[:1]
+    assert first.translate(["red dress"], "ar", ["en"]) == expected[1:]
+    again = build()
+    assert again.translate(["red dress"], "de", ["en"]) == expected[:1]
+    assert again.translate(["red dress"], "ar", ["en"]) == expected[1:]
+    assert again.inner._model is None
+    assert again.translate(["red dress"], "de", ["fr"]) == expected[:1] and again.inner._model is not None
+
+
+def test_outputs_are_cleaned_and_refused_with_their_reason(monkeypatch):
+    monkeypatch.setattr("analyticup.augment.translators.machine.model_identity", lambda *_, **__: "x")
+    monkeypatch.setattr(
+        MachineTranslator,
+        "_complete",
+        lambda self, texts, *_: [f'"{text} Kleid"\nmore' if text else "" for text in texts],
+    )
+    translator = MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT))
+    assert translator.translate(["x", ""], "de", ["en", "fr"]) == [
+        Translation("x Kleid"),
+        Translation(None, refused="empty"),
+    ]
+    with pytest.raises(UserError, match="needs the source languages"):
+        translator.translate(["x"], "de")
+
+
+def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
+    pattern = str(tmp_path / "opus-{source}-{target}")
+    marian(marian_tokenizer, tmp_path / "opus-en-de", ["rotes", "kleid"])
+    marian(marian_tokenizer, tmp_path / "opus-fr-vi", ["bag"])
+    settings = MachineTranslationSettings(model=pattern, beams=1)
+    assert {pair: path.name for pair, path in pair_folders(pattern).items()} == {
+        ("en", "de"): "opus-en-de",
+        ("fr", "vn"): "opus-fr-vi",
+    }
+    translator = MachineTranslator(settings)
+    assert translator.translate(["red dress", "robe"], "de", ["en", "fr"]) == [
+        Translation("rotes kleid"),
+        Translation(None, refused="no model for its languages"),
+    ]
+    assert translator.translate(["robe"], "vn", ["fr"]) == [Translation("bag")]
+    assert translator._loaded == str(tmp_path / "opus-fr-vi")
+    identity = translator.identity
+    marian(marian_tokenizer, tmp_path / "opus-en-de", ["bag"])
+    assert MachineTranslator(settings).identity != identity
+    with pytest.raises(UserError, match=r"translate\.machine\.revision: one commit cannot pin"):
+        MachineTranslator(replace(settings, revision=COMMIT))
+    with pytest.raises(UserError, match=r"translate\.machine\.model: no folder of the form .*none-\{source\}"):
+        MachineTranslator(replace(settings, model=str(tmp_path / "none-{source}")))
+
+
+def nllb(folder):
+    import torch
+    from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = NllbTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        extra_special_tokens=["eng_Latn", "fra_Latn", "deu_Latn", "arb_Arab"],
+    )
+    torch.manual_seed(0)
+    config = M2M100Config(
+        **{"vocab_size": len(tokenizer), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "init_std": 0.5},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+        **{"max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+    )
+    M2M100ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return MachineTranslationSettings(model=str(folder), beams=1, max_new_tokens=5)
+
+
+def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
+    translator = MachineTranslator(nllb(tmp_path))
+    translator.translate(["red dress"], "de", ["en"])
+    code = translator._tokenizer.convert_tokens_to_ids
+    seen = calls(translator)(["bag", "sac"], "ar", ["en", "fr"])
+    assert [call["input_ids"][0, 0].item() for call in seen] == [code("eng_Latn"), code("fra_Latn")]
+    assert {call["forced_bos_token_id"] for call in seen} == {code("arb_Arab")}
+    with pytest.raises(UserError, match=r"translate\.machine\.codes: .* knows no language 'pol_Latn' \(for pl\)"):
+        translator.translate(["bag"], "pl", ["en"])
+    bare = MachineTranslator(replace(nllb(tmp_path), codes=["en=eng_Latn"]))
+    with pytest.raises(UserError, match=r"translate\.machine\.codes has no 'de'; add de=CODE"):
+        bare.translate(["bag"], "de", ["en"])
+
+
+def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    settings = marian(marian_tokenizer, tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        MachineTranslator(settings).translate(["bag"], "de", ["en"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": None}, r"translate\.machine\.model is not set"),
+        ({"revision": "main"}, r"translate\.machine\.revision is 'main'; pin a/b"),
+        ({"beams": 0}, r"translate\.machine\.beams is 0"),
+        ({"batch_size": 0}, r"translate\.machine\.batch_size is 0"),
+        ({"max_new_tokens": 0}, r"translate\.machine\.max_new_tokens is 0"),
+        ({"codes": ["de"]}, r"translate\.machine\.codes: 'de' is not of the form"),
+    ],
+)
+def test_settings_out_of_range_are_named(change, told):
+    with pytest.raises(UserError, match=told):
+        MachineTranslator(replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change))
+
+
+def test_what_changes_translations_changes_the_identity_and_batches_do_not():
+    settings = MachineTranslationSettings(model="a/b", revision=COMMIT)
+    identity = MachineTranslator(settings).identity
+    assert MachineTranslator(replace(settings, batch_size=1)).identity == identity
+    for change in ({"beams": 1}, {"max_new_tokens": 9}, {"revision": COMMIT[::-1]}, {"codes": ["de=deu_Latn"]}):
+        assert MachineTranslator(replace(settings, **change)).identity != identity
+
+
+def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
+    from analyticup.preflight_models import model_findings, needed_models
+
+    def look(model, revision=None):
+        machine = MachineTranslationSettings(model=model, revision=revision)
+        settings = Settings(translate=TranslateSettings(translator="marian", machine=machine))
+        models = [model for model in needed_models(settings, tmp_path) if model.use == "translator"]
+        return [(finding.level, finding.text) for finding in model_findings(models)]
+
+    for pair in ("en-de", "fr-de"):
+        marian(marian_tokenizer, tmp_path / f"opus-{pair}")
+    assert [level for level, _ in look(str(tmp_path / "opus-{source}-{target}"))] == ["ok", "ok"]
+    ((level, text),) = look(str(tmp_path / "none-{source}-{target}"))
+    assert level == "blocks" and "neither a folder nor a hub id" in text
+    ((level, text),) = look("owner/model")
+    assert level == "blocks" and "translate.machine.revision=COMMIT" in text
+
+
+def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
+    from analyticup.pipeline import _translate_identity
+
+    def identity(**change):
+        machine = replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change)
+        return _translate_identity(Settings(translate=TranslateSettings(translator="marian", machine=machine)))
+
+    assert identity(batch_size=1) == identity()
+    assert identity(beams=1) != identity() and identity(revision=COMMIT[::-1]) != identity()
+    for change in ({"volumes": ["de=5"]}, {"source_languages": ["en"]}, {"positive_share": 0.5}):
+        own = Settings(translate=TranslateSettings(translator="lexicon", **change))
+        assert _translate_identity(own) != _translate_identity(
+            Settings(translate=TranslateSettings(translator="lexicon"))
+        )
