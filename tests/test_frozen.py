@@ -88,13 +88,17 @@ def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch):
     model = adapted(random_qwen3, 1)
     computed = []
     original = frozen_module._states
-    monkeypatch.setattr(frozen_module, "_states", lambda *given: computed.append(given[2]) or original(*given))
+    monkeypatch.setattr(frozen_module, "_states", lambda *given: computed.extend(given[2]) or original(*given))
     states = FrozenStates()
-    together = states.of(decoder(model), 1, [*rows.tokens, rows.tokens[0]], "test")
-    assert len(computed) == 3 and torch.equal(together[0], together[3])
+    same_length = [token + 1 for token in rows.tokens[0]]
+    together = states.of(decoder(model), 1, [*rows.tokens, rows.tokens[0], same_length], "test")
+    assert len(computed) == 4 and torch.equal(together[0], together[3])
     again = states.of(decoder(model), 1, list(reversed(rows.tokens)), "test")
-    assert len(computed) == 3
+    assert len(computed) == 4
     assert all(torch.equal(a, b) for a, b in zip(again, reversed(together[:3]), strict=True))
+    alone = FrozenStates().of(decoder(model), 1, [same_length], "test")[0]
+    torch.testing.assert_close(together[4], alone, atol=1e-6, rtol=0)
+    assert not torch.equal(together[4], together[0])
 
 
 def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, monkeypatch):

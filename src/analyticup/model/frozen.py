@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
 KEPT_BYTES = 6 * 2**30
+BATCH_ROWS = 16
 
 
 class FrozenStates:
@@ -28,13 +29,19 @@ class FrozenStates:
     def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> list[Tensor]:
         """What the first `layers` layers make of each prompt, [tokens, width] each, in the backbone's dtype.
 
-        Each prompt is computed alone: its bits depend on no neighbour, no batch size and no order.
+        Prompts of equal length go together, so that none is padded. On the CPU that this was measured on, the bits
+        then do not depend on which prompts stand beside each other.
         """
         from analyticup.progress import track
 
-        missing = list(dict.fromkeys(key for ids in tokens if (key := tuple(ids)) not in self._kept))
-        made = {key: _states(decoder, layers, key) for key in track(missing, f"{description}: frozen layers, rows")}
-        found = [self._kept[key] if key in self._kept else made[key] for key in map(tuple, tokens)]
+        keys = [tuple(ids) for ids in tokens]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        made: dict[tuple[int, ...], Tensor] = {}
+        with track(len(missing), f"{description}: frozen layers, rows") as progress:
+            for batch in _equal_lengths(missing):
+                made.update(zip(batch, _states(decoder, layers, batch), strict=True))
+                progress.advance(len(batch))
+        found = [self._kept[key] if key in self._kept else made[key] for key in keys]
         for key, states in made.items():
             if self._bytes < KEPT_BYTES:
                 self._kept[key] = states
@@ -42,13 +49,26 @@ class FrozenStates:
         return found
 
 
-def _states(decoder: Any, layers: int, ids: tuple[int, ...]) -> Tensor:
+def _equal_lengths(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    by_length: dict[int, list[tuple[int, ...]]] = {}
+    for ids in prompts:
+        by_length.setdefault(len(ids), []).append(ids)
+    return [
+        same[start : start + BATCH_ROWS]
+        for _, same in sorted(by_length.items())
+        for start in range(0, len(same), BATCH_ROWS)
+    ]
+
+
+def _states(decoder: Any, layers: int, batch: Sequence[tuple[int, ...]]) -> list[Tensor]:
     import torch
 
     # no_grad and not inference_mode: the states become inputs of a training step.
     with torch.no_grad(), only_layers(decoder, 0, layers):
-        tokens = torch.tensor([ids], device=next(decoder.parameters()).device)
-        return decoder(input_ids=tokens, use_cache=False).last_hidden_state[0].cpu()
+        tokens = torch.tensor(batch, device=next(decoder.parameters()).device)
+        states = decoder(input_ids=tokens, use_cache=False).last_hidden_state.cpu()
+    # Copies, as a view would keep the whole batch in memory.
+    return [row.clone() for row in states]
 
 
 @contextlib.contextmanager
