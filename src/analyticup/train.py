@@ -199,6 +199,8 @@ def make_trainer(
         precision=None,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
+        # The held-out rows are scored once, after the last epoch; scoring them each time would cost half an epoch more.
+        check_val_every_n_epoch=settings.train.epochs,
         log_every_n_steps=1,
         logger=logger or False,
         callbacks=callbacks,
@@ -269,11 +271,7 @@ def progress_callback(description: str, training_batches: int, scored: EncodedRo
                 self.shown.advance(len(batch["rows"]))
 
         def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-            left = trainer.max_epochs - trainer.current_epoch - 1
-            if left > 0:
-                self._open(training_batches * left // max(1, trainer.max_epochs), "training batches")
-            else:
-                self._close()
+            self._close()
 
         on_predict_start = on_validation_start
         on_predict_batch_end = on_validation_batch_end
