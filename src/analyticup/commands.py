@@ -57,8 +57,9 @@ def run(options: argparse.Namespace) -> int:
     figures = json.loads(artifacts["report-all"].file("report.json").read_text(encoding="utf-8"))
     show(figures, console)
     _say_where(console, folder, settings, artifacts)
+    failed = _judge(console, settings, figures, folder)
     console.print(f"done in {time.monotonic() - started:.1f} s", markup=False)
-    return 0
+    return int(failed)
 
 
 def _execute(console: Console, steps: object, total: int, artifacts: dict[str, Artifact]) -> None:
@@ -183,6 +184,22 @@ def _show_ablation(console: Console, table: list[dict[str, Any]]) -> None:
     for entry in table:
         shown.add_row(*cells(entry))
     console.print(shown)
+
+
+def _judge(console: Console, settings: Settings, figures: dict[str, Any], folder: Path) -> bool:
+    """Says how the figures compare with configs/expected.yaml; True where one fails."""
+    from analyticup.expected import FAIL, verdicts
+    from analyticup.pipeline import PROJECT
+
+    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["data"]
+    found = verdicts(settings, figures, data, PROJECT / "configs")
+    if isinstance(found, str):
+        console.print(f"not compared with expected figures: {found}", markup=False, soft_wrap=True)
+        return False
+    for one in found:
+        text = f"{one.figure} {one.value:.4f}, expected {one.expected:.4f} ± {one.tolerance:.4f}"
+        console.print(f"{one.verdict}: {text}", markup=False)
+    return any(one.verdict == FAIL for one in found)
 
 
 def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact]) -> None:

@@ -1,0 +1,71 @@
+"""The comparison with configs/expected.yaml: when it applies, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from analyticup.config_loading import load_settings
+from analyticup.errors import UserError
+from analyticup.expected import Verdict, verdicts
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+REPORT = {"scores": {"dev QC": [{"language": "en", "auc": None}, {"language": "all", "auc": 0.70, "f1": 0.8}]}}
+DATA = {"train_QC.txt": "a" * 64}
+
+
+@pytest.fixture
+def configs(tmp_path):
+    entry = {"data": DATA, "figures": {"dev QC all: auc": {"value": 0.72, "tolerance": 0.03, "reason": "two errors"}}}
+    (tmp_path / "expected.yaml").write_text(yaml.safe_dump({"mine": entry}))
+    (tmp_path / "mine.yaml").write_text("name: mine\ntrain: {lr: 1e-4}\n")
+    return tmp_path
+
+
+def own(configs, *overrides):
+    return load_settings(configs / "mine.yaml", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.7, "OK"), (0.65, "near"), (0.76, "near"), (0.6, "FAIL"), (0.9, "FAIL")]
+)
+def test_distance_decides(value, verdict):
+    assert Verdict("x", value, 0.7, 0.04).verdict == verdict
+
+
+def test_the_shipped_config_on_the_same_files_is_compared(configs):
+    free = ("machine.threads=1", "tracking.mode=disabled", "data.dir=elsewhere", "paths.cache=there")
+    (found,) = verdicts(own(configs, *free), REPORT, {**DATA, "dev_QC.txt": "b"}, configs)
+    assert found == Verdict("dev QC all: auc", 0.70, 0.72, 0.03) and found.verdict == "OK"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "reason"),
+    [
+        (["name=other"], DATA, "configs/expected.yaml says nothing on other"),
+        (["train.lr=2e-4"], DATA, "the settings differ from configs/mine.yaml as it is shipped"),
+        ([], {"train_QC.txt": "c"}, "the files are not those that the expectations of mine were measured on"),
+        ([], {}, "the files are not those that the expectations of mine were measured on"),
+    ],
+)
+def test_anything_else_is_not_compared_and_says_why(configs, overrides, data, reason):
+    assert verdicts(own(configs, *overrides), REPORT, data, configs) == reason
+
+
+def test_a_figure_that_the_report_lacks_is_an_error(configs):
+    text = (configs / "expected.yaml").read_text().replace("dev QC all", "dev QC en")
+    (configs / "expected.yaml").write_text(text)
+    with pytest.raises(UserError, match="no figure 'dev QC en: auc'"):
+        verdicts(own(configs), REPORT, DATA, configs)
+
+
+def test_the_shipped_expectations_are_complete():
+    shipped = yaml.safe_load((CONFIGS / "expected.yaml").read_text())
+    assert shipped
+    for name, entry in shipped.items():
+        assert load_settings(CONFIGS / f"{name}.yaml", []).name == name
+        assert set(entry) == {"data", "figures"} and all(len(digest) == 64 for digest in entry["data"].values())
+        for given in entry["figures"].values():
+            assert set(given) == {"value", "tolerance", "reason"} and 0 < given["tolerance"] < 0.2
