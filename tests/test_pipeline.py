@@ -363,3 +363,28 @@ def test_tracking_closes_its_run_even_when_training_fails(tmp_path: Path) -> Non
         raise RuntimeError
     assert wandb.run is None
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_turned_labels_are_measured_by_rule_and_rounds_build_on_each_other(tmp_path: Path) -> None:
+    from analyticup.corpus.rows import load_rows
+
+    more = ["tasks=[QC]", "QC.negatives.enabled=false", "QC.filter.enabled=true", "QC.filter.rounds=2"]
+    assert run_main(tmp_path, *more, "data.flip_labels=0.25", "filter.disagreement_below=0.5") == 0
+    ingested = one(tmp_path, "ingest-QC-*")
+    turned = json.loads((ingested / "flipped.json").read_text())
+    rows = load_rows(ingested / "train.parquet").set_index("row_id")
+    assert len(turned) == round(0.25 * len(rows)) and turned == sorted(turned)
+    given = one(tmp_path, "sample-all-*") / "train_QC.txt"
+    labels = {f"train-{row['id']}": row["label"] for row in map(json.loads, given.read_text().splitlines())}
+    assert {name for name, label in rows["label"].items() if labels[name] != label} == set(turned)
+    (by_rule,) = json.loads((one(tmp_path, "report-all-*") / "report.json").read_text())["filter"].values()
+    rules = [entry["rule"] for entry in by_rule]
+    assert rules == ["disagreement", "ambiguity", "confident-learning", "in use: disagreement"]
+    assert all(entry["wrong labels"] >= len(turned) * 0.8 and 0 < entry["auroc"] < 1 for entry in by_rule)
+    records = {path.name.rsplit("-", 1)[0]: path / "record.json" for path in (tmp_path / "artifacts").iterdir()}
+    second = json.loads(records["filter_model-QC-fold0-round2"].read_text())
+    first = json.loads(records["filter-QC"].read_text())
+    assert second["input_folders"]["filter"].startswith("filter-QC-") and first["counts"]["suspects"] > 0
+    alone = json.loads(records["filter_model-QC-fold0"].read_text())
+    assert second["counts"]["trained on"] < alone["counts"]["trained on"]
+    assert second["counts"]["scored"] == alone["counts"]["scored"]

@@ -49,6 +49,9 @@ class DataSettings:
     max_chars: int = 2000
     # Whole queries are kept or left out, by a hash of their text; null = all rows.
     train_rows: int | None = None
+    # To measure the filter on real rows: this share of the training labels is turned, drawn by seed and row. What a
+    # run makes of such labels is no result.
+    flip_labels: float = 0.0
     sample: SampleSettings = field(default_factory=SampleSettings)
 
 
@@ -198,6 +201,8 @@ class FilterSettings:
     ambiguity_band: float = 0.05
     # At most this share of the rows may be suspects; the least credible come first (assumed).
     max_share: float = 0.1
+    # Filter, train the judges again on what is left, filter again; every round judges all rows.
+    rounds: int = 1
 
 
 @dataclass
@@ -327,6 +332,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.max_chars": (1, None),
     "data.train_rows": (1, None),
+    "data.flip_labels": (0, 0.5),
     "data.sample.train_queries": (1, None),
     "data.sample.concepts": (1, None),
     "data.sample.dev_queries": (1, None),
@@ -360,6 +366,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "filter.disagreement_below": (0, 1),
     "filter.ambiguity_band": (0, 0.5),
     "filter.max_share": (0, 1),
+    "filter.rounds": (1, 10),
     # At 0.5 the targets no longer know the label.
     "train.label_smoothing": (0, 0.49),
     "train.dpo_beta": (0.001, None),

@@ -28,13 +28,13 @@ CODE_VERSIONS = {
     "negatives": 2,
     "folds": 1,
     "filter_model": 1,
-    "filter": 1,
+    "filter": 2,
     "train": 1,
     "predict": 1,
     "ensemble": 1,
     "threshold": 2,
     "submit": 1,
-    "report": 2,
+    "report": 3,
 }
 
 
@@ -154,7 +154,9 @@ class _Graph:
         """ingest, translate, negatives, folds, filter, train, predict, ensemble, threshold."""
         raw = [f"{split}_{task}.txt" for split in ("train", *stages.SCORED_SPLITS)]
         data = {"max_chars": own.data.max_chars, "train_rows": own.data.train_rows}
-        if own.data.train_rows:
+        if own.data.flip_labels:
+            data["flip_labels"] = own.data.flip_labels
+        if own.data.train_rows or own.data.flip_labels:
             data["seed"] = own.seed
         ingest = rows = self._add("ingest", task, stages.ingest, settings=data, raw=raw)
         used = {"ingest": ingest}
@@ -203,19 +205,24 @@ class _Graph:
         return {"ensemble": ensemble, "threshold": inputs.get("threshold") or threshold()}
 
     def _filter(self, task: str, own: Settings, training: Mapping[str, Node]) -> Node:
-        in_sample = own.filter.scores == "in-sample"
-        parts = ["all"] if in_sample else [f"fold{i}" for i in range(own.folds.n)]
+        """The filter's last round; the judges of a later round are trained on what the one before has left."""
+        parts = ["all"] if own.filter.scores == "in-sample" else [f"fold{i}" for i in range(own.folds.n)]
         model = _training_identity(own)
-        judges = {
-            f"filter_model-{p}": self._add("filter_model", task, stages.filter_model, p, model, training) for p in parts
-        }
-        return self._add(
-            "filter",
-            task,
-            stages.filter_rows,
-            settings=to_dict(own.filter),
-            inputs={"rows": training["rows"], **judges},
-        )
+        settings = to_dict(own.filter)
+        rounds = settings.pop("rounds")
+        filtered: dict[str, Node] = {}
+        for number in range(1, rounds + 1):
+            suffix = f"-round{number}" if number > 1 else ""
+            judges = {
+                f"filter_model-{p}": self._add(
+                    "filter_model", task, stages.filter_model, p + suffix, model, {**training, **filtered}
+                )
+                for p in parts
+            }
+            inputs = {"rows": training["rows"], **judges}
+            node = self._add("filter", task, stages.filter_rows, suffix.removeprefix("-"), settings, inputs)
+            filtered = {"filter": node}
+        return filtered["filter"]
 
     def _add(
         self,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from analyticup.config import FilterSettings
     from analyticup.stages import Job
 
 # Thresholds shown of the sweep; the record holds all.
@@ -18,6 +20,8 @@ SHOWN_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def collect(job: Job) -> dict[str, Any]:
     """Everything the report shows. Label files are read here and by `score`, by no other stage."""
+    from analyticup.config_loading import task_settings
+
     figures: dict[str, Any] = {"name": job.settings.name, "stages": {}, "out_of_fold": {}, "scores": {}, "filter": {}}
     for task in job.settings.tasks:
         own = {
@@ -37,9 +41,11 @@ def collect(job: Job) -> dict[str, Any]:
             if labels is not None and f"{split}_{task}.txt" in job.raw:
                 scores = job.inputs["submit"].file(f"{split}/scores_{task}.parquet")
                 figures["scores"][f"{split} {task}"] = _scores(labels, scores, trained)
-        truth = job.raw.get(f"train_{task}.truth.txt")
-        if truth is not None and "filter" in own:
-            figures["filter"][task] = _filter_quality(truth, own["filter"], own["ingest"])
+        if "filter" in own:
+            wrong = _wrong_labels(job.raw.get(f"train_{task}.truth.txt"), own["ingest"])
+            if wrong is not None:
+                settings = task_settings(job.settings, task).filter
+                figures["filter"][task] = _filter_quality(wrong, own["filter"], own["ingest"], settings)
     return figures
 
 
@@ -73,28 +79,68 @@ def _scores(labels_file: Any, scores_file: Any, trained: list[str]) -> list[dict
     return rows
 
 
-def _filter_quality(truth_file: Any, filtered: Any, ingested: Any) -> dict[str, Any]:
-    """How many suspects have a wrong label indeed, where the truth is known (the sample corpus)."""
+def _wrong_labels(truth_file: Any, ingested: Any) -> set[str] | None:
+    """Row ids of the original training rows whose label is known to be wrong; None where nothing is known."""
     from analyticup.corpus.rows import load_rows, original_id
     from analyticup.submission import read_labels
 
+    flipped = ingested.folder / "flipped.json"
+    turned = set(json.loads(flipped.read_text(encoding="utf-8"))) if flipped.is_file() else set()
+    if truth_file is None:
+        # Real labels have errors of their own; only the turned ones are known.
+        return turned or None
     truth = read_labels(truth_file)
     rows = load_rows(ingested.file("train.parquet"))
-    wrong = {
+    return {
         name for name, label in zip(rows["row_id"], rows["label"], strict=True) if truth[original_id(name)] != label
     }
-    lines = filtered.file("suspects.jsonl").read_text(encoding="utf-8").splitlines()
-    suspects = {record["row_id"] for record in map(json.loads, lines) if record["origin"] == "original"}
-    found = len(wrong & suspects)
-    return {
-        "original rows": len(rows),
-        "wrong labels": len(wrong),
-        "suspects": len(suspects),
-        "found": found,
-        "precision": found / len(suspects) if suspects else None,
-        "recall": found / len(wrong) if wrong else None,
-        "base rate": len(wrong) / len(rows),
+
+
+def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: FilterSettings) -> list[dict[str, Any]]:
+    """How well each rule alone finds the known wrong labels among the original training rows, then those in use.
+
+    `auroc` and `ap` rank the rows by 1 - p(label), so they are the same for every rule; precision at the base rate is
+    guessing. A rule alone is capped by `filter.max_share` of the original rows.
+    """
+    import numpy as np
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    from analyticup.config import CHOICES
+    from analyticup.corpus.rows import load_rows
+    from analyticup.corpus.scores import load_table
+    from analyticup.filter import find_suspects, label_credibility
+
+    rows = load_rows(ingested.file("train.parquet"))
+    score = load_table(filtered.file("scores.parquet")).set_index("row_id")["score"].loc[rows["row_id"]].to_numpy()
+    labels = rows["label"].to_numpy(dtype=int)
+    is_wrong = rows["row_id"].isin(wrong).to_numpy()
+    doubt = 1 - label_credibility(labels, score)
+    both = 0 < is_wrong.sum() < len(rows)
+    ranking = {
+        "auroc": float(roc_auc_score(is_wrong, doubt)) if both else None,
+        "ap": float(average_precision_score(is_wrong, doubt)) if both else None,
     }
+    lines = filtered.file("suspects.jsonl").read_text(encoding="utf-8").splitlines()
+    used = {record["row_id"] for record in map(json.loads, lines)}
+    picked = {
+        rule: np.array([bool(r) for r in find_suspects(labels, score, replace(settings, rules=[rule]))], dtype=bool)
+        for rule in CHOICES["filter.rules"]
+    }
+    picked["in use: " + ", ".join(settings.rules)] = rows["row_id"].isin(used).to_numpy()
+    return [
+        {
+            "rule": rule,
+            "original rows": len(rows),
+            "wrong labels": int(is_wrong.sum()),
+            "suspects": int(suspect.sum()),
+            "found": int((suspect & is_wrong).sum()),
+            "precision": float(is_wrong[suspect].mean()) if suspect.any() else None,
+            "recall": float(suspect[is_wrong].mean()) if is_wrong.any() else None,
+            "base rate": float(is_wrong.mean()),
+            **ranking,
+        }
+        for rule, suspect in picked.items()
+    ]
 
 
 def render(figures: Mapping[str, Any]) -> list[RenderableType]:
@@ -188,10 +234,10 @@ def _language_table(task: str, chosen: Mapping[str, Any]) -> Table:
     return table
 
 
-def _filter_table(task: str, quality: Mapping[str, Any]) -> Table:
-    title = f"{task}: suspects against the known true labels of the original training rows"
-    table = plain_table(title, quality)
-    table.add_row(*(_number(value) if isinstance(value, float | None) else str(value) for value in quality.values()))
+def _filter_table(task: str, quality: list[dict[str, Any]]) -> Table:
+    table = plain_table(f"{task}: suspects against the wrong labels that are known, by rule", quality[0])
+    for entry in quality:
+        table.add_row(*(_number(value) if isinstance(value, float | None) else str(value) for value in entry.values()))
     return table
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROWS = "rows.parquet"
 FOLDS = "folds.parquet"
+FLIPPED = "flipped.json"
 SCORED_SPLITS = ("dev", "test")
 Counts = dict[str, Any]
 
@@ -46,7 +47,7 @@ class Job:
 
     @property
     def fold(self) -> int:
-        return int(self.part.removeprefix("fold"))
+        return int(self.part.partition("-")[0].removeprefix("fold"))
 
     @property
     def title(self) -> str:
@@ -74,11 +75,17 @@ def ingest(job: Job) -> Counts:
         rows = result.rows
         if split == "train" and job.settings.data.train_rows:
             rows = whole_queries(rows, job.settings.data.train_rows, job.settings.seed)
+        turned: list[str] = []
+        if split == "train" and job.settings.data.flip_labels:
+            rows, turned = flip_labels(rows, job.settings.data.flip_labels, job.settings.seed)
+            _write_json(turned, job.out / FLIPPED)
         save_rows(rows, job.out / f"{split}.parquet")
         rejects += result.rejects
         counts[split] = {"lines": result.lines, "rows": len(rows), "rejects": len(result.rejects), **result.notes}
         if len(rows) < len(result.rows):
             counts[split]["left out by data.train_rows"] = len(result.rows) - len(rows)
+        if turned:
+            counts[split]["labels turned by data.flip_labels"] = len(turned)
     write_rejects(rejects, job.out / "rejects.jsonl")
     return counts
 
@@ -94,6 +101,15 @@ def whole_queries(rows: DataFrame, limit: int, seed: int) -> DataFrame:
             kept.add(group)
             total += int(sizes[group])
     return rows[rows["group"].isin(kept)].reset_index(drop=True)
+
+
+def flip_labels(rows: DataFrame, share: float, seed: int) -> tuple[DataFrame, list[str]]:
+    """(rows with round(share x rows) labels turned, their row ids sorted); drawn by seed and row id alone."""
+    from analyticup.augment import seeded_key
+
+    drawn = sorted(rows["row_id"], key=lambda name: seeded_key(seed, "flip", name))[: round(share * len(rows))]
+    turned = rows["row_id"].isin(drawn)
+    return rows.assign(label=rows["label"].where(~turned, 1 - rows["label"])), sorted(drawn)
 
 
 def _scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
@@ -209,11 +225,14 @@ def train(job: Job) -> Counts:
 
 
 def filter_model(job: Job) -> Counts:
-    """A model that judges training rows: those of its fold it never saw, or in-sample all that it did see."""
-    before, _ = _with_folds(job)
-    if job.part == "all":
-        return _train(job, before, before, "filter", check=False)
-    return _train(job, before[before["fold"] != job.fold], before[before["fold"] == job.fold], "filter")
+    """A model that judges training rows: those of its fold it never saw, or in-sample all of them.
+
+    From the second round on it is trained on what the round before has left.
+    """
+    before, after = _with_folds(job)
+    if job.part.startswith("all"):
+        return _train(job, after, before, "filter", check=False)
+    return _train(job, after[after["fold"] != job.fold], before[before["fold"] == job.fold], "filter")
 
 
 def _train(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
@@ -249,6 +268,7 @@ def filter_rows(job: Job) -> Counts:
     import numpy as np
 
     from analyticup.corpus.rows import save_rows
+    from analyticup.corpus.scores import save_table
     from analyticup.ensemble import sigmoid
     from analyticup.filter import apply_remedy, find_suspects
 
@@ -258,6 +278,8 @@ def filter_rows(job: Job) -> Counts:
     reasons = find_suspects(rows["label"].to_numpy(dtype=int), scores, settings)
     kept, suspects = apply_remedy(rows, scores, reasons, settings.remedy)
     save_rows(kept, job.out / ROWS)
+    # Every row's score, so that each rule can be measured where wrong labels are known.
+    save_table({"row_id": rows["row_id"].tolist(), "score": scores}, job.out / "scores.parquet")
     with (job.out / "suspects.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
         for record in suspects.sort_values("row_id").to_dict("records"):
             plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in record.items()}

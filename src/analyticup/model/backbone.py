@@ -155,27 +155,45 @@ def _converted_gguf(backbone: str, cache: Path) -> Path:
 
 
 def _convert_gguf(name: str, out: Path) -> None:
+    """Weights here, tokenizer in a second process meanwhile: each takes some twenty seconds of plain Python."""
     import tempfile
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=out.parent) as scratch,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other,
+    ):
         if name.endswith(".gguf"):
             source = Path(name).expanduser().resolve()
         else:
             source = Path(_gguf_package(name).assemble(Path(scratch) / "model.gguf"))
-        where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
+        tokenizer = other.submit(_convert_tokenizer, source, out)
+        _convert_weights(source, out)
+        tokenizer.result()
+
+
+def _convert_tokenizer(source: Path, out: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(out)
+
+
+def _convert_weights(source: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(source.parent),
+        gguf_file=source.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
     # Dequantised weights are plain weights; the leftover quantisation config would make save_pretrained refuse.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def _quiet_transformers() -> None:
