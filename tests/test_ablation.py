@@ -55,15 +55,17 @@ def test_a_row_differs_from_its_parent_in_the_one_thing_it_is_called_after():
             load_settings(ROOT / "configs/small.yaml", [], ABLATION / f"{config}.yaml"), config[:2].upper()
         )
         on = {name for name in ("translate", "negatives", "filter", "threshold") if getattr(own, name).enabled}
-        return on | {own.train.objective}
+        return on | {own.train.objective, own.negatives.hardness if own.negatives.enabled else "no negatives"}
 
     changes = {row.config: switches(row.config) ^ switches(row.parent) for row in ROWS if row.parent}
     assert changes == {
         "qc2-dpo": {"label_nll", "dpo"},
         "qc3-translation": {"translate"},
-        "qc4-negatives": {"negatives"},
+        "qc4-negatives": {"negatives", "no negatives", "band"},
         "qc5-filter": {"filter"},
         "qc6-threshold": {"threshold"},
+        "qc7-easy-negatives": {"negatives", "no negatives", "easy"},
+        "qc8-hard-negatives": {"negatives", "no negatives", "hard"},
         "qi2-translation": {"translate"},
         "qi3-filter": {"filter"},
         "qi4-threshold": {"threshold"},

@@ -164,13 +164,6 @@ def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):
     assert "is above" in error(empty, "threshold.low=9e-1", "threshold.high=1e-4")
 
 
-def test_a_guard_without_a_model_is_refused_where_negatives_are_made(empty):
-    guard = "negatives.guard_above=0.9"
-    assert load_settings(empty, [guard]).negatives.guard_above == 0.9
-    assert "the pipeline has no model yet" in error(empty, guard, "QC.negatives.enabled=true")
-    load_settings(empty, [guard, "negatives.enabled=true", "QC.negatives.enabled=false", "QI.negatives.guard_above="])
-
-
 def test_a_wrong_value_in_a_file_is_named_with_the_file(tmp_path):
     path = write(tmp_path, "mine.yaml", "train:\n  lr: quick\nfolds: {n: 1}\n")
     assert errors(path) == [

@@ -9,10 +9,11 @@ import yaml
 
 from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
-from analyticup.expected import Verdict, verdicts
+from analyticup.expected import Verdict, figures_by_name, verdicts
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 REPORT = {"scores": {"dev QC": [{"language": "en", "auc": None}, {"language": "all", "auc": 0.70, "f1": 0.8}]}}
+FIGURES = {"dev QC all: auc": 0.70, "dev QC all: f1": 0.8}
 DATA = {"train_QC.txt": "a" * 64}
 
 
@@ -37,7 +38,7 @@ def test_distance_decides(value, verdict):
 
 def test_the_shipped_config_on_the_same_files_is_compared(configs):
     free = ("machine.threads=1", "tracking.mode=disabled", "data.dir=elsewhere", "paths.cache=there")
-    (found,) = verdicts(own(configs, *free), REPORT, {**DATA, "dev_QC.txt": "b"}, configs)
+    (found,) = verdicts("mine", own(configs, *free), FIGURES, {**DATA, "dev_QC.txt": "b"}, configs)
     assert found == Verdict("dev QC all: auc", 0.70, 0.72, 0.03) and found.verdict == "OK"
 
 
@@ -51,21 +52,38 @@ def test_the_shipped_config_on_the_same_files_is_compared(configs):
     ],
 )
 def test_anything_else_is_not_compared_and_says_why(configs, overrides, data, reason):
-    assert verdicts(own(configs, *overrides), REPORT, data, configs) == reason
+    settings = own(configs, *overrides)
+    assert verdicts(settings.name, settings, FIGURES, data, configs) == reason
+
+
+def test_an_entry_with_overrides_holds_for_them_alone(configs):
+    text = (configs / "expected.yaml").read_text().replace("mine:", "ablation-mine:\n  overrides: [QC.train.epochs=3]")
+    (configs / "expected.yaml").write_text(text)
+    with_it, without = own(configs, "QC.train.epochs=3"), own(configs)
+    (found,) = verdicts("ablation-mine", with_it, FIGURES, DATA, configs)
+    assert found.value == 0.70
+    reason = "the settings differ from configs/mine.yaml QC.train.epochs=3 as it is shipped"
+    assert verdicts("ablation-mine", without, FIGURES, DATA, configs) == reason
+
+
+def test_a_report_s_figures_have_the_names_of_the_file():
+    assert figures_by_name(REPORT) == FIGURES
 
 
 def test_a_figure_that_the_report_lacks_is_an_error(configs):
     text = (configs / "expected.yaml").read_text().replace("dev QC all", "dev QC en")
     (configs / "expected.yaml").write_text(text)
     with pytest.raises(UserError, match="no figure 'dev QC en: auc'"):
-        verdicts(own(configs), REPORT, DATA, configs)
+        verdicts("mine", own(configs), FIGURES, DATA, configs)
 
 
 def test_the_shipped_expectations_are_complete():
     shipped = yaml.safe_load((CONFIGS / "expected.yaml").read_text())
     assert shipped
     for name, entry in shipped.items():
-        assert load_settings(CONFIGS / f"{name}.yaml", []).name == name
-        assert set(entry) == {"data", "figures"} and all(len(digest) == 64 for digest in entry["data"].values())
+        config = name.removeprefix("ablation-")
+        assert load_settings(CONFIGS / f"{config}.yaml", entry.get("overrides", [])).name == config
+        assert set(entry) - {"overrides"} == {"data", "figures"}
+        assert all(len(digest) == 64 for digest in entry["data"].values())
         for given in entry["figures"].values():
             assert set(given) == {"value", "tolerance", "reason"} and 0 < given["tolerance"] < 0.2

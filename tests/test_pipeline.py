@@ -12,7 +12,7 @@ import pytest
 
 from analyticup import pipeline, stages
 from analyticup.__main__ import main
-from analyticup.config_loading import load_settings
+from analyticup.config_loading import load_settings, task_settings
 from analyticup.errors import CheckFailed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -390,3 +390,33 @@ def test_turned_labels_are_measured_by_rule_and_rounds_build_on_each_other(tmp_p
     assert trained == [first["given"], first["kept"]]
     scored = [counts[f"filter_model-QC-fold0{part}"]["scored"] for part in ("", "-round2")]
     assert scored[0] == scored[1]
+
+
+def test_the_guard_keeps_no_negative_that_its_out_of_fold_judge_takes_for_a_positive(tmp_path: Path) -> None:
+    import pandas as pd
+
+    from analyticup.ensemble import sigmoid
+    from analyticup.model.backbone import load_adapter
+    from analyticup.train import score_rows
+
+    guard = 0.544
+    asked = [f"QC.negatives.{name}" for name in ("share=1", "hardness=easy", f"guard_above={guard}")]
+    overrides = ["tasks=[QC]", *asked]
+    assert run_main(tmp_path, *overrides) == 0
+    rows = pd.read_parquet(one(tmp_path, "negatives-QC-*") / "rows.parquet")
+    counts = json.loads((one(tmp_path, "negatives-QC-*") / "record.json").read_text())["counts"]["by rule"]
+    assert counts["guard"] > 0 and counts["kept"] > 0
+    fold_of = pd.read_parquet(one(tmp_path, "folds-QC-guard-*") / "folds.parquet").set_index("row_id")["fold"]
+    settings = load_settings(SAMPLE, [*TINY, *overrides, f"paths.cache={tmp_path / 'cache'}"])
+    own, source = task_settings(settings, "QC"), pipeline.model_source(settings)
+    new = rows[rows["origin"] == "negative"]
+    folds = new["source_id"].map(fold_of)
+    assert set(folds) == {0, 1}
+    others_refuse = 0
+    for fold in (0, 1):
+        model = load_adapter(source.backbone(), one(tmp_path, f"filter_model-QC-fold{fold}-guard-*"))
+        scores = sigmoid(score_rows(new, model, own, source, "test"))
+        assert (scores[folds == fold] < guard).all()
+        others_refuse += int((scores[folds != fold] >= guard).sum())
+    # The other fold's judge, which has seen the query, would have refused some.
+    assert others_refuse > 0

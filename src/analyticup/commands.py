@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 def run(options: argparse.Namespace) -> int:
     from analyticup.artifacts import lock, remove_unfinished
     from analyticup.environment import describe
+    from analyticup.expected import figures_by_name
     from analyticup.pipeline import PROJECT, build, execute, resolve
     from analyticup.publish import publish
     from analyticup.report import show
@@ -57,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     figures = json.loads(artifacts["report-all"].file("report.json").read_text(encoding="utf-8"))
     show(figures, console)
     _say_where(console, folder, settings, artifacts)
-    failed = _judge(console, settings, figures, folder)
+    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["data"]
+    failed = _judge(console, settings.name, settings, figures_by_name(figures), data)
     console.print(f"done in {time.monotonic() - started:.1f} s", markup=False)
     return int(failed)
 
@@ -106,7 +109,7 @@ def _say_where(console: Console, folder: Path, settings: Settings, artifacts: di
 
 def ablate(options: argparse.Namespace) -> int:
     """Runs every row of the ablation for every seed, then writes submissions/ablation-<name>."""
-    from analyticup.ablation import ROWS, draw_thresholds, make_table
+    from analyticup.ablation import ROWS, draw_thresholds, figures_by_name, make_table
     from analyticup.artifacts import lock
     from analyticup.pipeline import model_source, resolve
 
@@ -114,12 +117,13 @@ def ablate(options: argparse.Namespace) -> int:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
     settings, console, started = _settings(options), _console(), time.monotonic()
     rows = [row for row in ROWS if row.task in settings.tasks]
+    data: dict[str, str] = {}
     plans = {row.config: _ablation_settings(options, row.config) for row in rows}
     source, runs = model_source(settings), {}
     with lock(resolve(settings.paths.artifacts)):
         for row in rows:
             console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold", markup=False)
-            runs[row.config] = [_ablation_run(row.task, own, source, console) for own in plans[row.config]]
+            runs[row.config] = [_ablation_run(row.task, own, source, console, data) for own in plans[row.config]]
     table = make_table({name: [scored for _, scored in found] for name, found in runs.items()}, rows)
     folder = resolve(settings.paths.submissions) / f"ablation-{settings.name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ def ablate(options: argparse.Namespace) -> int:
         draw_thresholds(task, runs[[row.config for row in rows if row.task == task][-1]][0][1], folder / f"{task}.png")
     _show_ablation(console, table)
     console.print(f"table and pictures: {folder}; {time.monotonic() - started:.0f} s", markup=False, soft_wrap=True)
-    return 0
+    return int(_judge(console, f"ablation-{settings.name}", settings, figures_by_name(table), data))
 
 
 def _ablation_settings(options: argparse.Namespace, config: str) -> list[Settings]:
@@ -141,13 +145,18 @@ def _ablation_settings(options: argparse.Namespace, config: str) -> list[Setting
     return [dataclasses.replace(first, seed=first.seed + number) for number in range(options.seeds)]
 
 
-def _ablation_run(task: str, settings: Settings, source: ModelSource, console: Console) -> tuple[str, Scored]:
+def _ablation_run(
+    task: str, settings: Settings, source: ModelSource, console: Console, data: dict[str, str]
+) -> tuple[str, Scored]:
+    """(what was scored, the scores) of one row and seed; adds the sha256 of the files it read to `data`."""
     from analyticup.ablation import read_scored
     from analyticup.environment import describe
     from analyticup.pipeline import PROJECT, build, execute, given_files
+    from analyticup.publish import data_sha256
 
     nodes, artifacts = build(settings), {}
     _execute(console, execute(settings, nodes, describe(PROJECT), source), len(nodes), artifacts)
+    data |= data_sha256(artifacts)
     return read_scored(task, artifacts, given_files(settings, nodes[-1].raw, artifacts.get("sample-all")))
 
 
@@ -158,7 +167,7 @@ def _write_ablation(
     runs: dict[str, list[tuple[str, Scored]]],
     options: argparse.Namespace,
 ) -> None:
-    from analyticup.ablation import to_csv, to_markdown
+    from analyticup.ablation import LONG_COLUMNS, long_rows, to_csv, to_markdown
     from analyticup.artifacts import write_atomically
     from analyticup.config_loading import to_dict
     from analyticup.pipeline import resolve
@@ -173,7 +182,8 @@ def _write_ablation(
     write_atomically(folder / "table.csv", to_csv(table))
     content = {"about": about, "config": to_dict(settings), "overrides": options.overrides, "table": table}
     write_atomically(folder / "ablation.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    log_table(settings, resolve(settings.paths.artifacts), f"ablation-{settings.name}", table)
+    logs = resolve(settings.paths.artifacts)
+    log_table(settings, logs, f"ablation-{settings.name}", LONG_COLUMNS, long_rows(table))
 
 
 def _show_ablation(console: Console, table: list[dict[str, Any]]) -> None:
@@ -186,13 +196,14 @@ def _show_ablation(console: Console, table: list[dict[str, Any]]) -> None:
     console.print(shown)
 
 
-def _judge(console: Console, settings: Settings, figures: dict[str, Any], folder: Path) -> bool:
+def _judge(
+    console: Console, name: str, settings: Settings, figures: Mapping[str, float], data: Mapping[str, str]
+) -> bool:
     """Says how the figures compare with configs/expected.yaml; True where one fails."""
     from analyticup.expected import FAIL, verdicts
     from analyticup.pipeline import PROJECT
 
-    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["data"]
-    found = verdicts(settings, figures, data, PROJECT / "configs")
+    found = verdicts(name, settings, figures, data, PROJECT / "configs")
     if isinstance(found, str):
         console.print(f"not compared with expected figures: {found}", markup=False, soft_wrap=True)
         return False

@@ -180,7 +180,7 @@ class NegativesSettings:
     relations: list[str] = field(default_factory=lambda: ["sibling", "cousin", "other"])
     # QC: may a category be a negative whose last name is that of a positive one (assumed: a near-synonym, so no).
     same_leaf: str = "exclude"
-    # Refuse a candidate to which a model gives at least this p(yes); null = off. Needs a scorer (sample_negatives).
+    # Refuse a candidate to which models trained on the rows so far, out of fold, give at least this p(yes); null = off.
     guard_above: float | None = None
 
 

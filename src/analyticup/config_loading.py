@@ -235,13 +235,6 @@ def _check_negatives(values: dict[str, Given]) -> list[str]:
             if given.value == []:
                 choices = ", ".join(CHOICES[f"negatives.{name}"])
                 errors.append(f"{given.where}: {given.key} is empty; name at least one of {choices}")
-        guard = _seen(values, task, "negatives.guard_above")
-        if _seen(values, task, "negatives.enabled").value is True and guard.value is not None:
-            # Else the run would end at this stage, after the translations were made.
-            errors.append(
-                f"{guard.where}: {guard.key} = {guard.value}: the pipeline has no model yet that could score "
-                "candidates; set it to null"
-            )
     for name in ("relations", "same_leaf"):
         if given := values.get(f"QI.negatives.{name}"):
             errors.append(

@@ -32,25 +32,37 @@ class Verdict:
 
 
 def verdicts(
-    settings: Settings, figures: Mapping[str, Any], data: Mapping[str, str], configs: Path
+    name: str, settings: Settings, figures: Mapping[str, float], data: Mapping[str, str], configs: Path
 ) -> list[Verdict] | str:
-    """The run's figures against configs/expected.yaml, or the reason why there is nothing to compare.
+    """The figures against those under `name` in configs/expected.yaml, or the reason why none can be compared.
 
-    `figures` as in report.json, `data` file name -> sha256 as in the manifest. An expectation holds for the shipped
-    config without overrides on exactly the files that it was measured on.
+    `figures` by the names that the file uses, `data` file name -> sha256 as in the manifest. An expectation holds for
+    the shipped config with the entry's `overrides`, none if it has none, on exactly the files it was measured on.
     """
-    entry = _read(configs / "expected.yaml").get(settings.name)
+    entry = _read(configs / "expected.yaml").get(name)
     if entry is None:
-        return f"configs/expected.yaml says nothing on {settings.name}"
-    shipped = configs / f"{settings.name}.yaml"
-    if not shipped.is_file() or _compared(settings) != _compared(load_settings(shipped, [])):
-        return f"the settings differ from configs/{settings.name}.yaml as it is shipped"
-    if any(data.get(name) != digest for name, digest in entry["data"].items()):
-        return f"the files are not those that the expectations of {settings.name} were measured on"
+        return f"configs/expected.yaml says nothing on {name}"
+    shipped, overrides = configs / f"{settings.name}.yaml", entry.get("overrides", [])
+    if not shipped.is_file() or _compared(settings) != _compared(load_settings(shipped, overrides)):
+        given = "".join(f" {text}" for text in overrides)
+        return f"the settings differ from configs/{settings.name}.yaml{given} as it is shipped"
+    if any(data.get(file) != digest for file, digest in entry["data"].items()):
+        return f"the files are not those that the expectations of {name} were measured on"
     return [
-        Verdict(name, _find(name, figures), given["value"], given["tolerance"])
-        for name, given in entry["figures"].items()
+        Verdict(figure, _find(figure, figures), given["value"], given["tolerance"])
+        for figure, given in entry["figures"].items()
     ]
+
+
+def figures_by_name(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of report.json as configs/expected.yaml calls them, e.g. "dev QC all: auc"."""
+    return {
+        f"{title} {row['language']}: {figure}": float(value)
+        for title, rows in report["scores"].items()
+        for row in rows
+        for figure, value in row.items()
+        if isinstance(value, int | float)
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -64,11 +76,7 @@ def _compared(settings: Settings) -> dict[str, Any]:
     return plain | {"data": {**plain["data"], "dir": None}}
 
 
-def _find(name: str, figures: Mapping[str, Any]) -> float:
-    """The figure called "<split> <task> <languages>: <figure>", e.g. "dev QC all: auc"."""
-    place, _, figure = name.partition(": ")
-    split, task, languages = place.split(" ", 2)
-    for row in figures["scores"].get(f"{split} {task}", ()):
-        if row["language"] == languages and row.get(figure) is not None:
-            return float(row[figure])
-    raise UserError(f"configs/expected.yaml: the report has no figure {name!r}; correct the name")
+def _find(name: str, figures: Mapping[str, float]) -> float:
+    if name not in figures:
+        raise UserError(f"configs/expected.yaml: there is no figure {name!r}; correct the name")
+    return figures[name]

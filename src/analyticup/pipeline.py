@@ -165,10 +165,7 @@ class _Graph:
                 "translate", task, stages.translate, settings=_translate_identity(own), inputs={"rows": rows}
             )
         if own.negatives.enabled:
-            part = {**to_dict(own.negatives), "seed": own.seed, "embedder": _embedder_identity(own)}
-            rows = used["negatives"] = self._add(
-                "negatives", task, stages.negatives, settings=part, inputs={"rows": rows}
-            )
+            rows = used["negatives"] = self._negatives(task, own, rows)
         part = {**to_dict(own.folds), "seed": own.seed}
         folds = used["folds"] = self._add("folds", task, stages.folds, settings=part, inputs={"rows": rows})
         training: dict[str, Node] = {"rows": rows, "folds": folds}
@@ -185,6 +182,20 @@ class _Graph:
         }
         used |= self._decision(task, own, ingest, trained, scored)
         return {**used, **trained, **scored}
+
+    def _negatives(self, task: str, own: Settings, rows: Node) -> Node:
+        """With a guard, models that are trained on the rows so far judge the candidates, each those of its fold."""
+        inputs = {"rows": rows}
+        if own.negatives.guard_above is not None:
+            part = {**to_dict(own.folds), "seed": own.seed}
+            inputs["folds"] = self._add("folds", task, stages.folds, "guard", part, {"rows": rows})
+            training, model = dict(inputs), _training_identity(own)
+            for i in range(own.folds.n):
+                inputs[f"judge-fold{i}"] = self._add(
+                    "filter_model", task, stages.filter_model, f"fold{i}-guard", model, training
+                )
+        part = {**to_dict(own.negatives), "seed": own.seed, "embedder": _embedder_identity(own)}
+        return self._add("negatives", task, stages.negatives, settings=part, inputs=inputs)
 
     def _decision(
         self, task: str, own: Settings, ingest: Node, trained: Mapping[str, Node], scored: Mapping[str, Node]

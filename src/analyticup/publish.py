@@ -75,7 +75,7 @@ def make_manifest(
         "final_split": final_split,
         "files": dict(sorted(files.items())),
         "config": to_dict(settings),
-        "data": _data_sha256(artifacts),
+        "data": data_sha256(artifacts),
         "model": {
             "backbone": settings.model.backbone,
             "revision": settings.model.revision,
@@ -101,7 +101,7 @@ def make_manifest(
     }
 
 
-def _data_sha256(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+def data_sha256(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """sha256 of each official file that was read, given or generated."""
     if "sample-all" in artifacts:
         files = artifacts["sample-all"].record["files"]

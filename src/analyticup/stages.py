@@ -182,12 +182,44 @@ def negatives(job: Job) -> Counts:
     rows = training_rows(job.inputs["rows"])
     embedder = load_embedder(job.settings.embedder, job.cache)
     seed = derive_seed(job.settings.seed, "negatives", job.task)
-    new_rows, counts = sample_negatives(rows, job.settings.negatives, embedder, seed)
+    scorer = _out_of_fold_scorer(job, rows) if job.settings.negatives.guard_above is not None else None
+    new_rows, counts = sample_negatives(rows, job.settings.negatives, embedder, seed, scorer)
     save_rows(_concat(rows, new_rows), job.out / ROWS)
     found: Counts = {"given": len(rows), "new": len(new_rows), "by rule": counts}
     if job.task == PATH_TASK:
         found["by relation"] = relation_counts(rows, new_rows)
     return found
+
+
+def _out_of_fold_scorer(job: Job, rows: DataFrame) -> Callable[[list[tuple[str, str]]], list[float]]:
+    """(query, target) pairs -> p(yes), each by the judge that was not trained on the query."""
+    import numpy as np
+    import pandas as pd
+
+    from analyticup.corpus.rows import normalise
+    from analyticup.corpus.scores import load_table
+    from analyticup.ensemble import sigmoid
+    from analyticup.model.backbone import fill_adapter, load_adapter
+    from analyticup.train import score_rows
+
+    fold_of = load_table(job.inputs["folds"].file(FOLDS)).set_index("row_id")["fold"]
+    # Folds never divide the rows of a query.
+    fold_of_query = dict(zip(rows["query"].map(normalise), rows["row_id"].map(fold_of), strict=True))
+    folders = {fold: job.inputs[f"judge-fold{fold}"].folder for fold in range(job.settings.folds.n)}
+    model = load_adapter(job.source.backbone(), folders[0])
+
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        table = pd.DataFrame(pairs, columns=["query", "target"]).assign(label=pd.NA)
+        folds = table["query"].map(normalise).map(fold_of_query)
+        scores = np.empty(len(table))
+        for fold in sorted(set(folds)):
+            own = (folds == fold).to_numpy()
+            fill_adapter(model, folders[fold])
+            title = f"negatives {job.task} guard fold{fold}"
+            scores[own] = sigmoid(score_rows(table[own], model, job.settings, job.source, title))
+        return scores.tolist()
+
+    return score
 
 
 def folds(job: Job) -> Counts:

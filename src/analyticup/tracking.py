@@ -68,12 +68,13 @@ def log_summary(settings: Settings, folder: Path, group: str, config: Mapping[st
     marker.touch()
 
 
-def log_table(settings: Settings, folder: Path, name: str, table: Sequence[Mapping[str, Any]]) -> None:
-    """One run that holds the ablation's figures: <task>/<config>/<languages>/<figure>."""
-    with tracked_run(settings.tracking, folder, name, name, {"rows": len(table)}) as logger:
-        for entry in table if logger is not None else ():
-            where = f"{entry['task']}/{entry['config']}/{entry['languages']}"
-            logger.experiment.summary.update({f"{where}/{key}": entry[key]["value"] for key in ("f1", "auc", "ap")})
+def log_table(settings: Settings, folder: Path, name: str, columns: Sequence[str], rows: list[list[Any]]) -> None:
+    """One run that holds a table."""
+    with tracked_run(settings.tracking, folder, name, name, {"rows": len(rows)}) as logger:
+        if logger is not None:
+            import wandb
+
+            logger.experiment.log({"table": wandb.Table(columns=list(columns), data=rows)})
 
 
 def _final_figures(figures: Mapping[str, Any]) -> dict[str, Any]:

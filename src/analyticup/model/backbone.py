@@ -335,16 +335,24 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """A saved adapter on its backbone; raises UserError where any adapter tensor is missing or left over."""
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import LoraConfig, get_peft_model
 
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "task_type")
     known = {key: saved[key] for key in names}
     adapted = _without_input_casts(get_peft_model(model, LoraConfig(**known)))
+    fill_adapter(adapted, folder)
+    return adapted.eval()
+
+
+def fill_adapter(model: PeftModel, folder: Path) -> None:
+    """Puts a saved adapter's tensors into a model with one of the same shape; raises UserError as `load_adapter`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
     state = load_file(folder / "adapter_model.safetensors")
     try:
-        result = set_peft_model_state_dict(adapted, state)
+        result = set_peft_model_state_dict(model, state)
     except RuntimeError as error:
         fault = str(error).splitlines()[-1].strip()
         raise UserError(
@@ -356,4 +364,3 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             f"{folder}: adapter does not fit the backbone ({len(missing)} tensors missing, "
             f"{len(result.unexpected_keys)} unknown); delete the folder and run again"
         )
-    return adapted.eval()
