@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from analyticup.__main__ import main
-from analyticup.ablation import ALL, ROWS, SEEN, UNSEEN, Row, Scored, make_table, to_csv, to_markdown
+from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table
+from analyticup.ablation_output import to_csv, to_markdown
 from analyticup.config_loading import load_settings, task_settings
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS = [row for rows in TABLES.values() for row in rows]
 ABLATION = ROOT / "configs" / "ablation"
 TWO = (Row("QC", "base", "SFT", None), Row("QC", "more", "+ more", "base"))
 
@@ -57,7 +59,7 @@ def test_a_row_differs_from_its_parent_in_the_one_thing_it_is_called_after():
         on = {name for name in ("translate", "negatives", "filter", "threshold") if getattr(own, name).enabled}
         return on | {own.train.objective, own.negatives.hardness if own.negatives.enabled else "no negatives"}
 
-    changes = {row.config: switches(row.config) ^ switches(row.parent) for row in ROWS if row.parent}
+    changes = {row.config: switches(row.config) ^ switches(row.parent) for row in PAPER_ROWS if row.parent}
     assert changes == {
         "qc2-dpo": {"label_nll", "dpo"},
         "qc3-translation": {"translate"},
@@ -119,7 +121,9 @@ def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys
     made = tmp_path / "submissions" / "ablation-sample"
     assert {path.name for path in made.iterdir()} == {"table.md", "table.csv", "ablation.json", "QI.png"}
     content = json.loads((made / "ablation.json").read_text())
-    assert [one["row"] for one in content["table"]] == [row.title for row in ROWS if row.task == "QI" for _ in range(3)]
+    assert [one["row"] for one in content["table"]] == [
+        row.title for row in PAPER_ROWS if row.task == "QI" for _ in range(3)
+    ]
     assert all(one["seeds"] == 2 for one in content["table"])
     folders = [path.name for path in (tmp_path / "artifacts").iterdir()]
     # Two seeds; the filter's threshold changes nothing before it, so three rows' worth of trainings stand for four.
@@ -129,6 +133,27 @@ def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys
     capsys.readouterr()
     assert main([*command, "--seeds", "2"]) == 0
     assert "running" not in capsys.readouterr().out and (made / "table.csv").read_bytes() == before
+
+
+def test_the_table_on_noise_tells_how_each_filter_finds_the_turned_labels(tmp_path):
+    places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
+    tiny = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"]
+    sizes = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"]
+    assert main(["ablate", "--table", "noise", "machine.accelerator=cpu", *tiny, *sizes, *places]) == 0
+    made = tmp_path / "submissions" / "ablation-noise-sample"
+    assert {path.name for path in made.iterdir()} == {"table.md", "table.csv", "ablation.json"}
+    quality = json.loads((made / "ablation.json").read_text())["filter"]
+    filtered = [row.title for row in TABLES["noise"][1:]]
+    assert [one["row"] for one in quality] == [title for title in filtered for _ in range(5)]
+    wrong = {one["wrong labels"] for one in quality}
+    assert len(wrong) == 1
+    for one in quality:
+        if one["rule"].startswith("least credible"):
+            assert {one["suspects"]} == wrong and one["precision"] == one["recall"]
+    # Out of fold the rows are judged by models that never saw them, in-sample by one that was trained on them.
+    first, second = ([one["auroc"] for one in quality if one["row"] == title][0] for title in filtered[:2])
+    assert first != second
+    assert (made / "table.md").read_text().count("least credible") == 3
 
 
 def test_no_seed_at_all_is_refused(capsys):

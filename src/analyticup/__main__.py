@@ -30,6 +30,12 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
     ablate = commands.add_parser("ablate", help="the rows of the paper's ablation, with intervals", epilog=EPILOG)
     ablate.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/sample.yaml)")
+    ablate.add_argument(
+        "--table",
+        choices=("paper", "noise"),
+        default="paper",
+        help="paper: its Table 3 (default); noise: filters against turned labels",
+    )
     ablate.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
     ablate.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
     validate = commands.add_parser("validate", help="check a submission file against its input, line by line")

@@ -1,5 +1,7 @@
 """The ablation: the rows of the paper's Table 3 on the same data, with intervals, and its Figure 2.
 
+A second table turns labels, so that it is known which are wrong, and compares ways to filter them.
+
 A row is a config under configs/ablation/ that is laid over the given one. Rows share every stage that they have in
 common, as any two runs do.
 """
@@ -34,7 +36,7 @@ class Row:
 
 # Table 3 of arXiv 2510.21671, per task in its order; DPO is an alternative to SFT, nothing builds on it. The last two
 # rows of QC are not in it: one rival found that easy negatives help and hard ones hurt.
-ROWS = (
+PAPER_ROWS = (
     Row("QC", "qc1-sft", "SFT", None),
     Row("QC", "qc2-dpo", "DPO", "qc1-sft"),
     Row("QC", "qc3-translation", "SFT + translation", "qc1-sft"),
@@ -48,6 +50,13 @@ ROWS = (
     Row("QI", "qi3-filter", "+ translation + filter", "qi2-translation"),
     Row("QI", "qi4-threshold", "+ translation + filter + threshold", "qi3-filter"),
 )
+NOISE_ROWS = (
+    Row("QC", "noise1-none", "SFT on turned labels", None),
+    Row("QC", "noise2-out-of-fold", "out-of-fold suspects dropped", "noise1-none"),
+    Row("QC", "noise3-in-sample", "in-sample suspects dropped", "noise1-none"),
+    Row("QC", "noise4-relabel", "out-of-fold suspects turned back", "noise1-none"),
+)
+TABLES = {"paper": PAPER_ROWS, "noise": NOISE_ROWS}
 
 
 @dataclass(frozen=True)
@@ -64,17 +73,41 @@ class Scored:
     threshold: float
 
 
-def read_scored(task: str, artifacts: Mapping[str, Artifact], raw: Mapping[str, Path]) -> tuple[str, Scored]:
-    """(what was scored, the scores) of a finished run: the dev or test rows where labels lie beside them, else the
-    training rows out of fold, which have no languages without training rows."""
+@dataclass(frozen=True)
+class RowRun:
+    """What one row of the table came to with one seed."""
+
+    split: str
+    scored: Scored
+    # Whether the threshold was chosen and not fixed.
+    chosen: bool
+    # As in the report: how well the filter found the labels that are known to be wrong; empty where none is known.
+    filter_quality: list[dict[str, Any]]
+    # sha256 of the files that were read.
+    data: dict[str, str]
+
+
+def read_run(task: str, artifacts: Mapping[str, Artifact], raw: Mapping[str, Path]) -> RowRun:
+    """A finished run of one task: scored are the dev or test rows where labels lie beside them, else the training rows
+    out of fold, which have no languages without training rows."""
     from analyticup.corpus.rows import load_rows
+    from analyticup.publish import data_sha256
 
     chosen = json.loads(artifacts[f"threshold-{task}"].file("threshold.json").read_text(encoding="utf-8"))
+    report = json.loads(artifacts["report-all"].file("report.json").read_text(encoding="utf-8"))
     train = load_rows(artifacts[f"ingest-{task}"].file("train.parquet"))
-    for split in ("dev", "test"):
-        if f"{split}_{task}.labels.txt" in raw and f"{split}_{task}.txt" in raw:
-            return split, _labelled(task, split, artifacts, raw, frozenset(train["language"]), chosen)
-    return "out-of-fold train", _out_of_fold(task, artifacts, train, chosen)
+    split = next((s for s in ("dev", "test") if {f"{s}_{task}.labels.txt", f"{s}_{task}.txt"} <= set(raw)), "")
+    if split:
+        scored = _labelled(task, split, artifacts, raw, frozenset(train["language"]), chosen)
+    else:
+        scored = _out_of_fold(task, artifacts, train, chosen)
+    return RowRun(
+        split=split or "out-of-fold train",
+        scored=scored,
+        chosen=chosen["mode"] == "sweep",
+        filter_quality=report["filter"].get(task, []),
+        data=data_sha256(artifacts),
+    )
 
 
 def _labelled(
@@ -125,7 +158,7 @@ def _out_of_fold(task: str, artifacts: Mapping[str, Artifact], train: Any, chose
     )
 
 
-def make_table(runs: Mapping[str, Sequence[Scored]], rows: Sequence[Row] = ROWS) -> list[dict[str, Any]]:
+def make_table(runs: Mapping[str, Sequence[Scored]], rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry per row of the table and language group, in order; `runs` maps a config to its scored seeds.
 
     Each figure is the mean over the seeds; `low`, `high` are its 95 % bootstrap interval over queries. `gain` is the
@@ -200,81 +233,3 @@ def figures_by_name(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         f"{entry['config']} {entry['languages']}: {name}": entry[name]["value"] for entry in table for name in FIGURES
     }
-
-
-COLUMNS = ("task", "row", "languages", "rows", "floor F1", "F1", "gain", "AUC", "gain", "AP", "gain")
-
-
-def cells(entry: Mapping[str, Any]) -> list[str]:
-    """One entry of `make_table` as the texts of COLUMNS."""
-    shown = [entry["task"], entry["row"], entry["languages"], str(entry["rows"]), _number(entry["floor_f1"])]
-    for name in ("f1", "auc", "ap"):
-        figure = entry[name]
-        shown.append(f"{_number(figure['value'])} [{_number(figure['low'])}, {_number(figure['high'])}]")
-        shown.append(_gain(figure.get("gain")))
-    return shown
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}".replace("0.", ".", 1)
-
-
-def _gain(gain: Mapping[str, Any] | None) -> str:
-    if gain is None:
-        return "-"
-    text = f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
-    return f"{text} inside the noise" if gain["inside_noise"] else text
-
-
-def to_markdown(table: Sequence[Mapping[str, Any]], about: str) -> str:
-    lines = [about, "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(entry)) + " |" for entry in table]
-    return "\n".join(lines) + "\n"
-
-
-LONG_COLUMNS = (
-    *("task", "config", "row", "languages", "rows", "seeds", "floor_f1", "figure"),
-    *("value", "low", "high", "seed_sd", "gain", "gain_low", "gain_high", "inside_noise"),
-)
-
-
-def long_rows(table: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """One row of LONG_COLUMNS per entry and figure, numbers unrounded, None where there is none."""
-    found = []
-    for entry in table:
-        for name in FIGURES:
-            figure = entry[name]
-            gain = figure.get("gain") or {}
-            own = [figure[key] for key in ("value", "low", "high", "seed_sd")]
-            tail = [gain.get(key) for key in ("value", "low", "high", "inside_noise")]
-            found.append([*(entry[key] for key in LONG_COLUMNS[:7]), name, *own, *tail])
-    return found
-
-
-def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    import csv
-    import io
-
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([LONG_COLUMNS, *long_rows(table)])
-    return stream.getvalue()
-
-
-def draw_thresholds(task: str, scored: Scored, path: Path) -> None:
-    """Figure 2 of the paper for this run: F1 over threshold out of fold (where it is chosen) and on the scored rows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from analyticup.metrics import f1_at_thresholds
-
-    grid = [entry["threshold"] for entry in scored.sweep]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(grid, [entry["f1"] for entry in scored.sweep], label="out of fold")
-    axes.plot(grid, f1_at_thresholds(scored.labels, scored.scores, grid), label="scored rows")
-    axes.axvline(scored.threshold, color="black", linestyle="--", label=f"chosen: {scored.threshold:.2f}")
-    axes.set(title=f"{task}: F1 over threshold", xlabel="threshold", ylabel="F1 of the positive class")
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analyticup.config import Settings
 from analyticup.errors import UserError
@@ -16,7 +16,7 @@ from analyticup.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from analyticup.ablation import Scored
+    from analyticup.ablation import RowRun
     from analyticup.artifacts import Artifact
     from analyticup.train import ModelSource
 
@@ -108,31 +108,30 @@ def _say_where(console: Console, folder: Path, settings: Settings, artifacts: di
 
 
 def ablate(options: argparse.Namespace) -> int:
-    """Runs every row of the ablation for every seed, then writes submissions/ablation-<name>."""
-    from analyticup.ablation import ROWS, draw_thresholds, figures_by_name, make_table
+    """Runs every row of the table for every seed, then writes submissions/ablation-<name>."""
+    from analyticup.ablation import TABLES, figures_by_name, make_table
+    from analyticup.ablation_output import ablation_name, show, write
     from analyticup.artifacts import lock
     from analyticup.pipeline import model_source, resolve
 
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
     settings, console, started = _settings(options), _console(), time.monotonic()
-    rows = [row for row in ROWS if row.task in settings.tasks]
-    data: dict[str, str] = {}
+    rows = [row for row in TABLES[options.table] if row.task in settings.tasks]
     plans = {row.config: _ablation_settings(options, row.config) for row in rows}
     source, runs = model_source(settings), {}
     with lock(resolve(settings.paths.artifacts)):
         for row in rows:
             console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold", markup=False)
-            runs[row.config] = [_ablation_run(row.task, own, source, console, data) for own in plans[row.config]]
-    table = make_table({name: [scored for _, scored in found] for name, found in runs.items()}, rows)
-    folder = resolve(settings.paths.submissions) / f"ablation-{settings.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_ablation(folder, settings, table, runs, options)
-    for task in settings.tasks:
-        draw_thresholds(task, runs[[row.config for row in rows if row.task == task][-1]][0][1], folder / f"{task}.png")
-    _show_ablation(console, table)
+            runs[row.config] = [_ablation_run(row.task, own, source, console) for own in plans[row.config]]
+    table = make_table({name: [run.scored for run in seeds] for name, seeds in runs.items()}, rows)
+    name = ablation_name(settings, options.table)
+    folder = resolve(settings.paths.submissions) / name
+    write(folder, name, settings, table, rows, runs, options.overrides)
+    show(console, table, rows, runs)
     console.print(f"table and pictures: {folder}; {time.monotonic() - started:.0f} s", markup=False, soft_wrap=True)
-    return int(_judge(console, f"ablation-{settings.name}", settings, figures_by_name(table), data))
+    data = {file: digest for seeds in runs.values() for run in seeds for file, digest in run.data.items()}
+    return int(_judge(console, name, settings, figures_by_name(table), data))
 
 
 def _ablation_settings(options: argparse.Namespace, config: str) -> list[Settings]:
@@ -145,55 +144,14 @@ def _ablation_settings(options: argparse.Namespace, config: str) -> list[Setting
     return [dataclasses.replace(first, seed=first.seed + number) for number in range(options.seeds)]
 
 
-def _ablation_run(
-    task: str, settings: Settings, source: ModelSource, console: Console, data: dict[str, str]
-) -> tuple[str, Scored]:
-    """(what was scored, the scores) of one row and seed; adds the sha256 of the files it read to `data`."""
-    from analyticup.ablation import read_scored
+def _ablation_run(task: str, settings: Settings, source: ModelSource, console: Console) -> RowRun:
+    from analyticup.ablation import read_run
     from analyticup.environment import describe
     from analyticup.pipeline import PROJECT, build, execute, given_files
-    from analyticup.publish import data_sha256
 
     nodes, artifacts = build(settings), {}
     _execute(console, execute(settings, nodes, describe(PROJECT), source), len(nodes), artifacts)
-    data |= data_sha256(artifacts)
-    return read_scored(task, artifacts, given_files(settings, nodes[-1].raw, artifacts.get("sample-all")))
-
-
-def _write_ablation(
-    folder: Path,
-    settings: Settings,
-    table: list[dict[str, Any]],
-    runs: dict[str, list[tuple[str, Scored]]],
-    options: argparse.Namespace,
-) -> None:
-    from analyticup.ablation import LONG_COLUMNS, long_rows, to_csv, to_markdown
-    from analyticup.artifacts import write_atomically
-    from analyticup.config_loading import to_dict
-    from analyticup.pipeline import resolve
-    from analyticup.tracking import log_table
-
-    scored_on = ", ".join(sorted({split for found in runs.values() for split, _ in found}))
-    about = (
-        f"Ablation of {settings.name}, scored on {scored_on} rows, {options.seeds} seed(s). In brackets: 95 % "
-        f"bootstrap interval over queries. A gain is the paired difference to the row that it builds on."
-    )
-    write_atomically(folder / "table.md", to_markdown(table, about))
-    write_atomically(folder / "table.csv", to_csv(table))
-    content = {"about": about, "config": to_dict(settings), "overrides": options.overrides, "table": table}
-    write_atomically(folder / "ablation.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    logs = resolve(settings.paths.artifacts)
-    log_table(settings, logs, f"ablation-{settings.name}", LONG_COLUMNS, long_rows(table))
-
-
-def _show_ablation(console: Console, table: list[dict[str, Any]]) -> None:
-    from analyticup.ablation import COLUMNS, cells
-    from analyticup.report import plain_table
-
-    shown = plain_table("ablation (95 % bootstrap intervals over queries)", COLUMNS, left=3)
-    for entry in table:
-        shown.add_row(*cells(entry))
-    console.print(shown)
+    return read_run(task, artifacts, given_files(settings, nodes[-1].raw, artifacts.get("sample-all")))
 
 
 def _judge(

@@ -34,7 +34,7 @@ CODE_VERSIONS = {
     "ensemble": 1,
     "threshold": 2,
     "submit": 1,
-    "report": 3,
+    "report": 4,
 }
 
 

@@ -97,7 +97,8 @@ def _wrong_labels(truth_file: Any, ingested: Any) -> set[str] | None:
 
 
 def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: FilterSettings) -> list[dict[str, Any]]:
-    """How well each rule alone finds the known wrong labels among the original training rows, then those in use.
+    """How well each rule alone finds the known wrong labels among the original training rows, then the least credible
+    rows whatever the rules' cut-offs, then the rules in use.
 
     `auroc` and `ap` rank the rows by 1 - p(label), so they are the same for every rule; precision at the base rate is
     guessing. A rule alone is capped by `filter.max_share` of the original rows.
@@ -126,6 +127,8 @@ def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: Fil
         rule: np.array([bool(r) for r in find_suspects(labels, score, replace(settings, rules=[rule]))], dtype=bool)
         for rule in CHOICES["filter.rules"]
     }
+    worst = np.argsort(-doubt, kind="stable")[: int(is_wrong.sum())]
+    picked["least credible, as many as are wrong"] = np.isin(np.arange(len(rows)), worst)
     picked["in use: " + ", ".join(settings.rules)] = rows["row_id"].isin(used).to_numpy()
     return [
         {
