@@ -162,6 +162,10 @@ def test_every_reason_for_not_using_a_folder(tmp_path):
     assert read_artifact(folder, "id") == "its file a.txt is missing"
 
 
+def test_a_stage_may_write_a_file_that_is_called_like_the_record(tmp_path):
+    assert list(publish(tmp_path / "stage", {"deep/record.json": "{}"}).record["files"]) == ["deep/record.json"]
+
+
 @pytest.mark.parametrize("name", ["more.txt", ".hidden", "deep/record.json", "deep/more/", "empty/"])
 def test_what_a_stage_did_not_write_is_found(tmp_path, name):
     folder = tmp_path / "stage"

@@ -203,7 +203,7 @@ def test_without_a_manifest_the_input_is_wrong(
         (folder / "manifest.json").write_bytes(content)
     assert verify(tmp_path) == 2
     error = capsys.readouterr().err
-    assert "manifest.json: no manifest that can be read; run again, or give a finished run" in error and error.count("\n") == 1
+    assert "manifest.json: no readable manifest; run again, or give a finished run" in error and error.count("\n") == 1
 
 
 def test_settings_cannot_be_changed_by_verify(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         complete = False
     if not complete:
-        raise UserError(f"{path}: no manifest that can be read; run again, or give a finished run, e.g. submissions/sample")
+        raise UserError(f"{path}: no readable manifest; run again, or give a finished run, e.g. submissions/sample")
     return manifest
 
 
