@@ -154,13 +154,27 @@ def test_every_reason_for_not_using_a_folder(tmp_path):
     assert read_artifact(folder, "other") == "its record belongs to other settings"
     (folder / "a.txt").write_text("AA")
     assert read_artifact(folder, "id") == "its file a.txt has another size than recorded"
+    (folder / "a.txt").write_text("AAB")
+    assert read_artifact(folder, "id") == "its file a.txt has another content than recorded"
     (folder / "a.txt").unlink()
     assert read_artifact(folder, "id") == "its file a.txt is missing"
     (folder / "a.txt").mkdir()
     assert read_artifact(folder, "id") == "its file a.txt is missing"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"a": 1}}', "\xff"])
+def test_a_stage_may_write_a_file_that_is_called_like_the_record(tmp_path):
+    assert list(publish(tmp_path / "stage", {"deep/record.json": "{}"}).record["files"]) == ["deep/record.json"]
+
+
+@pytest.mark.parametrize("name", ["more.txt", ".hidden", "deep/record.json", "deep/more/", "empty/"])
+def test_what_a_stage_did_not_write_is_found(tmp_path, name):
+    folder = tmp_path / "stage"
+    publish(folder, {"a.txt": "A", "deep/b.txt": "B"})
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("{}")
+    assert read_artifact(folder, "id") == f"it holds {name.rstrip('/')}, which its stage did not write"
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 100_000])
 def test_a_broken_record_is_a_reason_and_no_crash(tmp_path, text):
     folder = tmp_path / "stage"
     publish(folder, {"a.txt": "A"})
@@ -170,12 +184,30 @@ def test_a_broken_record_is_a_reason_and_no_crash(tmp_path, text):
     assert read_artifact(folder, "id") == "its record is missing or unreadable"
 
 
-@pytest.mark.parametrize("changes", [{"digest": None}, {"inputs": []}, {"identity": None}])
-def test_a_record_that_lacks_a_part_is_not_used(tmp_path, changes):
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"files": []}', '{"files": {"a": 1}}'])
+def test_a_record_without_its_checksum_is_not_used(tmp_path, text):
     folder = tmp_path / "stage"
     publish(folder, {"a.txt": "A"})
+    (folder / "record.json").write_text(text)
+    assert read_artifact(folder, "id") == "its record was edited, or written by an earlier version"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"digest": None}, {"inputs": []}, {"identity": None}, {"counts": {"rows": 4}}, {"new": 1}]
+)
+def test_an_edited_record_is_not_used(tmp_path, changes):
+    folder = tmp_path / "stage"
+    publish(folder, {"a.txt": "A"}, counts={"rows": 3, "share": 0.1, "none": None, 1: math.nan}, name="\u00e9\u0639")
     edit_record(folder, **changes)
-    assert isinstance(read_artifact(folder, "id"), str)
+    assert read_artifact(folder, "id") == "its record was edited, or written by an earlier version"
+
+
+def test_the_form_of_a_record_plays_no_part(tmp_path):
+    folder = tmp_path / "stage"
+    publish(folder, {"a.txt": "A"}, counts={"share": 0.1, "none": None, 1: math.nan}, name="\u00e9\u0639")
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(dict(reversed(record.items()))))
+    assert isinstance(read_artifact(folder, "id"), Artifact)
 
 
 def test_the_lock_keeps_a_second_process_out_and_is_freed_with_its_holder(tmp_path):

@@ -205,10 +205,72 @@ def test_the_identity_of_a_gguf_package_is_known_without_loading_or_assembling_i
     monkeypatch.setitem(sys.modules, "some_gguf", package)
     found = identity(ModelSettings(backbone="gguf:some_gguf"))
     assert found == {"gguf_sha256": "ab" * 32, "conversion": backbone.CONVERSION_VERSION}
-    # A converted copy is taken as it is, found by that hash.
-    copy = tmp_path / f"gguf-{'ab' * 8}-v{backbone.CONVERSION_VERSION}"
-    copy.mkdir()
-    assert local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path) == str(copy)
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """A package whose conversion writes one small file; the sources converted so far."""
+    done = []
+
+    def convert(name, out):
+        (out / "model.safetensors").write_bytes(b"weights")
+        done.append(name)
+
+    monkeypatch.setitem(sys.modules, "some_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
+    monkeypatch.setattr(backbone, "_convert_gguf", convert)
+    return done
+
+
+def test_a_converted_copy_is_found_by_the_hash_of_its_source_and_used_again(conversions, tmp_path, capsys):
+    settings = ModelSettings(backbone="gguf:some_gguf")
+    assert local_folder(settings, tmp_path) == str(tmp_path / f"gguf-{'ab' * 8}-v{backbone.CONVERSION_VERSION}")
+    assert capsys.readouterr().err == "converting gguf:some_gguf to safetensors, once, about a minute\n"
+    local_folder(settings, tmp_path)
+    assert conversions == ["some_gguf"] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("model.safetensors", b"weighty", "its file model.safetensors has another content than recorded"),
+        ("model.safetensors", b"wei", "its file model.safetensors has another size than recorded"),
+        ("more.py", b"", "it holds more.py, which its stage did not write"),
+        ("record.json", b"{}", "its record was edited, or written by an earlier version"),
+    ],
+)
+def test_a_damaged_copy_is_named_and_converted_again(conversions, tmp_path, capsys, name, content, reason):
+    settings = ModelSettings(backbone="gguf:some_gguf")
+    folder = Path(local_folder(settings, tmp_path))
+    (folder / name).write_bytes(content)
+    capsys.readouterr()
+    assert local_folder(settings, tmp_path) == str(folder)
+    error = capsys.readouterr().err
+    assert f"({folder}: {reason})" in error and error.count("\n") == 1
+    assert len(conversions) == 2 and (folder / "model.safetensors").read_bytes() == b"weights"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "record.json"]
+
+
+def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path):
+    import transformers
+
+    from analyticup import artifacts
+    from analyticup.config import Settings
+    from analyticup.train import Machine, ModelSource
+
+    local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
+    hashed, loaded = [], []
+    real = artifacts.file_sha256
+    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(
+            kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
+        )
+    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32"))
+    source = ModelSource(settings, tmp_path, Machine("cpu", 1, None))
+    for _ in range(3):
+        source.backbone()
+    assert source.tokenizer and len(loaded) == 4 and set(loaded) == {str(next(tmp_path.iterdir()))}
+    assert hashed == ["model.safetensors"]
 
 
 def test_the_default_backbones_package_names_its_hash():

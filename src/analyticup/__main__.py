@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 VERSION = "0.1.0"
-COMMANDS = ("run", "plan", "check", "validate", "score", "report", "ablate")
+COMMANDS = ("run", "plan", "check", "validate", "score", "report", "verify", "ablate")
 EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
 all of them stand in src/analyticup/config.py. Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
 
@@ -49,6 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
     score.add_argument("--scores", type=Path, help="scores_*.parquet, for ROC-AUC and average precision")
     report = commands.add_parser("report", help="show the report of a finished run again")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
+    verify = commands.add_parser("verify", help="check a finished run: files, inputs, settings, stages, figures")
+    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
+    verify.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="other places: paths.artifacts, paths.cache, data.dir"
+    )
     return parser
 
 
@@ -57,7 +62,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     options = _parse(arguments)
-    if options.command in ("plan", "check"):
+    if options.command in ("plan", "check", "verify"):
         # These promise to create nothing, not even byte code.
         sys.dont_write_bytecode = True
     from analyticup import commands

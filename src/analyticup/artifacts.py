@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from analyticup.errors import UserError
 
 RECORD = "record.json"
+SEAL = "sha256_of_the_rest"
 SCRATCH_PREFIX = ".unfinished-"
 
 
@@ -46,11 +47,27 @@ def file_sha256(path: Path) -> str:
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size in bytes of every file under a folder, by relative path, the record left out."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     return {
         path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in files
     }
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object as it is read back from a file, with the sha256 of all its values, by which an edit is found."""
+    plain = json.loads(json.dumps(content))
+    return {**plain, SEAL: _seal(plain)}
+
+
+def is_sealed(content: Any) -> bool:
+    """Whether a value read from JSON is what `sealed` gave; formatting and the order of keys play no part."""
+    return isinstance(content, dict) and content.get(SEAL) == _seal(content)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in content.items() if name != SEAL}, sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -113,32 +130,55 @@ class Artifact:
 def read_artifact(folder: Path, identity: str) -> Artifact | str:
     """The finished artifact of a folder, or the reason why there is none (one short phrase).
 
-    Sizes are compared with the record; a folder that belongs to another identity is never used.
+    Every file is hashed; a folder that was damaged, added to or edited, or that belongs to another identity, is never
+    used.
     """
-    record_path = folder / RECORD
     if not folder.is_dir():
         return "not made yet"
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        files = {name: int(entry["bytes"]) for name, entry in record["files"].items()}
-        complete = isinstance(record["digest"], str) and isinstance(record["inputs"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its record is missing or unreadable"
-    if not complete or record.get("identity") != identity:
+    record = _read_record(folder / RECORD)
+    if isinstance(record, str):
+        return record
+    if record.get("identity") != identity:
         return "its record belongs to other settings"
-    for name, size in files.items():
+    return _damage(folder, record["files"]) or Artifact(folder, record)
+
+
+def _read_record(path: Path) -> dict[str, Any] | str:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "its record is missing or unreadable"
+    if not is_sealed(record):
+        return "its record was edited, or written by an earlier version"
+    return record
+
+
+def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is wrong with the files of a folder, or "" where they are those of its record and no others."""
+    for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             return f"its file {name} is missing"
-        if path.stat().st_size != size:
+        if path.stat().st_size != entry["bytes"]:
             return f"its file {name} has another size than recorded"
-    return Artifact(folder, record)
+        if file_sha256(path) != entry["sha256"]:
+            return f"its file {name} has another content than recorded"
+    foreign = foreign_names(folder, {RECORD, *files})
+    return f"it holds {foreign[0]}, which its stage did not write" if foreign else ""
+
+
+def foreign_names(folder: Path, names: Collection[str]) -> list[str]:
+    """What stands under a folder besides the files `names` and the folders that they are in."""
+    known = {folder / name for name in names}
+    known |= {parent for path in known for parent in path.parents}
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path not in known)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """The record of a stage folder: what is given, plus the files with sha256 and size, and their common digest."""
+    """The record of a stage folder: what is given, plus the files with sha256 and size, their common digest, and the
+    record's own sha256."""
     files = list_files(folder)
-    full = {**record, "files": files, "digest": content_digest(files)}
+    full = sealed({**record, "files": files, "digest": content_digest(files)})
     text = json.dumps(full, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from analyticup.errors import UserError
 
 
-def open_cache(path: Path, table: str) -> sqlite3.Connection:
-    """Open or make a sqlite cache holding `table`, "name (columns)"; UserError where the file is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cache = sqlite3.connect(path, timeout=60)
-    try:
-        with cache:
-            cache.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-    except sqlite3.DatabaseError as error:
-        cache.close()
-        raise UserError(f"{path}: the cache cannot be used ({error}); delete the file and run again") from error
-    return cache
+class Cache:
+    """Values (bytes or text) by text key in one sqlite file, each with a checksum; a damaged one counts as absent.
+
+    Every method raises UserError where the file is no database or a damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._database = sqlite3.connect(path, timeout=60)
+        with self._named(), self._database:
+            self._database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value, sha256 TEXT)")
+
+    def read(self, keys: list[str]) -> dict[str, Any]:
+        """key -> value for those of `keys` that are there; says so where some are damaged."""
+        found: list[tuple[str, Any, str]] = []
+        with self._named():
+            for part in batches(keys, 500):
+                marks = ",".join("?" * len(part))
+                found += self._database.execute(f"SELECT * FROM entries WHERE key IN ({marks})", part)
+        whole = {key: value for key, value, digest in found if digest == _checksum(key, value)}
+        if len(whole) < len(found):
+            print(
+                f"{self._path}: {len(found) - len(whole)} damaged entries are made again", file=sys.stderr, flush=True
+            )
+        return whole
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Adds or replaces entries, all or none."""
+        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
+        with self._named(), self._database:
+            self._database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise UserError(
+                f"{self._path}: the cache cannot be used ({error}); delete the file and run again"
+            ) from error
 
 
-def read_cache(cache: sqlite3.Connection, table: str, keys: list[str]) -> dict[str, Any]:
-    """key -> value for those of `keys` that stand in the two-column `table`."""
-    found: dict[str, Any] = {}
-    for part in batches(keys, 500):
-        marks = ",".join("?" * len(part))
-        found.update(cache.execute(f"SELECT key, value FROM {table} WHERE key IN ({marks})", part))
-    return found
+def _checksum(key: str, value: Any) -> str:
+    content = value if isinstance(value, bytes) else str(value).encode()
+    return hashlib.sha256(key.encode() + b"\0" + content).hexdigest()
 
 
 def batches(items: Any, size: int) -> Iterator[Any]:

@@ -254,3 +254,18 @@ def report(options: argparse.Namespace) -> int:
         raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
     show(json.loads(path.read_text(encoding="utf-8")), _console())
     return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """A line per item, then how many there are of each verdict."""
+    from collections import Counter
+
+    from analyticup.expected import FAIL, NEAR, OK
+    from analyticup.verify import verify_run
+
+    console, counts = _console(), Counter[str]()
+    for item in verify_run(options.run_dir, options.overrides):
+        counts[item.verdict] += 1
+        console.print(f"{item.verdict:<4}  {item.what}: {item.text}", markup=False, soft_wrap=True)
+    console.print(", ".join(f"{counts[verdict]} {verdict}" for verdict in (OK, NEAR, FAIL)), markup=False)
+    return int(counts[FAIL] > 0)

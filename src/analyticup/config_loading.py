@@ -32,6 +32,17 @@ def load_settings(config: Path, overrides: list[str], overlay: Path | None = Non
     errors: list[str] = []
     given = _read_config(config, errors, seen=()) + _read_overrides(overrides, errors)
     given += _read_config(overlay, errors, seen=()) if overlay else []
+    return _settle(given, errors)
+
+
+def settings_from_dict(tree: dict[str, Any], where: str, overrides: list[str]) -> Settings:
+    """The settings that `to_dict` made `tree` of, with overrides on top; `where` is named in errors as above."""
+    errors: list[str] = []
+    given = [Given(key, value, where) for key, value in _leaves(tree)]
+    return _settle(given + _read_overrides(overrides, errors), errors)
+
+
+def _settle(given: list[Given], errors: list[str]) -> Settings:
     known = _schema(Settings)
     values: dict[str, Given] = {}
     for item in given:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from analyticup.cache import batches, open_cache, read_cache
+from analyticup.cache import Cache, batches
 from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.progress import track
@@ -182,8 +182,8 @@ class CachedEmbedder:
             return encode([])
         distinct = list(dict.fromkeys(texts))
         keys = {text: _key(side, text) for text in distinct}
-        with closing(open_cache(self.path, "vectors (key TEXT PRIMARY KEY, value BLOB NOT NULL)")) as cache:
-            known = read_cache(cache, "vectors", list(keys.values()))
+        with closing(Cache(self.path)) as cache:
+            known = cache.read(list(keys.values()))
             missing = [text for text in distinct if keys[text] not in known]
             # Texts of like length share a batch, which keeps padding small.
             missing.sort(key=lambda text: (len(text), text))
@@ -191,8 +191,7 @@ class CachedEmbedder:
                 for batch in batches(missing, self._batch_size):
                     vectors = np.ascontiguousarray(encode(batch), dtype=np.float32)
                     fresh = {keys[text]: vector.tobytes() for text, vector in zip(batch, vectors, strict=True)}
-                    with cache:
-                        cache.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", fresh.items())
+                    cache.write(fresh)
                     known |= fresh
                     progress.advance(len(batch))
         size = len(next(iter(known.values())))

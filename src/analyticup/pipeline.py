@@ -58,15 +58,19 @@ class Node:
     def identity(self) -> str:
         """sha256 over stage, code version, own settings, sha256 of raw files and the inputs' identities: no path, no
         device, no worker count."""
+        return self.identity_by(CODE_VERSIONS)
+
+    def identity_by(self, code_versions: Mapping[str, int]) -> str:
+        """The identity that other versions of the stages' code would give."""
         return fingerprint(
             {
                 "stage": self.stage,
                 "task": self.task,
                 "part": self.part,
-                "code": CODE_VERSIONS[self.stage],
+                "code": code_versions[self.stage],
                 "settings": dict(self.settings),
                 "raw": dict(self.raw),
-                "inputs": {name: node.identity for name, node in self.inputs.items()},
+                "inputs": {name: node.identity_by(code_versions) for name, node in self.inputs.items()},
             }
         )
 
@@ -119,24 +123,29 @@ def official_names(task: str) -> list[str]:
     return [*(f"{name}.txt" for name in splits), *labels, f"train_{task}.truth.txt"]
 
 
-def build(settings: Settings) -> list[Node]:
-    """Every stage of the run in the order of execution; creates nothing. Raises UserError for missing files."""
-    return _Graph(settings).nodes
+def build(settings: Settings, hashes: Mapping[str, str] | None = None) -> list[Node]:
+    """Every stage of the run in the order of execution; creates nothing. Raises UserError for missing files.
+
+    `hashes`, official file name -> sha256, are taken instead of reading the files of `data.dir`.
+    """
+    return _Graph(settings, hashes).nodes
 
 
 class _Graph:
     """Builds the nodes; the order of the calls in `__init__` and `_task` is the order of the stages."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, hashes: Mapping[str, str] | None) -> None:
         self.settings = settings
         self.nodes: list[Node] = []
         self.sample = None
-        self.hashes: dict[str, str] = {}
+        self.hashes: Mapping[str, str] = {}
         if settings.data.dir is None:
             part = {"sample": to_dict(settings.data.sample), "seed": settings.seed, "tables": _tables_sha256()}
             self.sample = self._add("sample", "all", stages.sample, settings=part)
         else:
-            self.hashes = {name: file_sha256(path) for name, path in raw_files(settings).items()}
+            if hashes is None:
+                hashes = {name: file_sha256(path) for name, path in raw_files(settings).items()}
+            self.hashes = hashes
         ends = {task: self._task(task, task_settings(settings, task)) for task in settings.tasks}
         inputs = {f"{name}-{task}": node for task, end in ends.items() for name, node in end.items()}
         raw = [f"{split}_{task}.txt" for task in settings.tasks for split in stages.SCORED_SPLITS]
@@ -303,7 +312,7 @@ def _training_identity(settings: Settings) -> dict[str, Any]:
 
 
 def inspect(nodes: list[Node], artifacts: Path) -> list[Status]:
-    """For every node whether it is cached or must run, and why; reads records, creates nothing."""
+    """For every node whether it is cached or must run, and why; hashes files, creates nothing."""
     found: dict[str, Status] = {}
     for node in nodes:
         found[node.identity] = _inspect(node, artifacts / node.name, found)

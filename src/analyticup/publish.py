@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analyticup.artifacts import Artifact, file_sha256, write_atomically
+from analyticup.artifacts import Artifact, file_sha256, is_sealed, sealed, write_atomically
 from analyticup.config import Settings
 from analyticup.config_loading import to_dict
 
@@ -20,32 +20,25 @@ def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact])
 
     The final split (test where it was given, else dev) lies at the top, the other one in a folder `dev`.
     """
-    submit, report = artifacts["submit-all"], artifacts["report-all"]
-    splits = [split for split in ("test", "dev") if (submit.folder / split).is_dir()]
-    sources = {"report.html": report.file("report.html")}
-    for split in splits:
-        prefix = "" if split == splits[0] else f"{split}/"
-        sources |= {f"{prefix}{path.name}": path for path in sorted((submit.folder / split).iterdir())}
-    manifest = make_manifest(
-        settings, artifacts, splits[0], {name: file_sha256(path) for name, path in sources.items()}
-    )
+    sources, manifest = published_files(artifacts), make_manifest(settings, artifacts)
     for name in sorted(set(_earlier_files(folder)) - set(sources)):
         (folder / name).unlink(missing_ok=True)
     for name, source in sources.items():
         _copy(source, folder / name)
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    text = json.dumps(sealed(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     path = folder / MANIFEST
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
         write_atomically(path, text)
     return [*(folder / name for name in sources), path]
 
 
 def _earlier_files(folder: Path) -> list[str]:
+    """Names that the manifest in a folder lists; none where it was edited, as they are going to be deleted."""
     try:
-        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return []
+    return list(manifest["files"]) if is_sealed(manifest) else []
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -60,10 +53,23 @@ def _copy(source: Path, target: Path) -> None:
     os.replace(scratch, target)
 
 
-def make_manifest(
-    settings: Settings, artifacts: Mapping[str, Artifact], final_split: str, files: Mapping[str, str]
-) -> dict[str, Any]:
-    """What ran, on which bytes, with which settings: from the records alone, so that a cached run says the same."""
+def published_splits(artifacts: Mapping[str, Artifact]) -> list[str]:
+    """The splits that have a submission, the final one first."""
+    return [split for split in ("test", "dev") if (artifacts["submit-all"].folder / split).is_dir()]
+
+
+def published_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
+    """Name below `submissions/<name>` -> the artifact's file that is copied there."""
+    submit, splits = artifacts["submit-all"], published_splits(artifacts)
+    sources = {"report.html": artifacts["report-all"].file("report.html")}
+    for split in splits:
+        prefix = "" if split == splits[0] else f"{split}/"
+        sources |= {f"{prefix}{path.name}": path for path in sorted((submit.folder / split).iterdir())}
+    return sources
+
+
+def make_manifest(settings: Settings, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What ran, on which bytes, with which settings: from the artifacts alone, so that a cached run says the same."""
     records = {name: artifact.record for name, artifact in artifacts.items()}
     chosen = {
         task: json.loads(artifacts[f"threshold-{task}"].file("threshold.json").read_text(encoding="utf-8"))
@@ -72,8 +78,8 @@ def make_manifest(
     training = next(record for name, record in records.items() if name.startswith("train-"))
     return {
         "name": settings.name,
-        "final_split": final_split,
-        "files": dict(sorted(files.items())),
+        "final_split": published_splits(artifacts)[0],
+        "files": {name: file_sha256(path) for name, path in sorted(published_files(artifacts).items())},
         "config": to_dict(settings),
         "data": data_sha256(artifacts),
         "model": {
@@ -91,6 +97,7 @@ def make_manifest(
             name: {
                 "folder": artifacts[name].folder.name,
                 "identity": record["identity"],
+                "code": record["code"],
                 "digest": record["digest"],
                 "seconds": record["seconds"],
                 "counts": record["counts"],

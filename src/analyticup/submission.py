@@ -334,6 +334,11 @@ def read_labels(path: Path) -> dict[int, int]:
     return _bits(path, "label", "label file")
 
 
+def read_predictions(path: Path) -> dict[int, int]:
+    """Predictions by id of a submission file. UserError with file:line."""
+    return _bits(path, "prediction", "submission")
+
+
 def score_submission(
     input_file: Path, submission_file: Path, labels_file: Path, scores_file: Path | None = None
 ) -> Scores:
@@ -347,7 +352,7 @@ def score_submission(
 
     rows = _input_rows(input_file)
     labels = read_labels(labels_file)
-    predictions = _bits(submission_file, "prediction", "submission")
+    predictions = read_predictions(submission_file)
     _same_ids(predictions, rows, str(submission_file), str(input_file))
     _same_ids(labels, rows, str(labels_file), str(input_file))
     scores = None if scores_file is None else _read_scores(scores_file)

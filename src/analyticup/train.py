@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import Settings
+from analyticup.config import ModelSettings, Settings
 from analyticup.errors import UserError
 from analyticup.model.frozen import FrozenStates
 
@@ -55,7 +55,8 @@ class Machine:
 
 
 class ModelSource:
-    """Loads the backbone of a run's settings; the tokenizer, which takes seconds, is loaded once."""
+    """Loads the backbone of a run's settings; the tokenizer, which takes seconds, is loaded once, and a converted copy
+    of the weights is hashed once."""
 
     def __init__(self, settings: Settings, cache: Path, machine: Machine) -> None:
         self.settings = settings.model
@@ -67,7 +68,15 @@ class ModelSource:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from analyticup.model.backbone import load_tokenizer
 
-        return load_tokenizer(self.settings, self.cache)
+        return load_tokenizer(self._located, self.cache)
+
+    @cached_property
+    def _located(self) -> ModelSettings:
+        from analyticup.model.backbone import local_folder, source_kind
+
+        if source_kind(self.settings) != "gguf":
+            return self.settings
+        return replace(self.settings, backbone=local_folder(self.settings, self.cache))
 
     def encoder(self, settings: Settings) -> PromptEncoder:
         from analyticup.model.prompt import PromptEncoder
@@ -82,7 +91,7 @@ class ModelSource:
         if self.machine.threads:
             torch.set_num_threads(self.machine.threads)
         precision = choose_precision(self.settings.dtype, self.machine.device)
-        return load_backbone(self.settings, self.cache, getattr(torch, precision.dtype))
+        return load_backbone(self._located, self.cache, getattr(torch, precision.dtype))
 
     @property
     def pad_id(self) -> int:

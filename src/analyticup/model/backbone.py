@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from analyticup.artifacts import Artifact
+
 GGUF = "gguf:"
 RANDOM = "random:"
 RANDOM_QWEN3 = "random:qwen3"
@@ -141,16 +143,26 @@ def converted_folder(backbone: str, cache: Path) -> Path:
     return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
 
 
-def _converted_gguf(backbone: str, cache: Path) -> Path:
-    """GGUF to safetensors once (about a minute), then found by the sha256 of its source."""
-    from analyticup.artifacts import publish_folder
+def read_conversion(backbone: str, cache: Path) -> Artifact | str:
+    """The converted copy of a GGUF backbone, all of it hashed, or why it cannot be used."""
+    from analyticup.artifacts import read_artifact
 
     folder = converted_folder(backbone, cache)
-    if folder.is_dir():
+    return read_artifact(folder, folder.name)
+
+
+def _converted_gguf(backbone: str, cache: Path) -> Path:
+    """GGUF to safetensors once (about a minute), then found by its source's sha256 and hashed before it is used."""
+    from analyticup.artifacts import publish_folder, write_record
+
+    folder, read = converted_folder(backbone, cache), read_conversion(backbone, cache)
+    if not isinstance(read, str):
         return folder
-    print(f"converting {backbone} to safetensors, once, about a minute", file=sys.stderr, flush=True)
+    again = f" ({folder}: {read})" if folder.is_dir() else ""
+    print(f"converting {backbone} to safetensors, once, about a minute{again}", file=sys.stderr, flush=True)
     with publish_folder(folder) as scratch:
         _convert_gguf(backbone.removeprefix(GGUF), scratch)
+        write_record(scratch, {"identity": folder.name})
     return folder
 
 

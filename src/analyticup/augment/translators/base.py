@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from analyticup.cache import batches, open_cache, read_cache
+from analyticup.cache import Cache, batches
 from analyticup.errors import UserError
 from analyticup.progress import track
 
@@ -63,8 +63,8 @@ class CachedTranslator:
         languages = list(sources) if self.uses_source and sources is not None else [""] * len(texts)
         asked = list(zip(texts, languages, strict=True))
         keys = {pair: json.dumps([target_language, pair[1], pair[0]]) for pair in asked}
-        with closing(open_cache(self.path, "translations (key TEXT PRIMARY KEY, value TEXT)")) as cache:
-            known: dict[str, str] = read_cache(cache, "translations", list(keys.values()))
+        with closing(Cache(self.path)) as cache:
+            known: dict[str, str] = cache.read(list(keys.values()))
             missing = [pair for pair in keys if keys[pair] not in known]
             # One source language after the other, as it may need its own model; texts of like length share a batch,
             # which keeps padding small.
@@ -73,8 +73,7 @@ class CachedTranslator:
                 for batch in batches(missing, self._batch_size):
                     found = self._ask(batch, target_language)
                     fresh = {keys[pair]: json.dumps(astuple(item)) for pair, item in zip(batch, found, strict=True)}
-                    with cache:
-                        cache.executemany("INSERT OR REPLACE INTO translations VALUES (?, ?)", fresh.items())
+                    cache.write(fresh)
                     known |= fresh
                     progress.advance(len(batch))
         return [Translation(*json.loads(known[keys[pair]])) for pair in asked]

@@ -1,0 +1,367 @@
+"""Whether the folder of a finished run still is what its manifest says, and what its settings and inputs give."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analyticup.artifacts import Artifact, file_sha256, foreign_names, is_sealed, read_artifact
+from analyticup.config import Settings
+from analyticup.config_loading import settings_from_dict, task_settings
+from analyticup.errors import UserError
+from analyticup.expected import FAIL, NEAR, OK
+from analyticup.publish import MANIFEST
+
+# Where things lie on this machine; every other setting is the manifest's.
+PLACES = ("paths.artifacts", "paths.cache", "data.dir")
+SHAPE = {
+    "name": str,
+    "final_split": str,
+    "files": dict,
+    "config": dict,
+    "data": dict,
+    "thresholds": dict,
+    "thresholds_by_language": dict,
+    "stages": dict,
+}
+STAGE_SHAPE = {"folder": str, "identity": str, "digest": str, "code": int, "counts": dict}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the result. `verdict` is OK, FAIL, or near: not checked, as the text says, or a figure that is
+    within twice its tolerance."""
+
+    verdict: str
+    what: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is verified. `places` are the manifest's settings with this machine's paths; `sound` are the published files
+    that have their sha256, `inputs` the input files that have theirs, by name; `stages` each stage's artifact, or why
+    it is none."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    settings: Settings
+    places: Settings
+    sound: set[str]
+    stages: Mapping[str, Artifact | str]
+    inputs: Mapping[str, Path]
+
+
+def verify_run(folder: Path, overrides: list[str]) -> Iterator[Item]:
+    """Every item of a run's folder in turn; writes nothing but a scratch folder of the system's.
+
+    Raises UserError where there is no readable manifest, and for overrides other than PLACES.
+    """
+    wrong = [text for text in overrides if text.partition("=")[0] not in PLACES]
+    if wrong:
+        raise UserError(
+            f"argument {wrong[0]!r}: the settings are the manifest's; only {', '.join(PLACES)} can be given"
+        )
+    manifest = read_manifest(folder)
+    sound: set[str] = set()
+    for item in _files(folder, manifest["files"]):
+        if item.verdict == OK:
+            sound.add(item.what.removeprefix("file "))
+        yield item
+    faults = _manifest_faults(folder / MANIFEST, manifest)
+    yield _said(f"file {MANIFEST}", faults, "unchanged since it was written")
+    if faults:
+        return
+    yield from _zips(folder, manifest["files"], sound)
+    where = f"{folder / MANIFEST}: config"
+    settings = settings_from_dict(manifest["config"], where, [])
+    places = settings_from_dict(manifest["config"], where, overrides)
+    stages = _read_stages(manifest, places)
+    with _input_folder(settings, places, stages) as given:
+        inputs: dict[str, Path] = {}
+        for item in _inputs(manifest["data"], given):
+            if item.verdict == OK:
+                name = item.what.removeprefix("input ")
+                inputs[name] = given / name
+            yield item
+        run = _Run(folder, manifest, settings, places, sound, stages, inputs)
+        yield from _submissions(run)
+    graph = _graph(run)
+    yield graph
+    yield from _stages(run)
+    if graph.verdict != FAIL and all(isinstance(stage, Artifact) for stage in stages.values()):
+        yield _records(run)
+    yield from _model(run)
+    yield from _figures(run)
+
+
+def _said(what: str, faults: list[str], fine: str) -> Item:
+    return Item(FAIL, what, "; ".join(faults)) if faults else Item(OK, what, fine)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run's folder; UserError where it is none."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        complete = _fits(manifest, SHAPE) and all(_fits(entry, STAGE_SHAPE) for entry in manifest["stages"].values())
+        names = [*manifest["files"], *manifest["data"], *(entry["folder"] for entry in manifest["stages"].values())]
+        complete = complete and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        complete = False
+    if not complete:
+        raise UserError(f"{path}: no readable manifest; run again, or give a finished run, e.g. submissions/sample")
+    return manifest
+
+
+def _manifest_faults(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Why nothing can be checked against a manifest, whatever its form; [] where it can."""
+    rest = "nothing but the files was checked"
+    if not is_sealed(manifest):
+        return [f"it was edited, or written by an earlier version: run again, or fetch it anew; {rest}"]
+    try:
+        settings_from_dict(manifest["config"], str(path), [])
+    except UserError as error:
+        return [f"this version cannot read its settings ({_line(error)}); {rest}"]
+    return []
+
+
+def _fits(value: Any, shape: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in shape.items())
+
+
+# ---------------------------------------------------------------- the published folder
+
+
+def _files(folder: Path, files: Mapping[str, str]) -> Iterator[Item]:
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            yield Item(FAIL, f"file {name}", "missing; run again, or fetch it anew")
+        else:
+            faults = [] if file_sha256(path) == digest else ["its sha256 is not the manifest's; run again, or fetch it"]
+            yield _said(f"file {name}", faults, "sha256 as in the manifest")
+    for name in foreign_names(folder, {MANIFEST, *files}):
+        yield Item(FAIL, f"file {name}", "the manifest does not know it; move it elsewhere")
+
+
+def _zips(folder: Path, files: Mapping[str, str], sound: set[str]) -> Iterator[Item]:
+    for name in (name for name in files if name.endswith("submit.zip")):
+        prefix = name.removesuffix("submit.zip")
+        loose = [other for other in files if other.startswith(f"{prefix}submit_")]
+        if not sound.issuperset([name, *loose]):
+            yield Item(NEAR, f"zip {name}", "not checked, as it or a file in it is damaged")
+            continue
+        with zipfile.ZipFile(folder / name) as archive:
+            packed = {prefix + member: archive.read(member) for member in archive.namelist()}
+        differ = {other for other in packed.keys() | set(loose) if packed.get(other) != _content(folder, other, loose)}
+        faults = [f"{', '.join(sorted(differ))} not as beside it"] if differ else []
+        yield _said(f"zip {name}", faults, f"holds {', '.join(sorted(packed))} as beside it")
+
+
+def _content(folder: Path, name: str, known: list[str]) -> bytes | None:
+    return (folder / name).read_bytes() if name in known else None
+
+
+# ---------------------------------------------------------------- inputs and submissions
+
+
+@contextmanager
+def _input_folder(settings: Settings, places: Settings, stages: Mapping[str, Artifact | str]) -> Iterator[Path]:
+    """Where the input files lie: `data.dir`, the sample stage's folder, or the sample corpus written anew."""
+    import tempfile
+
+    from analyticup.corpus.sample import write_sample
+
+    sample = stages.get("sample-all")
+    if places.data.dir is not None:
+        yield Path(places.data.dir).expanduser()
+    elif isinstance(sample, Artifact):
+        yield sample.folder
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            write_sample(settings.data.sample, settings.seed, Path(scratch))
+            yield Path(scratch)
+
+
+def _inputs(data: Mapping[str, str], folder: Path) -> Iterator[Item]:
+    for name, digest in data.items():
+        path = folder / name
+        if not path.is_file():
+            yield Item(NEAR, f"input {name}", f"not checked: not in {folder}; say where with data.dir=FOLDER")
+        else:
+            faults = [] if file_sha256(path) == digest else [f"{path} is not the file that the run read"]
+            yield _said(f"input {name}", faults, "sha256 as in the manifest")
+
+
+def _submissions(run: _Run) -> Iterator[Item]:
+    for name in (name for name in run.manifest["files"] if Path(name).name.startswith("submit_")):
+        prefix, _, file = name.rpartition("submit_")
+        task, split = file.removesuffix(".txt"), prefix.rstrip("/") or run.manifest["final_split"]
+        yield _valid(run, name, task, f"{split}_{task}.txt")
+        yield _predicted(run, name, task, f"{prefix}scores_{task}.parquet")
+
+
+def _valid(run: _Run, name: str, task: str, given: str) -> Item:
+    from analyticup.submission import validate_submission
+
+    what = f"submission {name}"
+    if name not in run.sound or given not in run.inputs:
+        return Item(NEAR, what, f"not checked against {given}, as one of the two is missing or damaged")
+    problems = validate_submission(task, run.inputs[given], run.folder / name)
+    faults = [f"line {problem.line} of the {problem.file}: {problem.what}" for problem in problems[:1]]
+    faults += [f"{len(problems)} problems in all"] if len(problems) > 1 else []
+    return _said(what, faults, f"valid for {given}")
+
+
+def _predicted(run: _Run, name: str, task: str, scores: str) -> Item:
+    """Whether the predictions are what the scores and the threshold give."""
+    from analyticup.corpus.scores import load_table
+    from analyticup.ensemble import VOTE_CUT
+    from analyticup.submission import read_predictions
+    from analyticup.threshold import thresholds_of
+
+    what = f"predictions {name}"
+    if not run.sound.issuperset([name, scores]) or task not in run.manifest["thresholds"]:
+        return Item(NEAR, what, f"not checked against {scores}, as one of the two is missing or damaged")
+    table, value = load_table(run.folder / scores), run.manifest["thresholds"][task]
+    chosen = {"value": value, "by_language": run.manifest["thresholds_by_language"].get(task, {})}
+    voted = task_settings(run.settings, task).ensemble.method == "vote"
+    cuts = VOTE_CUT if voted else thresholds_of(chosen, table["language"])
+    decided = dict(zip(table["id"], (table["score"] >= cuts).astype(int), strict=True))
+    written = read_predictions(run.folder / name)
+    ids = decided.keys() | written.keys()
+    differ = sum(decided.get(row_id) != written.get(row_id) for row_id in ids)
+    stored = int((table["prediction"] != table["id"].map(decided)).sum())
+    faults = [f"{differ} of {len(ids)} are not what the scores and the threshold give"] if differ else []
+    faults += [f"{stored} in {scores} are not what its scores give"] if stored else []
+    return _said(what, faults, f"{len(ids)} rows as the scores and the threshold {value:.4g} give")
+
+
+# ---------------------------------------------------------------- settings and stages
+
+
+def _graph(run: _Run) -> Item:
+    """Whether the manifest's settings and inputs are those that made its stages: they must give the same identities.
+
+    They are computed with the stages' code versions of then; a version that changed since is named.
+    """
+    from analyticup.pipeline import CODE_VERSIONS, build
+
+    stages = run.manifest["stages"]
+    try:
+        nodes = build(run.settings, run.manifest["data"])
+    except UserError as error:
+        return Item(NEAR, "settings", f"not checked: {_line(error)}")
+    then = CODE_VERSIONS | {node.stage: stages[node.title]["code"] for node in nodes if node.title in stages}
+    wanted = {node.title: node.identity_by(then) for node in nodes}
+    strange = sorted(wanted.keys() ^ stages.keys())
+    other = [title for title in wanted if title in stages and stages[title]["identity"] != wanted[title]]
+    faults = [f"the settings and the manifest do not have the same stages: {', '.join(strange)}"] if strange else []
+    faults += (
+        [f"the settings and inputs are not those that made {other[0]} ({len(other)} such stages)"] if other else []
+    )
+    changed = [
+        f"{stage} {code}, now {CODE_VERSIONS[stage]}" for stage, code in then.items() if code != CODE_VERSIONS[stage]
+    ]
+    if changed and not faults:
+        return Item(
+            NEAR, "settings", f"they made these stages, by earlier versions of their code ({'; '.join(changed)})"
+        )
+    return _said("settings", faults, f"they and the inputs give the identities of all {len(wanted)} stages")
+
+
+def _read_stages(manifest: Mapping[str, Any], places: Settings) -> dict[str, Artifact | str]:
+    from analyticup.pipeline import resolve
+
+    artifacts = resolve(places.paths.artifacts)
+    return {
+        title: read_artifact(artifacts / entry["folder"], entry["identity"])
+        for title, entry in manifest["stages"].items()
+    }
+
+
+def _stages(run: _Run) -> Iterator[Item]:
+    """Each stage's folder: its files, its record, and that it was made from the other stages' folders as they are."""
+    from analyticup.pipeline import resolve
+
+    entries, artifacts = run.manifest["stages"], resolve(run.places.paths.artifacts)
+    if not any((artifacts / entry["folder"]).is_dir() for entry in entries.values()):
+        yield Item(
+            NEAR,
+            "stages",
+            f"not checked: none of the {len(entries)} folders is in {artifacts}; say where with paths.artifacts=FOLDER",
+        )
+        return
+    digests = {entry["folder"]: entry["digest"] for entry in entries.values()}
+    for title, entry in entries.items():
+        stage, place = run.stages[title], artifacts / entry["folder"]
+        if isinstance(stage, str):
+            fault = stage if place.is_dir() else "the folder is gone"
+            yield Item(FAIL, f"stage {title}", f"{fault}; the same run makes it again ({place})")
+            continue
+        faults = [] if stage.digest == entry["digest"] else ["its files are not those of this run"]
+        faults += [] if stage.record["counts"] == entry["counts"] else ["its counts are not the manifest's"]
+        made_from = {name: digests.get(stage.record["input_folders"][name]) for name in stage.record["inputs"]}
+        foreign = [name for name, digest in stage.record["inputs"].items() if made_from[name] != digest]
+        faults += [f"it was made from another {', '.join(foreign)}"] if foreign else []
+        yield _said(f"stage {title}", faults, f"{len(stage.record['files'])} files and the record as they were written")
+
+
+def _records(run: _Run) -> Item:
+    """The manifest against the one that the records give now; times and machine may be those of a repair."""
+    from analyticup.publish import make_manifest
+
+    stages = {title: stage for title, stage in run.stages.items() if isinstance(stage, Artifact)}
+    made = json.loads(json.dumps(make_manifest(run.settings, stages)))
+    names = sorted(made.keys() - {"environment", "seconds", "stages"})
+    differ = [name for name in names if made[name] != run.manifest.get(name)]
+    faults = [f"{', '.join(differ)} not as the stages' folders say"] if differ else []
+    return _said("manifest and stages", faults, "the published files, thresholds and figures are the stages'")
+
+
+def _model(run: _Run) -> Iterator[Item]:
+    from analyticup.model.backbone import converted_folder, read_conversion, source_kind
+    from analyticup.pipeline import resolve
+
+    cache, backbone = resolve(run.places.paths.cache), run.settings.model.backbone
+    if source_kind(run.settings.model) != "gguf":
+        return
+    try:
+        folder = converted_folder(backbone, cache)
+    except UserError as error:
+        yield Item(NEAR, "converted model", f"not checked: {_line(error)}")
+        return
+    if folder.is_dir():
+        read = read_conversion(backbone, cache)
+        faults = [f"{read}; the next run that loads it converts it again ({folder})"] if isinstance(read, str) else []
+        yield _said("converted model", faults, "as it was converted")
+    else:
+        yield Item(OK, "converted model", f"none in {cache}; made when a stage needs it")
+
+
+def _figures(run: _Run) -> Iterator[Item]:
+    from analyticup.expected import verdicts
+    from analyticup.pipeline import PROJECT
+
+    report = run.stages.get("report-all")
+    if not isinstance(report, Artifact):
+        yield Item(NEAR, "expected figures", "not compared: the folder of the stage report-all is gone or damaged")
+        return
+    figures = json.loads(report.file("report.json").read_text(encoding="utf-8"))
+    found = verdicts(run.settings, figures, run.manifest["data"], PROJECT / "configs")
+    if isinstance(found, str):
+        yield Item(OK, "expected figures", f"none to compare with: {found}")
+        return
+    for one in found:
+        text = f"{one.value:.4f}, expected {one.expected:.4f} ± {one.tolerance:.4f}"
+        yield Item(one.verdict, f"figure {one.figure}", text)
