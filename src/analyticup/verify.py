@@ -350,7 +350,7 @@ def _model(run: _Run) -> Iterator[Item]:
 
 
 def _figures(run: _Run) -> Iterator[Item]:
-    from analyticup.expected import verdicts
+    from analyticup.expected import figures_by_name, verdicts
     from analyticup.pipeline import PROJECT
 
     report = run.stages.get("report-all")
@@ -358,7 +358,7 @@ def _figures(run: _Run) -> Iterator[Item]:
         yield Item(NEAR, "expected figures", "not compared: the folder of the stage report-all is gone or damaged")
         return
     figures = json.loads(report.file("report.json").read_text(encoding="utf-8"))
-    found = verdicts(run.settings, figures, run.manifest["data"], PROJECT / "configs")
+    found = verdicts(run.settings.name, run.settings, figures_by_name(figures), run.manifest["data"], PROJECT / "configs")
     if isinstance(found, str):
         yield Item(OK, "expected figures", f"none to compare with: {found}")
         return
