@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analyticup.artifacts import Artifact, file_sha256, write_atomically
+from analyticup.artifacts import Artifact, file_sha256, remove_unfinished, replace_together
 from analyticup.config import Settings
 from analyticup.config_loading import to_dict
 
@@ -18,7 +19,8 @@ def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact])
     """Makes `submissions/<name>` hold the run's files; unchanged files are not touched, files of an earlier run that
     this one does not have are removed. Returns the files.
 
-    The final split (test where it was given, else dev) lies at the top, the other one in a folder `dev`.
+    The final split (test where it was given, else dev) lies at the top, the other one in a folder `dev`. No file takes
+    its place before all are written; the manifest, with the sha256 of each, is the last.
     """
     submit, report = artifacts["submit-all"], artifacts["report-all"]
     splits = [split for split in ("test", "dev") if (submit.folder / split).is_dir()]
@@ -29,14 +31,18 @@ def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact])
     manifest = make_manifest(
         settings, artifacts, splits[0], {name: file_sha256(path) for name, path in sources.items()}
     )
-    for name in sorted(set(_earlier_files(folder)) - set(sources)):
-        (folder / name).unlink(missing_ok=True)
-    for name, source in sources.items():
-        _copy(source, folder / name)
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     path = folder / MANIFEST
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_atomically(path, text)
+    for place in (folder, folder / "dev"):
+        remove_unfinished(place)
+    with replace_together() as scratch_for:
+        for name, source in sources.items():
+            if not _same(source, folder / name):
+                shutil.copyfile(source, scratch_for(folder / name))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            scratch_for(path).write_text(text, encoding="utf-8", newline="\n")
+        for name in sorted(set(_earlier_files(folder)) - set(sources)):
+            (folder / name).unlink(missing_ok=True)
     return [*(folder / name for name in sources), path]
 
 
@@ -48,16 +54,8 @@ def _earlier_files(folder: Path) -> list[str]:
         return []
 
 
-def _copy(source: Path, target: Path) -> None:
-    import os
-    import shutil
-
-    if target.is_file() and file_sha256(target) == file_sha256(source):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, scratch)
-    os.replace(scratch, target)
+def _same(source: Path, target: Path) -> bool:
+    return target.is_file() and file_sha256(target) == file_sha256(source)
 
 
 def make_manifest(

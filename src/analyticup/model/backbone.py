@@ -143,14 +143,17 @@ def converted_folder(backbone: str, cache: Path) -> Path:
 
 def _converted_gguf(backbone: str, cache: Path) -> Path:
     """GGUF to safetensors once (about a minute), then found by the sha256 of its source."""
-    from analyticup.artifacts import publish_folder
+    from analyticup.artifacts import lock, publish_folder
 
     folder = converted_folder(backbone, cache)
     if folder.is_dir():
         return folder
-    print(f"converting {backbone} to safetensors, once, about a minute", file=sys.stderr, flush=True)
-    with publish_folder(folder) as scratch:
-        _convert_gguf(backbone.removeprefix(GGUF), scratch)
+    # Runs with other artifacts folders may share the cache; the second one waits and finds the work done.
+    with lock(cache, waits=True):
+        if not folder.is_dir():
+            print(f"converting {backbone} to safetensors, once, about a minute", file=sys.stderr, flush=True)
+            with publish_folder(folder) as scratch:
+                _convert_gguf(backbone.removeprefix(GGUF), scratch)
     return folder
 
 
@@ -161,8 +164,9 @@ def _convert_gguf(name: str, out: Path) -> None:
     from multiprocessing import get_context
 
     with (
-        tempfile.TemporaryDirectory(dir=out.parent) as scratch,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other,
+        # Inside `out`: killed, it goes with it.
+        tempfile.TemporaryDirectory(dir=out) as scratch,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as other,
     ):
         if name.endswith(".gguf"):
             source = Path(name).expanduser().resolve()
@@ -171,6 +175,21 @@ def _convert_gguf(name: str, out: Path) -> None:
         tokenizer = other.submit(_convert_tokenizer, source, out)
         _convert_weights(source, out)
         tokenizer.result()
+
+
+def _end_with_parent() -> None:
+    """Lets a second process end when the first is killed, or it would go on writing beside the next run."""
+    import os
+    import threading
+    from multiprocessing import parent_process
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _convert_tokenizer(source: Path, out: Path) -> None:
