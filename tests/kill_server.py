@@ -2,8 +2,8 @@
 
 One JSON object a line on stdin: `arguments` of the command line, `output` file for what is printed, and `faults`. A
 fault names a function (`module:name`), the call of it (from 1) whose arguments contain `matching`, made while the stage
-`within` runs, and what to do `before` or `after` that call: "kill" (SIGKILL), "pause" (until the file `resume` is there),
-or an error to raise. Answers with the exit status, negative for a signal, one line each.
+`within` runs, and what to do `before` or `after` that call: "kill" (SIGKILL), "pause" (until the file `resume` is
+there), or an error to raise. Answers with the exit status, negative for a signal, one line each.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,6 +246,94 @@ def check_chain(place: Place, whole: Place, points: list[Point]) -> None:
 
 def test_one_run_killed_again_and_again(place: Place, whole: Place) -> None:
     check_chain(place, whole, CHAIN)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(2400):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_of_two_runs_at_once_the_second_ends_with_a_clear_line(place: Place, whole: Place) -> None:
+    resume = place.folder.parent / "resume"
+    pause = {"function": "analyticup.stages:folds", "call": 1, "before": "pause", "resume": str(resume)}
+    place.server.send(place, [pause], (), background=True)
+    wait_for(resume.with_name("resume.reached"))
+    assert place.run() == 2
+    assert place.printed().count("\n") == 2 and "another run is using this artifacts folder; wait" in place.printed()
+    resume.touch()
+    # Whoever comes when the first has ended finds its work, and adds what is missing.
+    while place.run() == 2:
+        time.sleep(0.2)
+    assert place.files() == whole.files()
+    assert "done in" in place.background_output.read_text() and not place.stages("running")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error of the machine, where it is raised, and what the user reads."""
+
+    function: str
+    error: str
+    says: str
+    matching: str = ""
+    # "" = outside of any stage.
+    stage: str = ""
+
+
+FAULTS = [
+    Fault("analyticup.corpus.rows:save_rows", "disk full", "the disk is full", "ingest-QC", "ingest-QC"),
+    Fault("kill_server:Connection.executemany", "sqlite full", "the disk is full", stage="negatives-QC"),
+    Fault("analyticup.pipeline:write_record", "read-only", "no permission", "folds-QC", "folds-QC"),
+    Fault("safetensors.torch:save_file", "disk full", "the disk is full", "checkpoints", "train-QC-fold0"),
+    Fault("torch.optim:AdamW.step", "torch memory", "out of memory", stage="train-QC-fold1"),
+    Fault("analyticup.train:score_rows", "memory", "out of memory", "predict QC fold0", "predict-QC-fold0"),
+    Fault("shutil:copyfile", "disk full", "the disk is full", "unfinished-submit_QI.txt"),
+    Fault("os:replace", "read-only", "no permission", "submissions"),
+]
+
+
+def test_trouble_of_the_machine_is_one_line_and_the_next_run_goes_on(place: Place, whole: Place) -> None:
+    finished: set[str] = set()
+    for fault in FAULTS:
+        raised = {"function": fault.function, "matching": fault.matching, "within": fault.stage, "before": fault.error}
+        assert place.run(raised) == 2, (fault, place.printed()[-2000:])
+        (line,) = [line for line in place.printed().splitlines() if line.startswith("error: ")]
+        assert line.startswith(f"error: {fault.stage}: {fault.says}" if fault.stage else f"error: {fault.says}")
+        assert "; finished stages are kept, and the same command goes on from there" in line
+        assert "Traceback" not in place.printed()
+        assert not list(place.folder.rglob(".unfinished-*"))
+        assert not [path for path in place.folder.glob("submissions/**/*") if path.is_file()]
+        assert not place.stages("running") & finished
+        finished = place.finished()
+    assert place.run() == 0, place.printed()[-2000:]
+    assert place.files() == whole.files()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 600 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_and_then_is_not(place: Place, whole: Place, small_disk: Path) -> None:
+    full = Place(small_disk / "place", place.server)
+    assert full.run() == 2
+    (line,) = [line for line in full.printed().splitlines() if line.startswith("error: ")]
+    assert "the disk is full (" in line and "Traceback" not in full.printed()
+    assert not [path for path in small_disk.rglob("*") if "unfinished" in path.name]
+    finished = full.finished()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert full.run() == 0, full.printed()[-2000:]
+    assert full.stages("running") & finished == set() and full.files() == whole.files()
 
 
 @pytest.mark.long
