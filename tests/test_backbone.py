@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -330,3 +331,58 @@ def test_the_precision_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert choose_precision("auto", "cuda") == backbone.Precision("float32", "this GPU lacks bf16")
     assert choose_precision("auto", "mps").dtype == "float32"
+
+
+def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch):
+    """The package is a stand-in of two functions; what is killed is the kit's own conversion around it."""
+    from analyticup.artifacts import clean_cache
+
+    (tmp_path / "standin_gguf.py").write_text(
+        "EXPECTED_SHA256 = 'ab' * 32\n\ndef assemble(path):\n    path.write_text('weights')\n    return path\n"
+    )
+    (tmp_path / "convert.py").write_text(
+        "import os, signal, sys, time\nfrom pathlib import Path\nfrom analyticup.model import backbone\n\n"
+        "def kill(source, out):\n    (out / 'half').write_text('half')\n    time.sleep(1)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n\n"
+        "if __name__ == '__main__':\n    backbone._convert_weights = kill\n"
+        "    backbone._converted_gguf('gguf:standin_gguf', Path(sys.argv[1]))\n"
+    )
+    cache = tmp_path / "cache"
+    path = f"{Path(backbone.__file__).parents[2]}:{tmp_path}"
+    killed = subprocess.run([sys.executable, str(tmp_path / "convert.py"), str(cache)], env={"PYTHONPATH": path})
+    assert killed.returncode == -9
+    left = sorted(path.name for path in cache.iterdir())
+    assert left == [".lock", ".unfinished-gguf-abababababababab-v1"]
+    assert clean_cache(cache) == left[1:]
+    # The second process, which converts the tokenizer, has ended too and writes no more.
+    time.sleep(1)
+    assert [path.name for path in cache.iterdir()] == [".lock"]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backbone, "_convert_gguf", lambda name, out: (out / "model.safetensors").write_text("whole"))
+    folder = backbone._converted_gguf("gguf:standin_gguf", cache)
+    assert sorted(path.name for path in cache.iterdir()) == [".lock", folder.name]
+
+
+def test_the_second_process_of_a_conversion_ends_when_the_first_is_killed(tmp_path):
+    (tmp_path / "first.py").write_text(
+        "import os, signal, sys, time\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\nfrom pathlib import Path\n"
+        "from analyticup.model.backbone import _end_with_parent\n\n"
+        "def work(path):\n    path.write_text(str(os.getpid()))\n    time.sleep(60)\n\n"
+        "if __name__ == '__main__':\n    path = Path(sys.argv[1])\n"
+        "    other = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_end_with_parent)\n"
+        "    other.submit(work, path)\n    while not path.exists() or not path.read_text():\n        time.sleep(0.05)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    source = str(Path(backbone.__file__).parents[2])
+    first = [sys.executable, str(tmp_path / "first.py"), str(tmp_path / "pid")]
+    assert subprocess.run(first, env={"PYTHONPATH": source}).returncode == -9
+    second = Path("/proc") / (tmp_path / "pid").read_text()
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    for _ in range(100):
+        # A zombie has ended as well; whoever inherited it has not asked yet.
+        if not second.exists() or "\nState:\tZ" in (second / "status").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the second process still runs")

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         # These promise to create nothing, not even byte code.
         sys.dont_write_bytecode = True
     from analyticup import commands
-    from analyticup.errors import CheckFailed, UserError
+    from analyticup.errors import CheckFailed, UserError, machine_trouble
 
     try:
         return getattr(commands, options.command)(options)
@@ -82,9 +82,12 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except OSError as error:
+    except Exception as error:
         # A full disk, a folder without write access, a model hub out of reach: the machine's fault, not the kit's.
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        print(f"error: {trouble}", file=sys.stderr)
         return 2
 
 

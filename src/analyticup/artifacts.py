@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,28 @@ def _sync(folder: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file (UTF-8, LF) so that a reader sees the old bytes or the new ones, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}")
-    scratch.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(scratch, path)
+    with replace_together() as scratch_for:
+        scratch_for(path).write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def replace_together() -> Iterator[Callable[[Path], Path]]:
+    """Yields a function that gives the scratch file to write in place of a path; all of them take their places at the
+    end, in that order, or vanish on any error."""
+    scratches: dict[Path, Path] = {}
+
+    def scratch_for(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return scratches.setdefault(path, path.with_name(f"{SCRATCH_PREFIX}{path.name}"))
+
+    try:
+        yield scratch_for
+        for path, scratch in scratches.items():
+            os.replace(scratch, path)
+    except BaseException:
+        for scratch in scratches.values():
+            scratch.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -184,15 +202,15 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def lock(artifacts: Path) -> Iterator[None]:
-    """Holds the artifacts folder for one run; raises UserError where another run holds it."""
+def lock(artifacts: Path, waits: bool = False) -> Iterator[None]:
+    """Holds the artifacts folder for one run; where another run holds it, `waits` for that or raises UserError."""
     import fcntl
 
     artifacts.mkdir(parents=True, exist_ok=True)
     with (artifacts / ".lock").open("a+") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(stream, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise UserError(
                 f"{artifacts}: another run is using this artifacts folder; wait for it, or give this one its own with "
                 f"paths.artifacts=FOLDER"
@@ -200,9 +218,20 @@ def lock(artifacts: Path) -> Iterator[None]:
         yield
 
 
-def remove_unfinished(artifacts: Path) -> list[str]:
+def remove_unfinished(folder: Path) -> list[str]:
     """Deletes what interrupted runs left half-made; returns the names. Call it with the lock held."""
-    leftovers = sorted(path for path in artifacts.glob(f"{SCRATCH_PREFIX}*"))
+    leftovers = sorted(folder.glob(f"{SCRATCH_PREFIX}*"))
     for path in leftovers:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return [path.name for path in leftovers]
+
+
+def clean_cache(cache: Path) -> list[str]:
+    """`remove_unfinished` for a cache, which several artifacts folders may share; nothing while one fills it."""
+    if not any(cache.glob(f"{SCRATCH_PREFIX}*")):
+        return []
+    try:
+        with lock(cache):
+            return remove_unfinished(cache)
+    except UserError:
+        return []

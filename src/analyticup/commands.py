@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,6 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def run(options: argparse.Namespace) -> int:
-    from analyticup.artifacts import lock, remove_unfinished
     from analyticup.environment import describe
     from analyticup.expected import figures_by_name
     from analyticup.pipeline import PROJECT, build, execute, resolve
@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> int:
     nodes = build(settings)
     _say_absent_files(settings, console)
     artifacts: dict[str, Artifact] = {}
-    with lock(resolve(settings.paths.artifacts)):
-        for name in remove_unfinished(resolve(settings.paths.artifacts)):
-            console.print(f"removed {name}, left half-made by an interrupted run", markup=False)
+    with _alone(settings, console):
         _execute(console, execute(settings, nodes, describe(PROJECT)), len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
         publish(folder, settings, artifacts)
@@ -63,6 +61,20 @@ def run(options: argparse.Namespace) -> int:
     failed = _judge(console, settings.name, settings, figures_by_name(figures), data)
     console.print(f"done in {time.monotonic() - started:.1f} s", markup=False)
     return int(failed)
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings, console: Console) -> Iterator[None]:
+    """Holds the artifacts folder, without what interrupted runs left; UserError where another run has it."""
+    from analyticup.artifacts import clean_cache, lock, remove_unfinished
+    from analyticup.pipeline import resolve
+
+    artifacts = resolve(settings.paths.artifacts)
+    with lock(artifacts):
+        left = [*remove_unfinished(artifacts), *clean_cache(resolve(settings.paths.cache))]
+        for name in left:
+            console.print(f"removed {name}, left half-made by an interrupted run", markup=False)
+        yield
 
 
 def _execute(console: Console, steps: object, total: int, artifacts: dict[str, Artifact]) -> None:
@@ -111,7 +123,6 @@ def ablate(options: argparse.Namespace) -> int:
     """Runs every row of the table for every seed, then writes submissions/ablation-<name>."""
     from analyticup.ablation import TABLES, figures_by_name, make_table
     from analyticup.ablation_output import ablation_name, show, write
-    from analyticup.artifacts import lock
     from analyticup.pipeline import model_source, resolve
 
     if options.seeds < 1:
@@ -120,7 +131,7 @@ def ablate(options: argparse.Namespace) -> int:
     rows = [row for row in TABLES[options.table] if row.task in settings.tasks]
     plans = {row.config: _ablation_settings(options, row.config) for row in rows}
     source, runs = model_source(settings), {}
-    with lock(resolve(settings.paths.artifacts)):
+    with _alone(settings, console):
         for row in rows:
             console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold", markup=False)
             runs[row.config] = [_ablation_run(row.task, own, source, console) for own in plans[row.config]]

@@ -283,6 +283,8 @@ class MachineSettings:
     accelerator: str = "auto"
     devices: int = 1
     threads: int | None = None
+    # An interrupted training loses at most about this much; 0 = it starts again. With one device only.
+    checkpoint_minutes: float = 2.0
 
 
 @dataclass
@@ -385,4 +387,5 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "threshold.shrinkage_rows": (0, None),
     "machine.devices": (1, None),
     "machine.threads": (1, None),
+    "machine.checkpoint_minutes": (0, None),
 }

@@ -1,9 +1,47 @@
-"""The two ways a command can end badly, as exceptions; `__main__` turns them into exit codes."""
+"""The ways a command can end badly; `__main__` turns them into exit codes."""
+
+from __future__ import annotations
+
+import errno
 
 
 class UserError(Exception):
-    """The user's input or settings are wrong: one clear line (what, where, what to do); exit code 2."""
+    """The user's input or settings are wrong, or the machine failed: one clear line (what, where, what to do); exit
+    code 2."""
 
 
 class CheckFailed(Exception):
     """A check or verdict failed on well-formed input; exit code 1."""
+
+
+ADVICE = "finished stages are kept, and the same command goes on from there"
+# Libraries tell the same trouble in their own exceptions, with these words or as an errno.
+_TROUBLES = (
+    (
+        (errno.ENOSPC, errno.EDQUOT),
+        ("no space left", "disk is full", "disk quota"),
+        "the disk is full ({}); free some space or move paths.artifacts, paths.cache or paths.submissions",
+    ),
+    (
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        ("permission denied", "read-only file system", "readonly database"),
+        "no permission ({}); mend the folder's permissions or move paths.artifacts, paths.cache or paths.submissions",
+    ),
+    (
+        (errno.ENOMEM,),
+        ("out of memory", "can't allocate memory", "cannot allocate memory", "process pool was terminated abruptly"),
+        "out of memory ({}); lower train.max_batch_tokens, then predict.max_batch_tokens, or end other programs",
+    ),
+)
+
+
+def machine_trouble(error: Exception) -> str | None:
+    """One line for a failure of the machine: disk full, no permission, out of memory, any other OSError; else None."""
+    if isinstance(error, UserError | CheckFailed):
+        return None
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    low = "out of memory" if isinstance(error, MemoryError) else text.lower()
+    for numbers, words, line in _TROUBLES:
+        if getattr(error, "errno", None) in numbers or any(word in low for word in words):
+            return f"{line.format(text)}; {ADVICE}"
+    return text if isinstance(error, OSError) else None

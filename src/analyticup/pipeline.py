@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_fol
 from analyticup.config import TASKS, Settings
 from analyticup.config_loading import task_settings, to_dict
 from analyticup.ensemble import threshold_scale
-from analyticup.errors import UserError
+from analyticup.errors import UserError, machine_trouble
 
 if TYPE_CHECKING:
+    from analyticup.model.checkpoint import StepCheckpoint
     from analyticup.train import ModelSource
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,9 @@ CODE_VERSIONS = {
     "submit": 1,
     "report": 4,
 }
+
+# The stages that train, and so may be resumed inside.
+TRAINING = ("filter_model", "train")
 
 
 @dataclass(frozen=True)
@@ -351,6 +356,8 @@ def execute(
     `environment` (versions, git revision, device) goes into the records. Whatever runs again lets everything that
     follows from it run again. Runs with the same model settings may share a `source`, and with it what it has loaded.
     """
+    from analyticup.model.checkpoint import discard
+
     artifacts = resolve(settings.paths.artifacts)
     found: dict[str, Status] = {}
     ran: set[str] = set()
@@ -365,6 +372,8 @@ def execute(
             artifact = _run(node, status.folder, inputs, settings, source, group, environment)
             ran.add(node.identity)
         found[node.identity] = Status(node, status.folder, artifact, status.reason)
+        if node.stage in TRAINING:
+            discard(_checkpoint_path(node, settings))
         yield Done(status, artifact, ran=status.artifact is None)
 
 
@@ -383,6 +392,28 @@ def given_files(settings: Settings, names: Collection[str], sample: Artifact | N
     return {name: Path(settings.data.dir).expanduser() / name for name in names}
 
 
+def _step_checkpoint(
+    node: Node, inputs: Mapping[str, Artifact], settings: Settings, device: str, environment: Mapping[str, Any]
+) -> StepCheckpoint | None:
+    """Where an interrupted training goes on: the same training, on the same device and packages. None = nowhere."""
+    from analyticup.model.checkpoint import StepCheckpoint
+
+    if not settings.machine.checkpoint_minutes or settings.machine.devices > 1:
+        return None
+    whose = {
+        "node": node.identity,
+        "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        "packages": environment.get("packages", {}),
+        "device": device,
+    }
+    path = _checkpoint_path(node, settings)
+    return StepCheckpoint(path, fingerprint(whose), settings.machine.checkpoint_minutes)
+
+
+def _checkpoint_path(node: Node, settings: Settings) -> Path:
+    return resolve(settings.paths.artifacts) / "checkpoints" / f"{node.name}.safetensors"
+
+
 def _run(
     node: Node,
     folder: Path,
@@ -395,7 +426,10 @@ def _run(
     started = time.monotonic()
     own = task_settings(settings, node.task) if node.task in TASKS else settings
     files = given_files(settings, node.raw, inputs.get("sample"))
-    with publish_folder(folder) as scratch:
+    checkpoint = None
+    if node.stage in TRAINING:
+        checkpoint = _step_checkpoint(node, inputs, settings, source.machine.device, environment)
+    with _naming(node), publish_folder(folder) as scratch:
         job = stages.Job(
             task=node.task,
             part=node.part,
@@ -407,6 +441,7 @@ def _run(
             logs=resolve(settings.paths.artifacts),
             group=group,
             source=source,
+            checkpoint=checkpoint,
         )
         counts = node.run(job)
         record = {
@@ -427,3 +462,15 @@ def _run(
     made = read_artifact(folder, node.identity)
     assert isinstance(made, Artifact), made
     return made
+
+
+@contextlib.contextmanager
+def _naming(node: Node) -> Iterator[None]:
+    """Says in which stage the machine failed."""
+    try:
+        yield
+    except Exception as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        raise UserError(f"{node.title}: {trouble}") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analyticup.artifacts import Artifact, file_sha256, is_sealed, sealed, write_atomically
+from analyticup.artifacts import Artifact, file_sha256, is_sealed, remove_unfinished, replace_together, sealed
 from analyticup.config import Settings
 from analyticup.config_loading import to_dict
 
@@ -18,17 +19,22 @@ def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact])
     """Makes `submissions/<name>` hold the run's files; unchanged files are not touched, files of an earlier run that
     this one does not have are removed. Returns the files.
 
-    The final split (test where it was given, else dev) lies at the top, the other one in a folder `dev`.
+    The final split (test where it was given, else dev) lies at the top, the other one in a folder `dev`. No file takes
+    its place before all are written; the manifest, with the sha256 of each, is the last.
     """
     sources, manifest = published_files(artifacts), make_manifest(settings, artifacts)
-    for name in sorted(set(_earlier_files(folder)) - set(sources)):
-        (folder / name).unlink(missing_ok=True)
-    for name, source in sources.items():
-        _copy(source, folder / name)
     text = json.dumps(sealed(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     path = folder / MANIFEST
-    if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
-        write_atomically(path, text)
+    for place in (folder, folder / "dev"):
+        remove_unfinished(place)
+    with replace_together() as scratch_for:
+        for name, source in sources.items():
+            if not _same(source, folder / name):
+                shutil.copyfile(source, scratch_for(folder / name))
+        if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
+            scratch_for(path).write_text(text, encoding="utf-8", newline="\n")
+        for name in sorted(set(_earlier_files(folder)) - set(sources)):
+            (folder / name).unlink(missing_ok=True)
     return [*(folder / name for name in sources), path]
 
 
@@ -41,16 +47,8 @@ def _earlier_files(folder: Path) -> list[str]:
     return list(manifest["files"]) if is_sealed(manifest) else []
 
 
-def _copy(source: Path, target: Path) -> None:
-    import os
-    import shutil
-
-    if target.is_file() and file_sha256(target) == file_sha256(source):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, scratch)
-    os.replace(scratch, target)
+def _same(source: Path, target: Path) -> bool:
+    return target.is_file() and file_sha256(target) == file_sha256(source)
 
 
 def published_splits(artifacts: Mapping[str, Artifact]) -> list[str]:

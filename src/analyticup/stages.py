@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from pandas import DataFrame
 
+    from analyticup.model.checkpoint import StepCheckpoint
     from analyticup.train import ModelSource
 
 ROWS = "rows.parquet"
@@ -44,6 +45,8 @@ class Job:
     logs: Path
     group: str
     source: ModelSource = field(repr=False)
+    # Of the stages that train.
+    checkpoint: StepCheckpoint | None = None
 
     @property
     def fold(self) -> int:
@@ -281,7 +284,8 @@ def _train(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, che
     config = {"task": job.task, "part": job.part, "purpose": purpose, "rows": len(training), **vars(settings.train)}
     name = f"{purpose}-{job.task}-{job.part}"
     with tracked_run(settings.tracking, job.logs, job.group, name, config) as logger:
-        model, margins = train_fold(training, held_out, settings, job.source, seed, f"{purpose} {job.title}", logger)
+        description = f"{purpose} {job.title}"
+        model, margins = train_fold(training, held_out, settings, job.source, seed, description, logger, job.checkpoint)
     save_adapter(model, job.out, settings.model.backbone)
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
     save_table(columns, job.out / "held_out.parquet")

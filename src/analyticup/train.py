@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
     from lightning import Callback, Trainer
     from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.plugins import CheckpointIO
     from pandas import DataFrame
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from analyticup.model.checkpoint import StepCheckpoint
     from analyticup.model.data import EncodedRows
     from analyticup.model.prompt import PromptEncoder
 
@@ -123,16 +125,18 @@ def train_fold(
     seed: int,
     description: str,
     logger: WandbLogger | None,
+    checkpoint: StepCheckpoint | None = None,
 ) -> tuple[PeftModel, np.ndarray]:
     """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
 
-    Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine. Raises UserError
-    where the training rows lack one of the two labels.
+    Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine, also where an
+    interrupted training goes on from its `checkpoint`. Raises UserError where the training rows lack one of the labels.
     """
     import lightning
     import numpy as np
 
     from analyticup.model.backbone import add_adapter, frozen_layers
+    from analyticup.model.checkpoint import resumption
     from analyticup.model.data import make_data_module, training_batches
     from analyticup.model.module import make_module
 
@@ -154,11 +158,12 @@ def train_fold(
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     module = make_module(model.train(), encoder.label_words(), train, steps, frozen)
-    data = make_data_module(rows, scored, source.pad_id, seed, **limits)
+    resumed = resumption(checkpoint, module, description)
+    data = make_data_module(rows, scored, source.pad_id, seed, **limits, start=resumed.start)
     progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning():
-        trainer = make_trainer(source.machine, logger, [progress], settings)
-        trainer.fit(module, datamodule=data)
+        trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)
+        trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
     if not len(held_out):
         return model, np.zeros(0, dtype=np.float32)
     return model, module.validation_scores()[1].numpy()
@@ -194,7 +199,11 @@ def score_rows(
 
 
 def make_trainer(
-    machine: Machine, logger: WandbLogger | None, callbacks: list[Callback], settings: Settings
+    machine: Machine,
+    logger: WandbLogger | None,
+    callbacks: list[Callback],
+    settings: Settings,
+    plugins: Sequence[CheckpointIO] = (),
 ) -> Trainer:
     from lightning import Trainer
 
@@ -213,6 +222,7 @@ def make_trainer(
         log_every_n_steps=1,
         logger=logger or False,
         callbacks=callbacks,
+        plugins=list(plugins),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -265,6 +275,8 @@ def progress_callback(description: str, training_batches: int, scored: EncodedRo
 
         def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
             self._open(training_batches, "training batches")
+            # A resumed training has some behind it.
+            self.shown.advance(trainer.fit_loop.total_batch_idx + 1)
 
         def on_train_batch_end(self, *arguments: Any) -> None:
             if self.shown is not None:

@@ -358,7 +358,9 @@ def _figures(run: _Run) -> Iterator[Item]:
         yield Item(NEAR, "expected figures", "not compared: the folder of the stage report-all is gone or damaged")
         return
     figures = json.loads(report.file("report.json").read_text(encoding="utf-8"))
-    found = verdicts(run.settings.name, run.settings, figures_by_name(figures), run.manifest["data"], PROJECT / "configs")
+    found = verdicts(
+        run.settings.name, run.settings, figures_by_name(figures), run.manifest["data"], PROJECT / "configs"
+    )
     if isinstance(found, str):
         yield Item(OK, "expected figures", f"none to compare with: {found}")
         return

@@ -153,16 +153,18 @@ def read_conversion(backbone: str, cache: Path) -> Artifact | str:
 
 def _converted_gguf(backbone: str, cache: Path) -> Path:
     """GGUF to safetensors once (about a minute), then found by its source's sha256 and hashed before it is used."""
-    from analyticup.artifacts import publish_folder, write_record
+    from analyticup.artifacts import lock, publish_folder, write_record
 
-    folder, read = converted_folder(backbone, cache), read_conversion(backbone, cache)
-    if not isinstance(read, str):
-        return folder
-    again = f" ({folder}: {read})" if folder.is_dir() else ""
-    print(f"converting {backbone} to safetensors, once, about a minute{again}", file=sys.stderr, flush=True)
-    with publish_folder(folder) as scratch:
-        _convert_gguf(backbone.removeprefix(GGUF), scratch)
-        write_record(scratch, {"identity": folder.name})
+    folder = converted_folder(backbone, cache)
+    # Runs with other artifacts folders may share the cache; the second one waits and finds the work done.
+    with lock(cache, waits=True):
+        read = read_conversion(backbone, cache)
+        if isinstance(read, str):
+            again = f" ({folder}: {read})" if folder.is_dir() else ""
+            print(f"converting {backbone} to safetensors, once, about a minute{again}", file=sys.stderr, flush=True)
+            with publish_folder(folder) as scratch:
+                _convert_gguf(backbone.removeprefix(GGUF), scratch)
+                write_record(scratch, {"identity": folder.name})
     return folder
 
 
@@ -173,8 +175,9 @@ def _convert_gguf(name: str, out: Path) -> None:
     from multiprocessing import get_context
 
     with (
-        tempfile.TemporaryDirectory(dir=out.parent) as scratch,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other,
+        # Inside `out`: killed, it goes with it.
+        tempfile.TemporaryDirectory(dir=out) as scratch,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as other,
     ):
         if name.endswith(".gguf"):
             source = Path(name).expanduser().resolve()
@@ -183,6 +186,21 @@ def _convert_gguf(name: str, out: Path) -> None:
         tokenizer = other.submit(_convert_tokenizer, source, out)
         _convert_weights(source, out)
         tokenizer.result()
+
+
+def _end_with_parent() -> None:
+    """Lets a second process end when the first is killed, or it would go on writing beside the next run."""
+    import os
+    import threading
+    from multiprocessing import parent_process
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _convert_tokenizer(source: Path, out: Path) -> None:

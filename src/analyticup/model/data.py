@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,24 +94,50 @@ def collate(rows: EncodedRows, batch: Sequence[int], pad_id: int) -> dict[str, A
     }
 
 
-def batch_loader(rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int) -> Any:
-    """A DataLoader over ready-made batches; Lightning shards it over devices by whole batches."""
+@dataclass(frozen=True)
+class _From:
+    """Batch numbers first..total-1, but of length `total`: to Lightning a resumed epoch is as long as a whole one."""
+
+    first: int
+    total: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def batch_loader(rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int, first: int = 0) -> Any:
+    """A DataLoader over ready-made batches, from the `first` on; Lightning shards it over devices by whole batches."""
     from torch.utils.data import DataLoader
 
-    return DataLoader(list(batches), batch_size=None, collate_fn=lambda batch: collate(rows, batch, pad_id))
+    order = _From(first, len(batches)) if first else None
+    return DataLoader(
+        list(batches), batch_size=None, sampler=order, collate_fn=lambda batch: collate(rows, batch, pad_id)
+    )
 
 
 def make_data_module(
-    train: EncodedRows, held_out: EncodedRows, pad_id: int, seed: int, max_rows: int, max_tokens: int
+    train: EncodedRows,
+    held_out: EncodedRows,
+    pad_id: int,
+    seed: int,
+    max_rows: int,
+    max_tokens: int,
+    start: tuple[int, int] = (0, 0),
 ) -> LightningDataModule:
-    """The data of one fold: training rows reshuffled each epoch, held-out rows scored in token-budget batches."""
+    """The data of one fold: training rows reshuffled each epoch, held-out rows scored in token-budget batches.
+
+    A training that goes on from a checkpoint gets its `start`: the epoch, and how many batches of it are done.
+    """
     from lightning import LightningDataModule
 
     class FoldData(LightningDataModule):
         def train_dataloader(self) -> Any:
             epoch = self.trainer.current_epoch if self.trainer else 0
             batches = training_batches(train.lengths(), seed, epoch, max_rows, max_tokens)
-            return batch_loader(train, batches, pad_id)
+            return batch_loader(train, batches, pad_id, first=start[1] if epoch == start[0] else 0)
 
         def val_dataloader(self) -> Any:
             return batch_loader(held_out, scoring_batches(held_out.lengths(), max_tokens), pad_id)

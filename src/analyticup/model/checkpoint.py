@@ -1,0 +1,208 @@
+"""Step checkpoints inside a training: interrupted, it goes on from the last one and comes to the same bytes.
+
+Lightning says what to keep and puts it back; this module keeps it without pickle. A checkpoint is one safetensors file:
+adapters, optimiser state and the random state as tensors, the rest (schedule, loop positions) as JSON in its metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyticup.artifacts import SCRATCH_PREFIX
+
+if TYPE_CHECKING:
+    from lightning import Callback, LightningModule, Trainer
+    from lightning.pytorch.plugins import CheckpointIO
+    from torch import Tensor
+
+# What Lightning puts back besides tensors; the version is that of the loops' own format.
+PLAIN_PARTS = ("epoch", "global_step", "pytorch-lightning_version", "loops", "lr_schedulers")
+
+
+@dataclass(frozen=True)
+class StepCheckpoint:
+    """The checkpoint file of one training. `identity` names all that decides the training's bytes; a file with another
+    one is never used. Written every `minutes` (> 0) of training."""
+
+    path: Path
+    identity: str
+    minutes: float
+
+    def write(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Replaces the file in one step; on any error the one before stays."""
+        from safetensors.torch import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = _scratch(self.path)
+        ready = {name: value.detach().contiguous() for name, value in tensors.items()}
+        try:
+            save_file(ready, scratch, metadata={"identity": self.identity, "plain": json.dumps(plain)})
+            with scratch.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(scratch, self.path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `write` was given, or None; a file that cannot be used is named on stderr."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as stream:
+                given = stream.metadata() or {}
+                if given.get("identity") != self.identity:
+                    return self._ignore("it belongs to another training")
+                return {name: stream.get_tensor(name) for name in stream.keys()}, json.loads(given["plain"])  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return self._ignore("it is broken")
+
+    def _ignore(self, reason: str) -> None:
+        print(f"{self.path}: this step checkpoint is not used, {reason}", file=sys.stderr, flush=True)
+
+
+def discard(path: Path) -> None:
+    """Removes a checkpoint file, and its folder where it was the last one there."""
+    for file in (path, _scratch(path)):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f"{SCRATCH_PREFIX}{path.name}")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a Trainer needs to write step checkpoints and to start from one; empty where there is to be none."""
+
+    # (epoch, batches of it that are done)
+    start: tuple[int, int] = (0, 0)
+    path: str | None = None
+    callbacks: list[Callback] = field(default_factory=list)
+    plugins: list[CheckpointIO] = field(default_factory=list)
+
+
+def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, description: str) -> Resumption:
+    """How the training of `module` goes on: from its checkpoint, or from the start where there is no usable one."""
+    if checkpoint is None:
+        return Resumption()
+    names = [name for name, value in module.named_parameters() if value.requires_grad]
+    # The backbone's frozen weights are not in the file.
+    module.strict_loading = False
+    found = checkpoint.read()
+    callbacks, plugins = [_saver(checkpoint, found)], [_plugin(checkpoint, found, names)]
+    if found is None:
+        return Resumption(callbacks=callbacks, plugins=plugins)
+    epoch = found[1]["epoch"]
+    batches = found[1]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    print(f"{description}: goes on after batch {batches} of epoch {epoch + 1}", file=sys.stderr, flush=True)
+    return Resumption((epoch, batches), str(checkpoint.path), callbacks, plugins)
+
+
+def _saver(checkpoint: StepCheckpoint, found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Callback:
+    from lightning import Callback
+
+    class Saver(Callback):
+        def __init__(self) -> None:
+            self.written = time.monotonic()
+            self.random = None if found is None else found[0]
+
+        def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+            self.written = time.monotonic()
+
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            # Here and not earlier: a loader draws a random number when its iteration begins.
+            if self.random is not None:
+                _set_random_state(self.random)
+            self.random = None
+
+        def on_train_batch_end(
+            self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+        ) -> None:
+            # Only between two optimiser steps, and not at an epoch's end, where the next loader has yet to be made.
+            within = (index + 1) % trainer.accumulate_grad_batches == 0 and index + 1 < trainer.num_training_batches
+            if within and time.monotonic() - self.written >= 60 * checkpoint.minutes:
+                trainer.save_checkpoint(checkpoint.path)
+                self.written = time.monotonic()
+
+    return Saver()
+
+
+def _plugin(
+    checkpoint: StepCheckpoint, found: tuple[dict[str, Tensor], dict[str, Any]] | None, names: Sequence[str]
+) -> CheckpointIO:
+    """What Lightning writes and reads its checkpoints with, in place of torch.save."""
+    from lightning.pytorch.plugins import CheckpointIO
+
+    class StepCheckpointIO(CheckpointIO):
+        def save_checkpoint(self, state: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+            checkpoint.write(*_pack(state, names))
+
+        def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+            assert found is not None
+            return _unpack(*found, names)
+
+        def remove_checkpoint(self, path: Any) -> None:
+            discard(checkpoint.path)
+
+    return StepCheckpointIO()
+
+
+def _pack(state: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Lightning's checkpoint as (tensors by name, plain values); `names` are the trained parameters."""
+    (optimiser,) = state["optimizer_states"]
+    tensors = {f"adapter/{name}": state["state_dict"][name] for name in names}
+    for number, name in enumerate(names):
+        tensors |= {f"optimiser/{key}/{name}": value for key, value in optimiser["state"].get(number, {}).items()}
+    tensors |= {f"random/{device}": value for device, value in _random_state()}
+    return tensors, {**{part: state[part] for part in PLAIN_PARTS}, "param_groups": optimiser["param_groups"]}
+
+
+def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The inverse of `_pack`, less the random state."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    place = {name: number for number, name in enumerate(names)}
+    for full, value in tensors.items():
+        kind, _, rest = full.partition("/")
+        if kind == "optimiser":
+            key, _, name = rest.partition("/")
+            moments.setdefault(place[name], {})[key] = value
+    return {
+        **{part: plain[part] for part in PLAIN_PARTS},
+        "state_dict": {name: tensors[f"adapter/{name}"] for name in names},
+        "optimizer_states": [{"state": moments, "param_groups": plain["param_groups"]}],
+        "callbacks": {},
+    }
+
+
+def _random_state() -> Iterator[tuple[str, Tensor]]:
+    """torch's generators: dropout alone draws during training."""
+    import torch
+
+    yield "cpu", torch.get_rng_state()
+    if torch.cuda.is_available():
+        yield "cuda", torch.cuda.get_rng_state()
+    elif torch.backends.mps.is_available():
+        yield "mps", torch.mps.get_rng_state()
+
+
+def _set_random_state(tensors: Mapping[str, Tensor]) -> None:
+    import torch
+
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+    elif "random/mps" in tensors:
+        torch.mps.set_rng_state(tensors["random/mps"])
