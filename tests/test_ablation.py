@@ -67,7 +67,6 @@ def test_a_row_differs_from_its_parent_in_the_one_thing_it_is_called_after():
         "qc5-filter": {"filter"},
         "qc6-threshold": {"threshold"},
         "qc7-easy-negatives": {"negatives", "no negatives", "easy"},
-        "qc8-hard-negatives": {"negatives", "no negatives", "hard"},
         "qi2-translation": {"translate"},
         "qi3-filter": {"filter"},
         "qi4-threshold": {"threshold"},
