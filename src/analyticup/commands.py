@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from analyticup.ablation import Scored
     from analyticup.artifacts import Artifact
+    from analyticup.bench.run import Plan
     from analyticup.train import ModelSource
 
 
@@ -28,11 +29,11 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=150)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
     from analyticup.config_loading import load_settings
     from analyticup.pipeline import PROJECT
 
-    config = options.config or PROJECT / "configs" / "sample.yaml"
+    config = options.config or PROJECT / "configs" / default
     return load_settings(config, options.overrides)
 
 
@@ -184,6 +185,48 @@ def _show_ablation(console: Console, table: list[dict[str, Any]]) -> None:
     for entry in table:
         shown.add_row(*cells(entry))
     console.print(shown)
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measures, shows the table and writes submissions/bench; 1 where a variant failed."""
+    from analyticup.artifacts import write_atomically
+    from analyticup.bench.run import run_bench
+    from analyticup.bench.table import COLUMNS, cells, to_markdown
+    from analyticup.config_loading import to_dict
+    from analyticup.environment import describe
+    from analyticup.pipeline import PROJECT, resolve
+    from analyticup.report import plain_table
+
+    settings, console, started = _settings(options, "small.yaml"), _console(), time.monotonic()
+    plan = _bench_plan(options)
+    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
+    folder = resolve(settings.paths.submissions) / "bench"
+    content = {"about": about, "plan": dataclasses.asdict(plan), "config": to_dict(settings)}
+    content |= {"environment": describe(PROJECT), "table": records}
+    write_atomically(folder / "bench.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", to_markdown(records, about))
+    shown = plain_table("bench: median (min..max)", COLUMNS, left=2)
+    for record in records:
+        shown.add_row(*cells(record))
+    console.print(shown)
+    for text in [*about, f"table: {folder}; {time.monotonic() - started:.0f} s"]:
+        console.print(text, markup=False, soft_wrap=True)
+    return int(any(record["failed"] for record in records))
+
+
+def _bench_plan(options: argparse.Namespace) -> Plan:
+    from analyticup.bench.run import Plan
+
+    given: dict[str, Any] = {"rounds": options.rounds}
+    given |= {"train_rows": options.train_rows, "score_rows": options.score_rows}
+    if options.only is not None:
+        given["parts"] = tuple(part.strip() for part in options.only.split(","))
+    if options.data_rows is not None:
+        try:
+            given["data_rows"] = tuple(int(part) for part in options.data_rows.split(","))
+        except ValueError:
+            raise UserError(f"--data-rows {options.data_rows}: must be whole numbers, e.g. 10000,100000") from None
+    return Plan(**given)
 
 
 def _judge(console: Console, settings: Settings, figures: dict[str, Any], folder: Path) -> bool:
