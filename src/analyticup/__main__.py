@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows to a training round")
     bench.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows to a scoring round")
     bench.add_argument("--data-rows", default=None, metavar="N,N", help="generated rows (default: 10000,100000,340000)")
+    bench.add_argument("--data-rounds", type=int, default=1, metavar="N", help="rounds of the data part (default: 1)")
     bench.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
     validate = commands.add_parser("validate", help="check a submission file against its input, line by line")
     validate.add_argument("--task", required=True, choices=("QC", "QI"))

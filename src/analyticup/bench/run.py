@@ -30,13 +30,19 @@ class Plan:
     train_rows: int = 128
     score_rows: int = 256
     data_rows: tuple[int, ...] = (10_000, 100_000, 340_000)
+    # Sizes are compared there, not tools, and a round is minutes.
+    data_rounds: int = 1
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts:
             raise UserError(f"--only {','.join(self.parts)}: name one or more of {', '.join(PARTS)}, with commas")
         # Fewer training rows could lack a label to warm up on.
-        lowest = {"--rounds": (self.rounds, 1), "--train-rows": (self.train_rows, 2)}
+        lowest = {
+            "--rounds": (self.rounds, 1),
+            "--data-rounds": (self.data_rounds, 1),
+            "--train-rows": (self.train_rows, 2),
+        }
         lowest |= {"--score-rows": (self.score_rows, 1), "--data-rows": (min(self.data_rows, default=0), 100)}
         for option, (value, low) in lowest.items():
             if value < low:
@@ -165,7 +171,7 @@ def _data(plan: Plan, scratch: Path, say: Callable[[str], None]) -> list[dict[st
         say(f"data: generating {count:,} rows")
         write_generated(folder, count)
         entries = [Entry("data", f"{stage}, {count:,} rows", DataStage(stage, folder, count)) for stage in STAGES]
-        records += [to_record(one) for one in measure(entries, plan.rounds, say)]
+        records += [to_record(one) for one in measure(entries, plan.data_rounds, say)]
     return records
 
 
