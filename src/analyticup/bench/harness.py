@@ -7,6 +7,7 @@ so that a machine that slows down meanwhile slows all alike.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import re
 import sys
@@ -40,8 +41,8 @@ class Done:
 
 @dataclass(frozen=True)
 class Round:
-    """One measured round. `peak_bytes`: most resident memory of the process so far, loading included; `device_bytes`:
-    most memory allocated on the GPU during the round, None without one."""
+    """One measured round. `peak_bytes`: most resident memory of the process during it, weights included (where
+    the peak cannot be reset, so far); `device_bytes`: most memory allocated on the GPU, None without one."""
 
     seconds: float
     done: Done
@@ -175,6 +176,8 @@ def _answer(command: str, variant: Variant) -> tuple[str, Any]:
 def timed_round(variant: Variant) -> Round:
     """One round in this process."""
     variant.prepare()
+    gc.collect()
+    _reset_peak_resident()
     _synchronise(reset_peak=True)
     started = time.perf_counter()
     done = variant.run()
@@ -194,8 +197,14 @@ def _synchronise(reset_peak: bool = False) -> int | None:
     return int(peak)
 
 
+def _reset_peak_resident() -> None:
+    """From here on counts what is resident now and later; on Linux alone."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_resident_bytes() -> int:
-    """Most resident memory of this process so far."""
+    """Most resident memory of this process since the last reset, or since its start where there is none."""
     status = Path("/proc/self/status")
     # Linux hands ru_maxrss down from the parent to what it starts; VmHWM is this process's own.
     if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):

@@ -29,6 +29,8 @@ class KitTraining:
         self.work = self.work.with_layers(self.shape.layers - self.frozen)
         self.work.source.load()
         self._train(self.work.rows if self.kept else self.work.few)
+        lengths = self.work.encode(self.work.rows).lengths().tolist()
+        self.done = Done(len(lengths), sum(lengths), self._steps(lengths), self._flops(lengths))
 
     def prepare(self) -> None:
         from analyticup.model.frozen import FrozenStates
@@ -38,15 +40,14 @@ class KitTraining:
         self.work.source.load()
 
     def run(self) -> Done:
-        return self._train(self.work.rows)
+        self._train(self.work.rows)
+        return self.done
 
-    def _train(self, rows: DataFrame) -> Done:
+    def _train(self, rows: DataFrame) -> None:
         from analyticup.train import train_fold
 
         settings = self.work.settings
         train_fold(rows, rows.head(0), settings, self.work.source, settings.seed, "bench", None)
-        lengths = self.work.encode(rows).lengths().tolist()
-        return Done(len(rows), sum(lengths), self._steps(lengths), self._flops(lengths))
 
     def _steps(self, lengths: list[int]) -> int:
         import numpy as np
@@ -79,15 +80,16 @@ class KitScoring:
         settings = self.work.settings
         self.model = add_adapter(self.work.source.backbone(), settings.model.lora, settings.seed).eval()
         self._score(self.work.few)
+        lengths = self.work.encode(self.work.rows).lengths().tolist()
+        flops = forward_flops(self.shape, lengths, self.shape.layers, self.shape.layers)
+        self.done = Done(len(lengths), sum(lengths), flops=flops + head_flops(self.shape, len(lengths), 2))
 
     def prepare(self) -> None:
         pass
 
     def run(self) -> Done:
         self.scores = self._score(self.work.rows)
-        lengths = self.work.encode(self.work.rows).lengths().tolist()
-        flops = forward_flops(self.shape, lengths, self.shape.layers, self.shape.layers)
-        return Done(len(lengths), sum(lengths), flops=flops + head_flops(self.shape, len(lengths), 2))
+        return self.done
 
     def _score(self, rows: DataFrame) -> np.ndarray:
         from analyticup.train import score_rows

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyticup.bench.flops import backward_flops, forward_flops, head_flops
+from analyticup.bench.flops import backward_flops, forward_flops, head_flops, shape_of
 from analyticup.bench.harness import Done, Unavailable
 from analyticup.bench.work import Work
 
@@ -36,8 +36,8 @@ def causal_model(work: Work) -> Any:
     return _with_lora(work, work.source.backbone(), "CAUSAL_LM")
 
 
-def classifier(work: Work) -> Any:
-    """The backbone with a head for two classes on the last token and PEFT's LoRA; the head is trained too."""
+def plain_classifier(work: Work) -> Any:
+    """The backbone with a head for two classes on the last token."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -45,6 +45,7 @@ def classifier(work: Work) -> Any:
 
     dtype, settings = getattr(torch, work.dtype), work.settings.model
     if source_kind(settings) == "random":
+        work.source.load()
         config = work.source.backbone().config
         config.num_labels = 2
         model = AutoModelForSequenceClassification.from_config(config).to(dtype)
@@ -58,7 +59,12 @@ def classifier(work: Work) -> Any:
             use_safetensors=True,
         )
     model.config.pad_token_id = peer_tokenizer(work).pad_token_id
-    return _with_lora(work, model, "SEQ_CLS")
+    return model
+
+
+def classifier(work: Work, plain: Any) -> Any:
+    """With PEFT's LoRA; the head is trained too."""
+    return _with_lora(work, plain, "SEQ_CLS")
 
 
 def _with_lora(work: Work, model: Any, task_type: str) -> Any:
@@ -173,13 +179,13 @@ class ClassifierTraining:
     work: Work
 
     def warm_up(self) -> None:
-        self.shape = self.work.shape()
         self.prepare()
+        self.shape = shape_of(self.loaded, self.work.settings.model.lora)
         self._train(self.work.few)
 
     def prepare(self) -> None:
-        self.work.source.load()
-        self.loaded = classifier(self.work)
+        self.loaded = None
+        self.loaded = plain_classifier(self.work)
 
     def run(self) -> Done:
         return self._train(self.work.rows)
@@ -189,7 +195,7 @@ class ClassifierTraining:
 
         examples = class_examples(self.work, rows)
         collator = DataCollatorWithPadding(peer_tokenizer(self.work))
-        trainer = make_trainer(self.work, self.loaded, examples, collator)
+        trainer = make_trainer(self.work, classifier(self.work, self.loaded), examples, collator)
         trainer.train()
         lengths = [len(example["input_ids"]) for example in examples]
         shape = self.shape
@@ -205,8 +211,9 @@ class ClassifierScoring:
     work: Work
 
     def warm_up(self) -> None:
-        self.shape = self.work.shape()
-        self.model = classifier(self.work)
+        plain = plain_classifier(self.work)
+        self.shape = shape_of(plain, self.work.settings.model.lora)
+        self.model = classifier(self.work, plain)
         self._score(self.work.few)
 
     def prepare(self) -> None:
@@ -241,15 +248,16 @@ class Generation:
         self.tokenizer.padding_side = "left"
         self.batch = scoring_batch_rows(self.work)
         self._score(self.work.few)
+        lengths, shape = self.work.encode(self.work.rows).lengths().tolist(), self.shape
+        flops = forward_flops(shape, lengths, shape.layers, 0) + head_flops(shape, len(lengths), shape.vocabulary)
+        self.done = Done(len(lengths), sum(lengths), flops=flops)
 
     def prepare(self) -> None:
         pass
 
     def run(self) -> Done:
         self.scores = self._score(self.work.rows)
-        lengths, shape = self.work.encode(self.work.rows).lengths().tolist(), self.shape
-        flops = forward_flops(shape, lengths, shape.layers, 0) + head_flops(shape, len(lengths), shape.vocabulary)
-        return Done(len(lengths), sum(lengths), flops=flops)
+        return self.done
 
     def _score(self, rows: DataFrame) -> np.ndarray | list[str]:
         raise NotImplementedError
@@ -311,12 +319,13 @@ class VllmScoring:
         settings = self.work.settings.model
         if source_kind(settings) == "random":
             raise Unavailable("vLLM needs weights on disk; random:qwen3 has none")
-        longest = int(self.work.encode(self.work.rows).lengths().max())
+        lengths = self.work.encode(self.work.rows).lengths()
+        self.done = Done(len(lengths), int(lengths.sum()))
         self.model = LLM(
             model=local_folder(settings, self.work.cache),
             revision=settings.revision,
             dtype=self.work.dtype,
-            max_model_len=longest + 1,
+            max_model_len=int(lengths.max()) + 1,
             seed=self.work.settings.seed,
             trust_remote_code=False,
         )
@@ -327,7 +336,7 @@ class VllmScoring:
 
     def run(self) -> Done:
         self.scores = self._score(self.work.rows)
-        return Done(len(self.work.rows), int(self.work.encode(self.work.rows).lengths().sum()))
+        return self.done
 
     def _score(self, rows: DataFrame) -> list[float]:
         from vllm import SamplingParams

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,9 @@ class LoadedSource(ModelSource):
     """Hands out a backbone that was loaded before, so that a round times the work and not the disk."""
 
     def load(self) -> None:
+        # The one of the round before goes first, so that two never stand in memory.
+        self._loaded = None
+        gc.collect()
         self._loaded = super().backbone()
 
     def backbone(self) -> Any:
