@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 VERSION = "0.1.0"
-COMMANDS = ("run", "plan", "check", "validate", "score", "report", "verify", "ablate")
+COMMANDS = ("run", "plan", "check", "validate", "score", "report", "verify", "ablate", "bench")
 EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
 all of them stand in src/analyticup/config.py. Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
 
@@ -38,6 +38,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     ablate.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
     ablate.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
+    bench = commands.add_parser("bench", help="speed and memory beside the usual tools, in one table", epilog=EPILOG)
+    bench.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/small.yaml)")
+    bench.add_argument("--only", default=None, metavar="PARTS", help="of training,scoring,matmul,data (default: all)")
+    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
+    bench.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows to a training round")
+    bench.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows to a scoring round")
+    bench.add_argument("--data-rows", default=None, metavar="N,N", help="generated rows (default: 10000,100000,340000)")
+    bench.add_argument("--data-rounds", type=int, default=1, metavar="N", help="rounds of the data part (default: 1)")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
     validate = commands.add_parser("validate", help="check a submission file against its input, line by line")
     validate.add_argument("--task", required=True, choices=("QC", "QI"))
     validate.add_argument("--input", required=True, type=Path, help="the dev or test file")

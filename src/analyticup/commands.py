@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyticup.config import Settings
 from analyticup.errors import UserError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from analyticup.ablation import RowRun
     from analyticup.artifacts import Artifact
+    from analyticup.bench.run import Plan
     from analyticup.train import ModelSource
 
 
@@ -30,11 +31,11 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=150)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
     from analyticup.config_loading import load_settings
     from analyticup.pipeline import PROJECT
 
-    config = options.config or PROJECT / "configs" / "sample.yaml"
+    config = options.config or PROJECT / "configs" / default
     return load_settings(config, options.overrides)
 
 
@@ -163,6 +164,48 @@ def _ablation_run(task: str, settings: Settings, source: ModelSource, console: C
     nodes, artifacts = build(settings), {}
     _execute(console, execute(settings, nodes, describe(PROJECT), source), len(nodes), artifacts)
     return read_run(task, artifacts, given_files(settings, nodes[-1].raw, artifacts.get("sample-all")))
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measures, shows the table and writes submissions/bench; 1 where a variant failed."""
+    from analyticup.artifacts import write_atomically
+    from analyticup.bench.run import run_bench
+    from analyticup.bench.table import COLUMNS, cells, to_markdown
+    from analyticup.config_loading import to_dict
+    from analyticup.environment import describe
+    from analyticup.pipeline import PROJECT, resolve
+    from analyticup.report import plain_table
+
+    settings, console, started = _settings(options, "small.yaml"), _console(), time.monotonic()
+    plan = _bench_plan(options)
+    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
+    folder = resolve(settings.paths.submissions) / "bench"
+    content = {"about": about, "plan": dataclasses.asdict(plan), "config": to_dict(settings)}
+    content |= {"environment": describe(PROJECT), "table": records}
+    write_atomically(folder / "bench.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", to_markdown(records, about))
+    shown = plain_table("bench: median (min..max)", COLUMNS, left=2)
+    for record in records:
+        shown.add_row(*cells(record))
+    console.print(shown)
+    for text in [*about, f"table: {folder}; {time.monotonic() - started:.0f} s"]:
+        console.print(text, markup=False, soft_wrap=True)
+    return int(any(record["failed"] for record in records))
+
+
+def _bench_plan(options: argparse.Namespace) -> Plan:
+    from analyticup.bench.run import Plan
+
+    given: dict[str, Any] = {"rounds": options.rounds, "data_rounds": options.data_rounds}
+    given |= {"train_rows": options.train_rows, "score_rows": options.score_rows}
+    if options.only is not None:
+        given["parts"] = tuple(part.strip() for part in options.only.split(","))
+    if options.data_rows is not None:
+        try:
+            given["data_rows"] = tuple(int(part) for part in options.data_rows.split(","))
+        except ValueError:
+            raise UserError(f"--data-rows {options.data_rows}: must be whole numbers, e.g. 10000,100000") from None
+    return Plan(**given)
 
 
 def _judge(

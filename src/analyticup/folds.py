@@ -10,7 +10,7 @@ from analyticup.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 
 def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def tied_groups(rows: DataFrame) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     by_group, _ = pd.factorize(rows["group"], sort=True)
-    by_query, queries = pd.factorize(rows["query"].map(normalise), sort=True)
+    by_query, queries = pd.factorize(_keys(rows["query"]), sort=True)
     offset = int(by_group.max(initial=-1)) + 1
     size = offset + len(queries)
     edges = coo_array((np.ones(len(rows), dtype=np.int8), (by_group, offset + by_query)), shape=(size, size))
@@ -74,13 +74,22 @@ def tied_groups(rows: DataFrame) -> np.ndarray:
     return component[by_group]
 
 
+def _keys(queries: Series) -> np.ndarray:
+    """The normalised form of each query, object [rows]; each distinct text is normalised once."""
+    import numpy as np
+    import pandas as pd
+
+    place, distinct = pd.factorize(queries)
+    return np.array([normalise(text) for text in distinct], dtype=object)[place]
+
+
 def check_no_leakage(training: DataFrame, scored: DataFrame) -> None:
     """Raises CheckFailed where the two share a group or a normalised query, naming the first."""
     for what, ours, theirs in (
-        ("group", training["group"], scored["group"]),
-        ("query", training["query"].map(normalise), scored["query"].map(normalise)),
+        ("group", set(training["group"]), set(scored["group"])),
+        ("query", set(map(normalise, set(training["query"]))), set(map(normalise, set(scored["query"])))),
     ):
-        shared = sorted(set(ours) & set(theirs))
+        shared = sorted(ours & theirs)
         if shared:
             raise CheckFailed(
                 f"leakage: {len(shared)} {what}s stand both in the training rows and in the rows they are scored on, "

@@ -32,11 +32,11 @@ def write_submission(task: str, input_file: Path, predictions: Mapping[int, int]
     if out_file.exists() and out_file.samefile(input_file):
         raise UserError(f"{out_file}: is the input file; give another path to write to")
     _same_ids(predictions, rows, f"predictions for {input_file}", str(input_file))
-    lines = []
+    lines, encode = [], json.JSONEncoder(ensure_ascii=False).encode
     for row_id, row in rows.items():
         record = {name: row[name] for name in ("id", "language", "origin_query", target)}
         record["prediction"] = _zero_or_one(predictions[row_id], row_id)
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        lines.append(encode(record) + "\n")
     with _replacing(out_file) as temporary:
         temporary.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
 
@@ -206,16 +206,23 @@ class _Object(dict):  # type: ignore[type-arg]
     twice: Sequence[str] = ()
 
 
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    built = _Object(pairs)
+    if len(built) < len(pairs):
+        built.twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+    return built
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+# Made once: json.loads would make one for every line.
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_json)
+
+
 def _strict_object(line: bytes) -> tuple[dict[str, Any] | None, list[str]]:
     """The object on a line of the submission, or None, and what is wrong with the line as such."""
-
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        built = _Object(pairs)
-        built.twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
-        return built
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no JSON value")
 
     faults = []
     if b"\r" in line:
@@ -224,7 +231,7 @@ def _strict_object(line: bytes) -> tuple[dict[str, Any] | None, list[str]]:
         return None, [*faults, "blank line"]
     try:
         text = line.decode("utf-8", errors="strict")
-        value = json.loads(text, object_pairs_hook=build, parse_constant=refuse)
+        value = _STRICT.decode(text)
     except UnicodeDecodeError as error:
         return None, [*faults, f"invalid UTF-8 at byte {error.start + 1}"]
     except (ValueError, RecursionError) as error:

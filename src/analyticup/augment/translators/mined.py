@@ -41,6 +41,7 @@ _DENSE = {
     1.7: re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"),
     2.5: re.compile(r"[\uac00-\ud7af]"),
 }
+_ANY_DENSE = re.compile("|".join(dense.pattern for dense in _DENSE.values()))
 
 
 class MinedTranslator:
@@ -134,24 +135,30 @@ def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int,
     and the rows of `right` that have x among their k nearest. k is clipped to each side's size. Ties go to
     the lower index. Both sides must hold at least one row, of length 1.
     """
+    import numpy as np
+
     forward, forward_index = nearest(right, left, k)
     backward, backward_index = nearest(left, right, k)
     left_mean, right_mean = forward.mean(axis=1), backward.mean(axis=1)
-    pairs = {(x, int(y)): forward[x, place] for x, row in enumerate(forward_index) for place, y in enumerate(row)}
-    pairs |= {(int(x), y): backward[y, place] for y, row in enumerate(backward_index) for place, x in enumerate(row)}
-    best_left: dict[int, tuple[float, int]] = {}
-    best_right: dict[int, tuple[float, int]] = {}
-    for (x, y), cosine in sorted(pairs.items()):
-        margin = float(cosine) / (float(left_mean[x] + right_mean[y]) / 2)
-        if x not in best_left or margin > best_left[x][0]:
-            best_left[x] = (margin, y)
-        if y not in best_right or margin > best_right[y][0]:
-            best_right[y] = (margin, x)
-    result = []
-    for x in range(len(left)):
-        margin, y = best_left[x]
-        result.append((y, float(pairs[x, y]), margin, best_right[y][1] == x))
-    return result
+    # A pair that stands in both keeps one cosine, so that it has one margin: that of the second search.
+    x = np.concatenate([backward_index.ravel(), np.repeat(np.arange(len(left)), forward.shape[1])])
+    y = np.concatenate([np.repeat(np.arange(len(right)), backward.shape[1]), forward_index.ravel()])
+    cosine = np.concatenate([backward.ravel(), forward.ravel()])
+    _, first = np.unique(x * len(right) + y, return_index=True)
+    x, y, cosine = x[first], y[first], cosine[first].astype(np.float64)
+    margin = cosine / ((left_mean[x] + right_mean[y]).astype(np.float64) / 2)
+    best_left, best_right = _first_best(x, y, margin), _first_best(y, x, margin)
+    mutual = x[best_right][y[best_left]] == np.arange(len(left))
+    columns = (y[best_left], cosine[best_left], margin[best_left], mutual)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _first_best(one: np.ndarray, other: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """For each value 0, 1, ... of `one`, which all occur, the place of its best margin; ties to the lower `other`."""
+    import numpy as np
+
+    order = np.lexsort((other, -margin, one))
+    return order[np.unique(one[order], return_index=True)[1]]
 
 
 def numbers(text: str) -> list[str]:
@@ -168,6 +175,8 @@ def length_ratio(left: str, right: str) -> float:
 
 def _length(text: str) -> float:
     letters = [letter for letter in text if letter.isalnum()]
+    if not _ANY_DENSE.search(text):
+        return float(len(letters))
     return sum(next((weight for weight, dense in _DENSE.items() if dense.match(letter)), 1.0) for letter in letters)
 
 

@@ -1,0 +1,113 @@
+"""How many floating-point operations a method needs, and how many the machine can do.
+
+Counted, a multiplication and an addition as two, on real tokens alone (padding is waste), for dense decoders:
+- forward: 2 x weights of the layers' linear maps per token, embeddings and norms left out;
+- backward through frozen weights: the same again, for the gradients of the activations (those of the weights are not
+  computed); none below the lowest adapter;
+- LoRA: 2 x its weights forward, 4 x backward;
+- attention: scores and weighted sum over the tokens before, 4 x width per pair of tokens forward, twice that backward;
+- the output matrix or classification head: 2 x hidden x outputs per position where it is applied, and again backward.
+Left out: norms, activations, softmax, optimiser, tokenisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analyticup.bench.harness import Done
+
+if TYPE_CHECKING:
+    from analyticup.config import LoraSettings
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder: `weights` and `adapter` are numbers of weights per layer; `attention` is heads x width of a head."""
+
+    layers: int
+    weights: int
+    adapter: int
+    attention: int
+    hidden: int
+    vocabulary: int
+
+
+def shape_of(model: Any, lora: LoraSettings) -> Shape:
+    """The shape of a causal or classifying model without adapters. `adapter` counts those of a layer that has them."""
+    import torch
+
+    decoder, config = model.get_decoder(), model.config.get_text_config()
+    linear = [
+        (name.rpartition(".")[2], part)
+        for name, part in decoder.layers.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    ]
+    targets = None if lora.targets == "all-linear" else {part.strip() for part in lora.targets.split(",")}
+    adapter = sum(
+        lora.r * (part.in_features + part.out_features) for name, part in linear if targets is None or name in targets
+    )
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = len(decoder.layers)
+    return Shape(
+        layers=layers,
+        weights=sum(part.weight.numel() for _, part in linear) // layers,
+        adapter=adapter // layers,
+        attention=heads * width,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def forward_flops(shape: Shape, lengths: Sequence[int], layers: int, adapted: int) -> float:
+    """Forward pass of prompts with these lengths through `layers` layers, of which `adapted` have adapters."""
+    per_token = 2 * (shape.weights * layers + shape.adapter * adapted)
+    return float(per_token * sum(lengths) + 4 * shape.attention * layers * _pairs(lengths))
+
+
+def backward_flops(shape: Shape, lengths: Sequence[int], adapted: int) -> float:
+    """Backward pass through the `adapted` upper layers, weights frozen, adapters trained."""
+    per_token = (2 * shape.weights + 4 * shape.adapter) * adapted
+    return float(per_token * sum(lengths) + 8 * shape.attention * adapted * _pairs(lengths))
+
+
+def head_flops(shape: Shape, positions: int, outputs: int, backward: bool = False) -> float:
+    """The output matrix, or `outputs` rows of it, at so many positions."""
+    return float(2 * shape.hidden * outputs * positions * (2 if backward else 1))
+
+
+def _pairs(lengths: Sequence[int]) -> int:
+    """Pairs of a token and one that it may attend to, itself included."""
+    return sum(length * (length + 1) // 2 for length in lengths)
+
+
+@dataclass
+class MatrixMultiply:
+    """The machine's rate: products of square matrices of `size` in the models' dtype, `repeats` to a round."""
+
+    dtype: str
+    device: str
+    size: int
+    repeats: int
+    threads: int | None = None
+
+    def warm_up(self) -> None:
+        import torch
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        dtype = getattr(torch, self.dtype)
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.size, self.size)
+        self._pair = [torch.randn(shape, generator=generator).to(self.device, dtype) for _ in range(2)]
+        _ = self._pair[0] @ self._pair[1]
+
+    def prepare(self) -> None:
+        pass
+
+    def run(self) -> Done:
+        for _ in range(self.repeats):
+            _ = self._pair[0] @ self._pair[1]
+        return Done(rows=0, flops=2.0 * self.size**3 * self.repeats)

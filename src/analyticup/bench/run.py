@@ -1,0 +1,190 @@
+"""The whole benchmark: which variants, on which rows, in which order."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analyticup.bench.harness import Entry, measure
+from analyticup.bench.table import MATMUL, to_record, with_limit
+from analyticup.config import Settings
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from analyticup.bench.work import Work
+
+PARTS = ("training", "scoring", "matmul", "data")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: parts, rounds of each variant, rows per round, and numbers of generated rows."""
+
+    parts: tuple[str, ...] = PARTS
+    rounds: int = 3
+    train_rows: int = 128
+    score_rows: int = 256
+    data_rows: tuple[int, ...] = (10_000, 100_000, 340_000)
+    # Sizes are compared there, not tools, and a round is minutes.
+    data_rounds: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts:
+            raise UserError(f"--only {','.join(self.parts)}: name one or more of {', '.join(PARTS)}, with commas")
+        # Fewer training rows could lack a label to warm up on.
+        lowest = {
+            "--rounds": (self.rounds, 1),
+            "--data-rounds": (self.data_rounds, 1),
+            "--train-rows": (self.train_rows, 2),
+        }
+        lowest |= {"--score-rows": (self.score_rows, 1), "--data-rows": (min(self.data_rows, default=0), 100)}
+        for option, (value, low) in lowest.items():
+            if value < low:
+                raise UserError(f"{option} {value}: must be at least {low}")
+
+
+def run_bench(settings: Settings, plan: Plan, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], list[str]]:
+    """(one record per line of the table, sentences that belong to it)."""
+    records: list[dict[str, Any]] = []
+    about: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="analyticup-bench-") as scratch:
+        models = [part for part in PARTS[:3] if part in plan.parts]
+        if models:
+            works, told = _works(settings, plan, Path(scratch))
+            about += told
+            for part in models:
+                if part == "matmul" and len(models) > 1:
+                    # It stands in the other parts already, between their rounds.
+                    continue
+                records += with_limit([to_record(one) for one in measure(_entries(part, works), plan.rounds, say)])
+        if "data" in plan.parts:
+            found = _data(plan, Path(scratch), say)
+            records += found
+            about += _official(found, max(plan.data_rows))
+    return records, about
+
+
+def _works(settings: Settings, plan: Plan, scratch: Path) -> tuple[dict[str, Work], list[str]]:
+    from analyticup.bench.work import Work
+    from analyticup.config_loading import task_settings
+    from analyticup.corpus.rows import save_rows
+    from analyticup.pipeline import resolve
+
+    task = settings.tasks[0]
+    own = task_settings(settings, task)
+    lora = replace(own.model.lora, layers=None)
+    # A round is one epoch; adapters are in all layers wherever the line does not say otherwise.
+    own = replace(own, model=replace(own.model, lora=lora), train=replace(own.train, epochs=1))
+    tables = _tables(own, task, plan, scratch)
+    for name, table in tables.items():
+        save_rows(table, scratch / f"{name}.parquet")
+    cache = resolve(settings.paths.cache)
+    works = {name: Work(own, scratch / f"{name}.parquet", cache) for name in tables}
+    source = "the sample corpus" if settings.data.dir is None else "the given files"
+    told = (
+        f"{task} rows of {source}: {len(tables['training'])} to train on and {len(tables['scoring'])} to score, "
+        f"{plan.rounds} round(s) of each line in turn; median (min..max). Backbone {own.model.backbone} in "
+        f"{works['training'].dtype} on {works['training'].source.machine.device}, LoRA rank {own.model.lora.r} on "
+        f"{own.model.lora.targets}, batches of {own.train.batch_rows} x {own.train.accumulate}. Loading of weights is "
+        f"not timed."
+    )
+    return works, [told]
+
+
+def _tables(own: Settings, task: str, plan: Plan, scratch: Path) -> dict[str, DataFrame]:
+    """Rows to train on and to score: drawn by seed and content, no two with the same prompt."""
+    from analyticup.corpus.rows import read_split
+    from analyticup.corpus.sample import write_sample
+    from analyticup.pipeline import raw_files
+
+    if own.data.dir is None:
+        (scratch / "sample").mkdir()
+        write_sample(own.data.sample, own.seed, scratch / "sample")
+        files = {path.name: path for path in (scratch / "sample").glob("*.txt")}
+    else:
+        files = raw_files(replace(own, tasks=[task]))
+    scored = next(split for split in ("dev", "test") if f"{split}_{task}.txt" in files)
+    wanted = {"training": ("train", plan.train_rows), "scoring": (scored, plan.score_rows)}
+    return {
+        name: _draw(read_split(files[f"{split}_{task}.txt"], task, split, own.data.max_chars).rows, count, own.seed)
+        for name, (split, count) in wanted.items()
+    }
+
+
+def _draw(rows: DataFrame, count: int, seed: int) -> DataFrame:
+    from analyticup.augment import seeded_key
+
+    distinct = rows.drop_duplicates(["query", "target"])
+    order = sorted(distinct["row_id"], key=lambda name: seeded_key(seed, "bench", name))[:count]
+    return distinct.set_index("row_id", drop=False).loc[order].reset_index(drop=True)
+
+
+def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
+    from analyticup.bench import peers
+    from analyticup.bench.kit import KitScoring, KitTraining
+
+    work = works["training"]
+    variants: dict[str, Any] = {}
+    if part == "training":
+        variants = {
+            "ours": KitTraining(work),
+            "Trainer + PEFT, causal-LM loss": peers.CausalTraining(work),
+            "Trainer + PEFT, classification head": peers.ClassifierTraining(work),
+            "ours, upper half, first epoch": KitTraining(work, upper=True),
+            "ours, upper half, later epochs": KitTraining(work, upper=True, kept=True),
+        }
+    elif part == "scoring":
+        work = works["scoring"]
+        variants = {
+            "ours": KitScoring(work),
+            "Trainer.predict, classification head": peers.ClassifierScoring(work),
+            "model.generate, one token": peers.GenerateScoring(work),
+            "pipeline, one token": peers.PipelineScoring(work),
+            "vLLM, one token": peers.VllmScoring(work),
+        }
+    variants[MATMUL] = _limit(work)
+    return [Entry(part, name, variant) for name, variant in variants.items()]
+
+
+def _limit(work: Work) -> Any:
+    from analyticup.bench.flops import MatrixMultiply
+
+    machine = work.source.machine
+    size, repeats = (2048, 12) if machine.device == "cpu" else (8192, 50)
+    if work.settings.model.backbone.startswith("random:"):
+        size = 256
+    return MatrixMultiply(work.dtype, machine.device, size, repeats, machine.threads)
+
+
+def _data(plan: Plan, scratch: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    from analyticup.bench.data_stages import STAGES, DataStage, write_generated
+
+    records = []
+    for count in plan.data_rows:
+        folder = scratch / f"data-{count}"
+        say(f"data: generating {count:,} rows")
+        write_generated(folder, count)
+        entries = [Entry("data", f"{stage}, {count:,} rows", DataStage(stage, folder, count)) for stage in STAGES]
+        records += [to_record(one) for one in measure(entries, plan.data_rounds, say)]
+    return records
+
+
+def _official(records: list[dict[str, Any]], count: int) -> list[str]:
+    """What the stages that every run needs take together, at the largest number of rows."""
+    from analyticup.bench.data_stages import OFFICIAL
+
+    names = [f"{stage}, {count:,} rows" for stage in OFFICIAL]
+    found = [one for one in records if one["what"] in names and one["seconds"]]
+    if len(found) < len(names):
+        return []
+    seconds, peak = sum(one["seconds"]["median"] for one in found), max(one["peak_bytes"] for one in found)
+    return [
+        f"Ingest, folds and submission (written, validated, zipped) of {count:,} rows: {seconds:.1f} s together, at "
+        f"most {peak / 1e9:.2f} GB. Data stages use random vectors: what an embedder costs is not in them."
+    ]

@@ -1,0 +1,313 @@
+"""The benchmark: fair to its rivals, honest about the limit, interleaved, and complete on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analyticup.__main__ import main
+from analyticup.bench import peers
+from analyticup.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
+from analyticup.bench.flops import MatrixMultiply, Shape, backward_flops, forward_flops, head_flops, shape_of
+from analyticup.bench.harness import Done, Entry, Result, Round, Unavailable, measure, timed_round
+from analyticup.bench.kit import KitScoring, KitTraining
+from analyticup.bench.run import Plan, _entries, run_bench
+from analyticup.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
+from analyticup.bench.work import Work
+from analyticup.config import LoraSettings
+from analyticup.config_loading import load_settings, task_settings
+from analyticup.corpus.languages import LANGUAGES
+from analyticup.corpus.rows import make_rows, save_rows
+from analyticup.corpus.taxonomy import split_path
+from analyticup.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=null", "machine.accelerator=cpu"]
+KEYS = {
+    *("part", "what", "note", "failed", "rows", "tokens", "optimiser_steps", "flops", "seconds", "rows_per_second"),
+    *("tokens_per_second", "flops_per_second", "peak_bytes", "device_bytes", "of_limit", "rounds"),
+}
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Ten rows of different lengths in batches of four."""
+    queries = [f"query {'x' * number}" for number in range(10)]
+    columns = {
+        "row_id": [f"train-{number}" for number in range(10)],
+        "task": ["QC"] * 10,
+        "language": ["en"] * 10,
+        "query": queries,
+        "target": ["bags,totes"] * 10,
+        "label": [number % 2 for number in range(10)],
+        "origin": ["original"] * 10,
+        "source_id": [""] * 10,
+        "group": queries,
+    }
+    save_rows(make_rows(columns), tmp_path / "rows.parquet")
+    changes = [*TINY, "model.dtype=float32", "train.batch_rows=4", "train.max_batch_tokens=100000"]
+    settings = task_settings(load_settings(ROOT / "configs" / "small.yaml", changes), "QC")
+    return Work(replace(settings, train=replace(settings.train, epochs=1)), tmp_path / "rows.parquet", tmp_path)
+
+
+def done_by(variant):
+    variant.warm_up()
+    variant.prepare()
+    return variant.run()
+
+
+def test_all_trainings_see_the_same_rows_and_take_as_many_steps(work):
+    variants = [KitTraining(work), peers.CausalTraining(work), peers.ClassifierTraining(work)]
+    done = [done_by(variant) for variant in variants]
+    tokens = sum(len(ids) for ids in work.encode(work.rows).tokens)
+    assert {(one.rows, one.tokens, one.steps) for one in done} == {(10, tokens, 3)}
+    # The classifier's head is small, the full logits at every position are what costs.
+    assert done[2].flops < done[0].flops < done[1].flops
+
+
+def test_gradient_accumulation_makes_as_many_steps_everywhere(work):
+    train = replace(work.settings.train, batch_rows=2, accumulate=2)
+    halved = replace(work, settings=replace(work.settings, train=train))
+    assert [done_by(kind(halved)).steps for kind in (KitTraining, peers.CausalTraining)] == [3, 3]
+
+
+def test_rivals_get_the_kits_prompts_token_for_token(work):
+    prompts, words = work.encode(work.rows), work.source.encoder(work.settings).label_words()
+    causal = peers.causal_examples(work, work.rows)
+    assert [one["input_ids"][:-1] for one in causal] == prompts.tokens
+    assert [one["labels"] for one in causal] == [
+        [-100] * len(ids) + [words.positive if label else words.negative]
+        for ids, label in zip(prompts.tokens, prompts.labels, strict=True)
+    ]
+    classes = peers.class_examples(work, work.rows)
+    assert [(one["input_ids"], one["labels"]) for one in classes] == [*zip(prompts.tokens, prompts.labels, strict=True)]
+
+
+def test_rivals_train_the_same_adapters(work):
+    from peft import PeftModel
+
+    def adapters(model: PeftModel) -> int:
+        return sum(value.numel() for name, value in model.named_parameters() if "lora_" in name)
+
+    shape = work.shape()
+    expected = shape.layers * shape.adapter
+    assert adapters(peers.causal_model(work)) == expected
+    assert adapters(peers.classifier(work, peers.plain_classifier(work))) == expected
+
+
+def test_generate_gives_the_scores_that_the_kit_gives(work):
+    ours, theirs, text = KitScoring(work), peers.GenerateScoring(work), peers.PipelineScoring(work)
+    done = [done_by(variant) for variant in (ours, theirs, text, peers.ClassifierScoring(work))]
+    assert {(one.rows, one.tokens) for one in done} == {(10, done[0].tokens)}
+    # Adapters that were not trained yet change nothing.
+    np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
+    assert len(text.scores) == 10 and all(isinstance(word, str) for word in text.scores)
+
+
+def test_states_of_the_lower_half_are_computed_in_the_round_or_kept(work):
+    first, later = KitTraining(work, upper=True), KitTraining(work, upper=True, kept=True)
+    cold, warm = done_by(first), done_by(later)
+    lengths = work.encode(work.rows).lengths().tolist()
+    shape = first.shape
+    assert first.frozen == 1 and cold.flops - warm.flops == forward_flops(shape, lengths, 1, 0)
+    first.prepare()
+    assert not first.work.source.frozen._kept
+    later.prepare()
+    assert len(later.work.source.frozen._kept) == 10
+
+
+def test_vllm_is_named_as_absent(work, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(Unavailable, match="vLLM cannot be imported"):
+        peers.VllmScoring(work).warm_up()
+
+
+def test_flops_against_a_count_by_hand():
+    shape = Shape(layers=3, weights=100, adapter=10, attention=8, hidden=4, vocabulary=50)
+    # Two prompts of 2 and 3 tokens: 5 tokens; pairs of a token and one it sees: 1 + 2 and 1 + 2 + 3.
+    lengths = [2, 3]
+    assert forward_flops(shape, lengths, layers=3, adapted=0) == 2 * 100 * 3 * 5 + 4 * 8 * 3 * 9
+    assert forward_flops(shape, lengths, 3, 2) - forward_flops(shape, lengths, 3, 0) == 2 * 10 * 2 * 5
+    assert backward_flops(shape, lengths, adapted=2) == (2 * 100 + 4 * 10) * 2 * 5 + 8 * 8 * 2 * 9
+    assert head_flops(shape, positions=2, outputs=50) == 2 * 4 * 50 * 2
+    assert head_flops(shape, 2, 50, backward=True) == 2 * 2 * 4 * 50 * 2
+
+
+def test_shape_of_the_random_model_against_a_count_by_hand(work):
+    work.source.load()
+    model = work.source.backbone()
+    # q 32x32, k and v 32x16, o 32x32, three of the feed-forward 32x64.
+    weights = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
+    # r x (inputs + outputs): q and o 64, k and v 48, feed-forward 96.
+    adapter = 2 * (2 * 64 + 2 * 48 + 3 * 96)
+    shape = shape_of(model, LoraSettings(r=2))
+    assert shape == Shape(2, weights, adapter, attention=32, hidden=32, vocabulary=model.config.vocab_size)
+    assert shape_of(model, LoraSettings(r=2, targets="q_proj,v_proj")).adapter == 2 * (64 + 48)
+
+
+def test_matrix_products_are_counted():
+    variant = MatrixMultiply("float32", "cpu", size=16, repeats=3)
+    assert done_by(variant) == Done(rows=0, flops=2 * 16**3 * 3)
+
+
+@dataclass
+class Writes:
+    """Appends its name and process to a file; fails where told to."""
+
+    name: str
+    log: Path
+    fails: str = ""
+
+    def _say(self, what: str) -> None:
+        with self.log.open("a") as stream:
+            stream.write(f"{what} {self.name} {os.getpid()}\n")
+
+    def warm_up(self) -> None:
+        self._say("warm")
+        if self.fails == "absent":
+            raise Unavailable("not here")
+
+    def prepare(self) -> None:
+        pass
+
+    def run(self) -> Done:
+        self._say("run")
+        if self.fails == "error":
+            raise ValueError("broken\nsecond line")
+        if self.fails == "death":
+            os._exit(9)
+        return Done(rows=2)
+
+
+def test_rounds_are_interleaved_each_variant_in_its_own_process(tmp_path):
+    log = tmp_path / "log"
+    results = measure([Entry("part", name, Writes(name, log)) for name in "AB"], rounds=3)
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert [" ".join(line[:2]) for line in lines] == ["warm A", "warm B", *["run A", "run B"] * 3]
+    processes = {name: {line[2] for line in lines if line[1] == name} for name in "AB"}
+    assert [len(found) for found in processes.values()] == [1, 1] and processes["A"] != processes["B"]
+    assert str(os.getpid()) not in processes["A"] | processes["B"]
+    assert [len(result.rounds) for result in results] == [3, 3]
+    assert all(one.done == Done(rows=2) and one.peak_bytes > 2**20 for result in results for one in result.rounds)
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path):
+    kinds = ("absent", "error", "death", "")
+    results = measure([Entry("part", kind, Writes(kind, tmp_path / "log", kind)) for kind in kinds], rounds=2)
+    assert [(result.failed, len(result.rounds)) for result in results] == [(False, 0), (True, 0), (True, 0), (False, 2)]
+    assert [result.note for result in results[:2]] == ["not here", "ValueError: broken"]
+    assert "exit code 9" in results[2].note
+
+
+class Fills:
+    """Takes memory for the time of a round."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.megabytes = megabytes
+
+    def warm_up(self) -> None:
+        pass
+
+    prepare = warm_up
+
+    def run(self) -> Done:
+        return Done(rows=int(np.ones(self.megabytes * 2**17).sum() > 0))
+
+
+def test_peak_memory_is_that_of_the_round():
+    small, large = (timed_round(Fills(size)).peak_bytes for size in (1, 200))
+    assert 150 * 2**20 < large - small < 250 * 2**20
+    if Path("/proc/self/clear_refs").exists():
+        assert timed_round(Fills(1)).peak_bytes < large - 150 * 2**20
+
+
+def result(name: str, seconds: list[float], done: Done) -> Result:
+    return Result(Entry("training", name, None), [Round(one, done, 10**9) for one in seconds])
+
+
+def test_table_has_median_range_and_share_of_the_limit():
+    mine = result("ours", [2.0, 1.0, 4.0], Done(rows=8, tokens=80, steps=2, flops=1e9))
+    limit = result(MATMUL, [1.0, 1.0, 1.0], Done(rows=0, flops=4e9))
+    records = with_limit([to_record(mine), to_record(limit)])
+    assert all(set(record) == KEYS for record in records)
+    assert records[0]["rows_per_second"] == {"median": 4, "min": 2, "max": 8}
+    assert records[0]["of_limit"] == pytest.approx(0.125) and records[1]["of_limit"] == 1
+    assert records[1]["rows_per_second"] is None
+    assert cells(records[0]) == ["training", "ours", "4 (2..8)", "40 (20..80)", "2", "1.00", "0.5", "12.5%", ""]
+    lines = to_markdown(records, ["about"]).splitlines()
+    assert lines[2] == f"| {' | '.join(COLUMNS)} |" and len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_generated_rows_have_the_official_form():
+    train, test = list(generated_rows("train", 390)), list(generated_rows("test", 390))
+    assert train[:9] == list(generated_rows("train", 9))
+    assert {row["language"] for row in train} == set(TRAINED_LANGUAGES)
+    assert {row["language"] for row in test} == set(LANGUAGES) and "label" not in test[0]
+    queries = [row["origin_query"] for row in train]
+    assert len(set(queries)) == 130 and len({row["origin_query"] for row in test} | set(queries)) == 260
+    assert len({(row["origin_query"], row["category_path"]) for row in train}) == 390
+    assert all(len(split_path(row["category_path"])) == 3 for row in train)
+    assert sum(row["label"] for row in train) == pytest.approx(0.625 * 390, abs=3)
+
+
+def test_data_stages_of_a_few_rows():
+    plan = Plan(parts=("data",), rounds=1, data_rows=(120,))
+    records, about = run_bench(load_settings(ROOT / "configs" / "small.yaml", []), plan, lambda text: None)
+    assert [record["what"] for record in records] == [f"{stage}, 120 rows" for stage in STAGES]
+    assert not any(record["failed"] or record["note"] for record in records), records
+    assert all(record["rows"] == 120 and record["peak_bytes"] for record in records)
+    assert "of 120 rows" in about[0]
+
+
+def test_the_command_writes_table_and_json(tmp_path, capsys):
+    places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
+    command = ["bench", "--only", "matmul", "--rounds", "2", "--train-rows", "8", "tasks=[QI]", *TINY, *places]
+    assert main([*command, "machine.threads=1"]) == 0
+    made = tmp_path / "submissions" / "bench"
+    assert {path.name for path in made.iterdir()} == {"bench.json", "table.md"}
+    content = json.loads((made / "bench.json").read_text())
+    assert set(content) == {"about", "plan", "config", "environment", "table"}
+    (record,) = content["table"]
+    assert set(record) == KEYS and record["what"] == MATMUL and len(record["rounds"]) == 2
+    assert "8 to train on" in capsys.readouterr().out
+
+
+def test_every_line_with_a_model_can_be_sent_to_its_process(work):
+    from multiprocessing.reduction import ForkingPickler
+
+    for part, count in (("training", 5), ("scoring", 5), ("matmul", 0)):
+        entries = _entries(part, {"training": work, "scoring": work})
+        assert len(entries) == count + 1 and entries[-1].name == MATMUL
+        assert all(len(ForkingPickler.dumps(entry)) < 100_000 for entry in entries)
+
+
+def test_a_failed_line_is_exit_code_1(tmp_path, monkeypatch):
+    records = [to_record(Result(Entry("training", "ours", None), note="broken", failed=True))]
+    monkeypatch.setattr("analyticup.bench.run.run_bench", lambda *arguments: (records, []))
+    assert main(["bench", f"paths.submissions={tmp_path}"]) == 1
+    assert "broken" in (tmp_path / "bench" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "speed"], "--only speed: name one or more of training, scoring, matmul, data"),
+        (["--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["--data-rows", "ten"], "--data-rows ten: must be whole numbers"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, told, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+def test_a_plan_needs_rows():
+    with pytest.raises(UserError, match="--train-rows 1: must be at least 2"):
+        Plan(train_rows=1)
