@@ -280,6 +280,25 @@ def test_score_prints_the_figures(files, capsys):
     assert shown.count("0.6667") >= 2 and " en " in shown and " all " in shown
 
 
+@pytest.mark.parametrize(
+    ("language", "shown"),
+    [
+        ("[/b]", "[/b]"),
+        ("[red]x[/red]", "[red]x[/red]"),
+        (":smile:", ":smile:"),
+        ("\ud800", r'"\ud800"'),
+        ("\x1b[31m", r'"\u001b[31m"'),
+        ("\u202ea\nb", r'"\u202ea\nb"'),
+    ],
+)
+def test_score_shows_any_language_as_plain_characters(files, capsys, language, shown):
+    text = json.dumps("en")
+    for name in ("input", "submission"):
+        files[name].write_text(files[name].read_text().replace(text, json.dumps(language)))
+    assert entry.main(["score", *options(files, "input", "submission", "labels")]) == 0
+    assert f" {shown} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["input", "submission", "labels"])
 def test_score_refuses_a_missing_file_a_folder_and_a_broken_line(files, capsys, tmp_path, name):
     good = files[name]

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def _console() -> Console:
     from rich.console import Console
 
-    # Off a terminal rich assumes 80 columns, which breaks the tables.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=150)
+    # Off a terminal rich assumes 80 columns, which breaks the tables. What stands in them may come from a data file.
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=150)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
