@@ -160,7 +160,13 @@ def test_every_reason_for_not_using_a_folder(tmp_path):
     assert read_artifact(folder, "id") == "its file a.txt is missing"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"a": 1}}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", "{}", '{"files": []}', '{"files": {"a": 1}}', "\xff", "[" * 100_000),
+        '{"files": {"a": {"bytes": 1e999}}}',
+    ],
+)
 def test_a_broken_record_is_a_reason_and_no_crash(tmp_path, text):
     folder = tmp_path / "stage"
     publish(folder, {"a.txt": "A"})

@@ -320,13 +320,29 @@ def test_score_refuses_a_score_table_that_is_none(files, capsys):
 # ---------------------------------------------------------------- report
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"stages": {"report-all": 3}}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", "{", "[]", "{}", '{"stages": {"report-all": 3}}', "\xff", "[" * 100_000),
+        '{"stages": {"report-all": {"folder": 3}}, "config": {"paths": {"artifacts": "x"}}}',
+        '{"stages": {"report-all": {"folder": "x"}}, "config": {"paths": {"artifacts": [1]}}}',
+    ],
+)
 def test_report_needs_the_folder_of_a_finished_run(tmp_path, capsys, text):
     if text is not None:
         (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
     (line,) = refused(capsys, "report", tmp_path)
     manifest = tmp_path / "manifest.json"
     assert line == f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
+
+
+def test_report_says_when_its_figures_are_broken(tmp_path, capsys):
+    manifest = {"stages": {"report-all": {"folder": "r"}}, "config": {"paths": {"artifacts": str(tmp_path)}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "report.json").write_text('{"stages": ')
+    (line,) = refused(capsys, "report", tmp_path)
+    assert line == f"{tmp_path}/r/report.json: not a report; delete its folder and run again"
 
 
 def test_report_says_when_the_artifacts_are_gone(tmp_path, capsys):

@@ -143,6 +143,12 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
             r'QC.prompt.question="a\ud800"',
             r"QC.prompt.question = 'a\ud800': a NUL or half of a surrogate pair is in no file; take it out",
         ),
+        ("data.dir=~no-such-user/x", "data.dir = '~no-such-user/x': no such user; write the path out"),
+        ("paths.cache=~no-such-user", "paths.cache = '~no-such-user': no such user; write the path out"),
+        (
+            "model.backbone='gguf:~no-such-user/m.gguf'",
+            "model.backbone = 'gguf:~no-such-user/m.gguf': no such user; write the path out",
+        ),
         ("seed=9223372036854775808", "seed = '9223372036854775808': must be a whole number"),
         ("seed=!!bool x", "seed = '!!bool x': must be a whole number"),
         (

@@ -122,7 +122,7 @@ def read_artifact(folder: Path, identity: str) -> Artifact | str:
         record = json.loads(record_path.read_text(encoding="utf-8"))
         files = {name: int(entry["bytes"]) for name, entry in record["files"].items()}
         complete = isinstance(record["digest"], str) and isinstance(record["inputs"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return "its record is missing or unreadable"
     if not complete or record.get("identity") != identity:
         return "its record belongs to other settings"

@@ -275,13 +275,16 @@ def report(options: argparse.Namespace) -> int:
     manifest = options.run_dir / "manifest.json"
     try:
         read = json.loads(manifest.read_text(encoding="utf-8"))
-        name, artifacts = read["stages"]["report-all"]["folder"], read["config"]["paths"]["artifacts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        path = resolve(read["config"]["paths"]["artifacts"]) / read["stages"]["report-all"]["folder"] / "report.json"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
         ) from None
-    path = resolve(artifacts) / name / "report.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
-    show(json.loads(path.read_text(encoding="utf-8")), _console())
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not a report; delete its folder and run again") from None
+    show(figures, _console())
     return 0

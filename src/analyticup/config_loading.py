@@ -17,6 +17,8 @@ from analyticup.errors import UserError
 
 # Neither a path nor a UTF-8 file, such as a record of the settings, takes these.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+# Keys whose value may start with ~ or ~user.
+_PATHS = ("data.dir", "paths.", "model.backbone")
 
 
 @dataclass(frozen=True)
@@ -179,13 +181,15 @@ def _check_value(item: Given, key: str, value: Any) -> str | None:
     if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         return f"{item.where}: {item.key} = {value!r}: must be {bounds}"
-    parts = value if isinstance(value, list) else [value]
+    parts, told = value if isinstance(value, list) else [value], f"{item.where}: {item.key} = {_shown(value)}"
     if any(_NO_TEXT.search(part) for part in parts if isinstance(part, str)):
-        return f"{item.where}: {item.key} = {_shown(value)}: a NUL or half of a surrogate pair is in no file; take it out"
+        return f"{told}: a NUL or half of a surrogate pair is in no file; take it out"
+    if key.startswith(_PATHS) and _has_unknown_home(value):
+        return f"{told}: no such user; write the path out"
     if any(_means_something_to_omegaconf(part) for part in parts):
-        return f"{item.where}: {item.key} = {_shown(value)}: nothing is filled in for ${{...}} and ???; write the value out"
+        return f"{told}: nothing is filled in for ${{...}} and ???; write the value out"
     if key == "name" and not _is_plain_name(value):
-        return f"{item.where}: name = {_shown(value)}: use at most 100 letters, digits, '.', '_' and '-': it names a folder"
+        return f"{told}: use at most 100 letters, digits, '.', '_' and '-': it names a folder"
     if key == "tasks" and (not value or len(set(value)) != len(value)):
         return f"{item.where}: tasks = {value!r}: name QC, QI or both, each once"
     return None
@@ -197,12 +201,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def _has_unknown_home(value: str | None) -> bool:
+    try:
+        Path((value or "").removeprefix("gguf:")).expanduser()
+    except RuntimeError:
+        return True
+    return False
+
+
 def _means_something_to_omegaconf(value: Any) -> bool:
     return isinstance(value, str) and ("${" in value or value == "???")
 
 
 def _is_plain_name(name: str) -> bool:
-    return 0 < len(name) <= 100 and name[0] not in ".-" and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) is not None
 
 
 def _check_across(values: dict[str, Given]) -> list[str]:
