@@ -317,6 +317,11 @@ def test_null_clears_what_a_parent_set_where_nothing_is_a_value(tmp_path):
     assert load_settings(path, ["translate.languages="]).translate.languages is None
 
 
+@pytest.mark.parametrize("text", ["QC:\n", "QC: {translate: }\n", "QI: {negatives: {}}\ntrain:\n"])
+def test_an_empty_section_says_nothing(tmp_path, text):
+    assert load_settings(write(tmp_path, "mine.yaml", text), []) == Settings()
+
+
 def test_the_last_argument_wins(empty):
     assert load_settings(empty, ["seed=1", "seed=2"]).seed == 2
 

@@ -44,7 +44,7 @@ def load_settings(config: Path, overrides: list[str], overlay: Path | None = Non
         problem = _check(item, known)
         if problem:
             errors.append(problem)
-        else:
+        elif _split_task(item.key)[1] in known:
             values[item.key] = item
     errors += _check_across(values)
     if errors:
