@@ -106,7 +106,7 @@ def load(path: Path, *overrides: str) -> Settings | None:
     return found
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(overrides=st.lists(OVERRIDE, min_size=1, max_size=3))
 def test_arguments_give_settings_or_errors(tmp_path: Path, overrides: list[str]) -> None:
     path = tmp_path / "empty.yaml"
