@@ -107,7 +107,7 @@ def broken_files(draw: st.DrawFn, records: list[dict[str, Any]]) -> tuple[bytes,
     escaped = draw(st.booleans())
     sound = [line_of(pairs_of(record, escaped)) for record in records]
     lines = list(sound)
-    for place in draw(st.sets(st.integers(0, len(lines) - 1), max_size=len(lines) // 2)):
+    for place in draw(st.sets(st.integers(0, len(lines) - 1), min_size=1, max_size=len(lines) // 2)):
         lines[place] = draw(broken_lines(pairs_of(records[place], escaped)))
     way = draw(st.sampled_from(["lines", "lines", "lines", "order", "bytes", "ends", "whole"]))
     if way == "order":
