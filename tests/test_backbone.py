@@ -290,6 +290,9 @@ def test_the_identity_of_a_gguf_file_is_its_hash(tmp_path):
     [
         ("gguf:/nowhere/model.gguf", "no file /nowhere/model.gguf; give the path of a .gguf file"),
         ("gguf:no_such_package_here", "names neither a .gguf file nor an installed package"),
+        ("gguf:json", "names neither a .gguf file nor an installed package"),
+        ("gguf:..", "names neither a .gguf file nor an installed package"),
+        ("gguf:", "names neither a .gguf file nor an installed package"),
         ("random:gpt9", "random:gpt9 is not known; there is random:qwen3"),
         ("./nowhere/model", "./nowhere/model is neither a folder nor a hub id"),
     ],

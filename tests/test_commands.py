@@ -280,6 +280,25 @@ def test_score_prints_the_figures(files, capsys):
     assert shown.count("0.6667") >= 2 and " en " in shown and " all " in shown
 
 
+@pytest.mark.parametrize(
+    ("language", "shown"),
+    [
+        ("[/b]", "[/b]"),
+        ("[red]x[/red]", "[red]x[/red]"),
+        (":smile:", ":smile:"),
+        ("\ud800", r'"\ud800"'),
+        ("\x1b[31m", r'"\u001b[31m"'),
+        ("\u202ea\nb", r'"\u202ea\nb"'),
+    ],
+)
+def test_score_shows_any_language_as_plain_characters(files, capsys, language, shown):
+    text = json.dumps("en")
+    for name in ("input", "submission"):
+        files[name].write_text(files[name].read_text().replace(text, json.dumps(language)))
+    assert entry.main(["score", *options(files, "input", "submission", "labels")]) == 0
+    assert f" {shown} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["input", "submission", "labels"])
 def test_score_refuses_a_missing_file_a_folder_and_a_broken_line(files, capsys, tmp_path, name):
     good = files[name]
@@ -301,13 +320,29 @@ def test_score_refuses_a_score_table_that_is_none(files, capsys):
 # ---------------------------------------------------------------- report
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"stages": {"report-all": 3}}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", "{", "[]", "{}", '{"stages": {"report-all": 3}}', "\xff", "[" * 100_000),
+        '{"stages": {"report-all": {"folder": 3}}, "config": {"paths": {"artifacts": "x"}}}',
+        '{"stages": {"report-all": {"folder": "x"}}, "config": {"paths": {"artifacts": [1]}}}',
+    ],
+)
 def test_report_needs_the_folder_of_a_finished_run(tmp_path, capsys, text):
     if text is not None:
         (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
     (line,) = refused(capsys, "report", tmp_path)
     manifest = tmp_path / "manifest.json"
     assert line == f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
+
+
+def test_report_says_when_its_figures_are_broken(tmp_path, capsys):
+    manifest = {"stages": {"report-all": {"folder": "r"}}, "config": {"paths": {"artifacts": str(tmp_path)}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "report.json").write_text('{"stages": ')
+    (line,) = refused(capsys, "report", tmp_path)
+    assert line == f"{tmp_path}/r/report.json: not a report; delete its folder and run again"
 
 
 def test_report_says_when_the_artifacts_are_gone(tmp_path, capsys):

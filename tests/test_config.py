@@ -107,7 +107,7 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("train.dpo_beta=0", "train.dpo_beta = 0.0: must be at least 0.001"),
         (
             "name=../up",
-            "name = '../up': use letters, digits, '.', '_' and '-', as it becomes a folder's name",
+            "name = '../up': use at most 100 letters, digits, '.', '_' and '-': it names a folder",
         ),
         (
             "negatives.low=0.95",
@@ -138,6 +138,19 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
             "prompt.question=${data.dir}",
             "prompt.question = '${data.dir}': nothing is filled in for ${...} and ???; write the value out",
         ),
+        (r'data.dir="\0"', r"data.dir = '\x00': a NUL or half of a surrogate pair is in no file; take it out"),
+        (
+            r'QC.prompt.question="a\ud800"',
+            r"QC.prompt.question = 'a\ud800': a NUL or half of a surrogate pair is in no file; take it out",
+        ),
+        ("data.dir=~no-such-user/x", "data.dir = '~no-such-user/x': no such user; write the path out"),
+        ("paths.cache=~no-such-user", "paths.cache = '~no-such-user': no such user; write the path out"),
+        (
+            "model.backbone='gguf:~no-such-user/m.gguf'",
+            "model.backbone = 'gguf:~no-such-user/m.gguf': no such user; write the path out",
+        ),
+        ("seed=9223372036854775808", "seed = '9223372036854775808': must be a whole number"),
+        ("seed=!!bool x", "seed = '!!bool x': must be a whole number"),
         (
             "prompt.question=???",
             "prompt.question = '???': nothing is filled in for ${...} and ???; write the value out",
@@ -194,11 +207,36 @@ def test_all_errors_of_files_and_arguments_are_shown_together(tmp_path):
         ("name: 2024-13-45\n", ": not valid YAML (month must be in 1..12"),
         ("a: " + "[" * 1500, ": not valid YAML"),
         ("!!python/object/apply:os.getcwd []\n", ":1: not valid YAML"),
+        ("seed: 1\ntrain: {}\nseed: 2\n", ":3: not valid YAML (key 'seed' stands twice); mend that line"),
+        ("a: &a\n  b: *a\n", ":2: not valid YAML (an alias (*name) is not read; write the value out"),
+        ("a: &a [x]\ntasks: [*a, *a]\n", ":2: not valid YAML (an alias (*name) is not read; write the value out"),
+        ("seed: !!bool maybe\n", ": not valid YAML (a value does not fit the !!type before it)"),
+        ("seed: !!int ''\n", ": not valid YAML (a value does not fit the !!type before it)"),
+        ("seed: !!timestamp x\n", ": not valid YAML (a value does not fit the !!type before it)"),
+        ("seed: 1" + ":1" * 400 + ".0\n", ": not valid YAML (int too large to convert to float)"),
+        ("\nseed: 0x" + "f" * 5000 + "\n", ":2: not valid YAML (a whole number beyond 64 bits; quote it as a text)"),
+        ("seed: \0\n", ": not valid YAML (unacceptable character #x0000"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, text, told):
     path = write(tmp_path, "broken.yaml", text)
     assert error(path).startswith(f"{path}{told}")
+
+
+@pytest.mark.parametrize("parent", ['"\\0"', "a" * 5000, "0", "''", "[a]", "{a: b}", "."])
+def test_a_parent_that_can_be_no_file_is_one_error(tmp_path, parent):
+    path = write(tmp_path, "mine.yaml", f"extends: {parent}\n")
+    message = error(path)
+    assert message.startswith(str(tmp_path))
+    assert "no such config file" in message or "cannot be read (File name too long)" in message
+
+
+def test_long_values_and_names_are_shown_shortened_and_on_one_line(tmp_path, empty):
+    assert len(error(empty, "seed=" + "x" * 100_000)) < 600
+    assert len(error(empty, "x" * 100_000 + "=1")) < 600
+    assert "must be" not in error(empty, "name=" + "x" * 101) and load_settings(empty, ["name=" + "x" * 100])
+    path = write(tmp_path, "mine.yaml", 'translate: {volumes: ["d\\ne\\u2028=1"], languages: [fr]}\n')
+    assert error(path) == f"{path}: translate.volumes names d e, which translate.languages does not"
 
 
 def test_a_file_that_is_no_utf8_is_refused(tmp_path):
@@ -270,6 +308,11 @@ def test_null_clears_what_a_parent_set_where_nothing_is_a_value(tmp_path):
     path = write(tmp_path, "top.yaml", "extends: base.yaml\ndata: {dir: null}\n")
     assert load_settings(path, []).data.dir is None
     assert load_settings(path, ["translate.languages="]).translate.languages is None
+
+
+@pytest.mark.parametrize("text", ["QC:\n", "QC: {translate: }\n", "QI: {negatives: {}}\ntrain:\n"])
+def test_an_empty_section_says_nothing(tmp_path, text):
+    assert load_settings(write(tmp_path, "mine.yaml", text), []) == Settings()
 
 
 def test_the_last_argument_wins(empty):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analyticup import submission
@@ -160,6 +162,8 @@ def test_writer_refuses_what_the_validator_would(
     [
         ({"task": "QC"}, '1: task is "QC"; give a QI file'),
         ({"task": None}, "1: task is null; give a QI file"),
+        ({"task": ["QI"]}, '1: task is ["QI"]; give a QI file'),
+        ({"task": {}}, "1: task is {}; give a QI file"),
         ({"id": "10"}, "1: id is not a whole number"),
         ({"origin_query": None}, "1: origin_query is missing or not a text"),
         ({"item_title": 5}, "1: item_title is missing or not a text"),
@@ -533,11 +537,19 @@ def test_other_ids_are_refused_with_counts_and_the_first_few(tmp_path: Path, jud
         ({"id": ["10"], "score": [0.1]}, "no columns id and score of numbers"),
         ({"id": [10], "score": ["0.1"]}, "no columns id and score of numbers"),
         ({"id": [10]}, "no columns id and score of numbers"),
+        ({"id": pd.array([None, 7], "Int64"), "score": [0.1, 0.2]}, "an id is missing"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(judged: dict[str, Path], frame: dict[str, list], what: str) -> None:
     pd.DataFrame(frame).to_parquet(judged["scores"])
     with pytest.raises(UserError, match=what):
+        score_submission(judged["source"], judged["submission"], judged["labels"], judged["scores"])
+
+
+def test_scores_with_a_column_twice_are_refused(judged: dict[str, Path]) -> None:
+    columns = [pa.array([10, 20]), pa.array([10, 20]), pa.array([0.1, 0.2])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["id", "id", "score"]), judged["scores"])
+    with pytest.raises(UserError, match="no columns id and score of numbers"):
         score_submission(judged["source"], judged["submission"], judged["labels"], judged["scores"])
 
 

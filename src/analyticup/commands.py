@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def _console() -> Console:
     from rich.console import Console
 
-    # Off a terminal rich assumes 80 columns, which breaks the tables.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=150)
+    # Off a terminal rich assumes 80 columns, which breaks the tables. What stands in them may come from a data file.
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=150)
 
 
 def _settings(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
@@ -298,15 +298,18 @@ def report(options: argparse.Namespace) -> int:
     manifest = options.run_dir / "manifest.json"
     try:
         read = json.loads(manifest.read_text(encoding="utf-8"))
-        name, artifacts = read["stages"]["report-all"]["folder"], read["config"]["paths"]["artifacts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        path = resolve(read["config"]["paths"]["artifacts"]) / read["stages"]["report-all"]["folder"] / "report.json"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
         ) from None
-    path = resolve(artifacts) / name / "report.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
-    show(json.loads(path.read_text(encoding="utf-8")), _console())
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not a report; delete its folder and run again") from None
+    show(figures, _console())
     return 0
 
 

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from analyticup.config import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, TASKS, Settings
 from analyticup.errors import UserError
+
+# Neither a path nor a UTF-8 file, such as a record of the settings, takes these.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+# Keys whose value may start with ~ or ~user.
+_PATHS = ("data.dir", "paths.", "model.backbone")
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,12 @@ def _settle(given: list[Given], errors: list[str]) -> Settings:
         problem = _check(item, known)
         if problem:
             errors.append(problem)
-        else:
+        elif _split_task(item.key)[1] in known:
             values[item.key] = item
     errors += _check_across(values)
     if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
+        lines = ("".join(c if c.isprintable() else " " for c in error) for error in errors)
+        raise UserError("\n".join(dict.fromkeys(lines)))
     return _build({key: item.value for key, item in values.items()}, known)
 
 
@@ -82,22 +89,25 @@ def _schema(cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[Given]:
-    import yaml
+    from analyticup.strict_yaml import BadYaml, read_yaml
 
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+        tree = None if text is None else read_yaml(text)
+    except (BadYaml, UnicodeDecodeError) as error:
+        line = getattr(error, "line", None)
+        where = f"{path}:{line}" if line else str(path)
+        errors.append(f"{where}: not valid YAML ({error}); mend that line")
+        return []
+    except OSError as error:
+        errors.append(f"{path}: cannot be read ({error.strerror}); give the path of a config file")
+        return []
+    if text is None:
+        errors.append(f"{path}: no such config file; the shipped ones are in configs/")
+        return []
     resolved = path.resolve()
     if resolved in seen:
         errors.append(f"{path}: extends itself; break the circle of `extends:`")
-        return []
-    if not path.is_file():
-        errors.append(f"{path}: no such config file; the shipped ones are in configs/")
-        return []
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # A date that does not exist is a bare ValueError, deep nesting a RecursionError.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        errors.append(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}); mend that line")
         return []
     if tree is None:
         tree = {}
@@ -105,7 +115,7 @@ def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[
         errors.append(f"{path}: a config must be a mapping of `section: ...`, not a {type(tree).__name__}")
         return []
     parent = tree.pop("extends", None)
-    inherited = _read_config(path.parent / str(parent), errors, (*seen, resolved)) if parent else []
+    inherited = _read_config(path.parent / str(parent), errors, (*seen, resolved)) if parent is not None else []
     return inherited + [Given(key, value, str(path)) for key, value in _leaves(tree)]
 
 
@@ -122,18 +132,18 @@ def _leaves(tree: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _read_overrides(overrides: list[str], errors: list[str]) -> list[Given]:
-    import yaml
+    from analyticup.strict_yaml import BadYaml, read_yaml
 
     given = []
     for text in overrides:
         key, equals, raw = text.partition("=")
-        where = f"argument {text!r}"
+        where = f"argument {_shown(text)}"
         if not equals or not key.strip():
             errors.append(f"{where}: neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4")
             continue
         try:
-            value = yaml.safe_load(raw) if raw.strip() else None
-        except (yaml.YAMLError, ValueError, RecursionError):
+            value = read_yaml(raw) if raw.strip() else None
+        except BadYaml:
             value = raw
         pairs = _leaves(value, f"{key.strip()}.") if isinstance(value, dict) else [(key.strip(), value)]
         given += [Given(name, item, where) for name, item in pairs]
@@ -151,13 +161,13 @@ def _check(item: Given, known: dict[str, Any]) -> str | None:
     if key in sections | set(TASKS) and item.value is None and key not in known:
         return None
     if key not in known:
-        return f"{item.where}: unknown key {item.key!r}{_nearest(item.key, task, known)}"
+        return f"{item.where}: unknown key {_shown(item.key)}{_nearest(item.key, task, known)}"
     if task and (key.split(".")[0] not in TASK_SECTIONS or key.startswith(COMMON_KEYS)):
         return f"{item.where}: {key!r} cannot differ between tasks; set it without `{task}.`"
     try:
         value = _typed(item.value, known[key])
     except TypeError as error:
-        return f"{item.where}: {item.key} = {item.value!r}: {error}"
+        return f"{item.where}: {item.key} = {_shown(item.value)}: {error}"
     return _check_value(item, key, value)
 
 
@@ -177,18 +187,37 @@ def _check_value(item: Given, key: str, value: Any) -> str | None:
         if wrong:
             close = difflib.get_close_matches(str(wrong[0]), choices, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            return f"{item.where}: {item.key} = {wrong[0]!r}: not one of {', '.join(choices)}{hint}"
+            return f"{item.where}: {item.key} = {_shown(wrong[0])}: not one of {', '.join(choices)}{hint}"
     low, high = RANGES.get(key, (None, None))
     if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         return f"{item.where}: {item.key} = {value!r}: must be {bounds}"
-    if any(_means_something_to_omegaconf(part) for part in (value if isinstance(value, list) else [value])):
-        return f"{item.where}: {item.key} = {value!r}: nothing is filled in for ${{...}} and ???; write the value out"
+    parts, told = value if isinstance(value, list) else [value], f"{item.where}: {item.key} = {_shown(value)}"
+    if any(_NO_TEXT.search(part) for part in parts if isinstance(part, str)):
+        return f"{told}: a NUL or half of a surrogate pair is in no file; take it out"
+    if key.startswith(_PATHS) and _has_unknown_home(value):
+        return f"{told}: no such user; write the path out"
+    if any(_means_something_to_omegaconf(part) for part in parts):
+        return f"{told}: nothing is filled in for ${{...}} and ???; write the value out"
     if key == "name" and not _is_plain_name(value):
-        return f"{item.where}: name = {value!r}: use letters, digits, '.', '_' and '-', as it becomes a folder's name"
+        return f"{told}: use at most 100 letters, digits, '.', '_' and '-': it names a folder"
     if key == "tasks" and (not value or len(set(value)) != len(value)):
         return f"{item.where}: tasks = {value!r}: name QC, QI or both, each once"
     return None
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, shortened."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _has_unknown_home(value: str | None) -> bool:
+    try:
+        Path((value or "").removeprefix("gguf:")).expanduser()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _means_something_to_omegaconf(value: Any) -> bool:
@@ -196,7 +225,7 @@ def _means_something_to_omegaconf(value: Any) -> bool:
 
 
 def _is_plain_name(name: str) -> bool:
-    return bool(name) and name[0] not in ".-" and all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) is not None
 
 
 def _check_across(values: dict[str, Given]) -> list[str]:

@@ -121,8 +121,9 @@ def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: Fil
         "auroc": float(roc_auc_score(is_wrong, doubt)) if both else None,
         "ap": float(average_precision_score(is_wrong, doubt)) if both else None,
     }
-    lines = filtered.file("suspects.jsonl").read_text(encoding="utf-8").splitlines()
-    used = {record["row_id"] for record in map(json.loads, lines)}
+    # Not splitlines(): a query may hold U+2028, which JSON leaves as it is.
+    lines = filtered.file("suspects.jsonl").read_text(encoding="utf-8").split("\n")
+    used = {record["row_id"] for record in map(json.loads, filter(None, lines))}
     picked = {
         rule: np.array([bool(r) for r in find_suspects(labels, score, replace(settings, rules=[rule]))], dtype=bool)
         for rule in CHOICES["filter.rules"]
@@ -182,7 +183,8 @@ def _stage_table(task: str, stages: Mapping[str, Any]) -> Table:
 def describe_counts(counts: Mapping[str, Any]) -> str:
     """Counts as one readable line; nested ones in brackets, zeros left out."""
     shown = []
-    for name, value in counts.items():
+    for key, value in counts.items():
+        name = _printable(key)
         if isinstance(value, Mapping):
             inner = describe_counts(value)
             if inner:
@@ -233,7 +235,7 @@ def _language_table(task: str, chosen: Mapping[str, Any]) -> Table:
         ("language", "out-of-fold rows", "its own best", "threshold"),
     )
     for language, entry in chosen["by_language"].items():
-        table.add_row(language, str(entry["rows"]), _number(entry["best"]), _number(entry["value"]))
+        table.add_row(_printable(language), str(entry["rows"]), _number(entry["best"]), _number(entry["value"]))
     return table
 
 
@@ -253,9 +255,17 @@ def score_table(title: str, rows: list[dict[str, Any]]) -> Table:
     for place, row in enumerate(rows):
         last_language = place + 1 < len(rows) and " " not in row["language"] and "with" in rows[place + 1]["language"]
         table.add_row(
-            row["language"], str(row["rows"]), *(_number(row[name]) for name in names), end_section=last_language
+            _printable(row["language"]),
+            str(row["rows"]),
+            *(_number(row[name]) for name in names),
+            end_section=last_language,
         )
     return table
+
+
+def _printable(language: str) -> str:
+    """A language as it is; as JSON in ASCII where it holds control characters or half a surrogate pair."""
+    return language if language.isprintable() else json.dumps(language)
 
 
 def _number(value: float | None) -> str:
@@ -273,7 +283,7 @@ def to_html(figures: Mapping[str, Any]) -> str:
 
     from rich.console import Console
 
-    console = Console(record=True, width=160, file=io.StringIO())
+    console = Console(record=True, width=160, file=io.StringIO(), markup=False, emoji=False)
     console.print(f"Run {figures['name']}", style="bold")
     show(figures, console)
     return console.export_html(inline_styles=True)

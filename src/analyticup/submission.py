@@ -122,8 +122,8 @@ def _input_rows(path: Path, task: str | None = None) -> dict[int, dict[str, Any]
     rows: dict[int, dict[str, Any]] = {}
     for number, row in _records(path, "input file"):
         found = row.get("task")
-        if found not in TARGET_FIELD or (task and found != task):
-            raise UserError(f"{path}:{number}: task is {json.dumps(found)}; give a {task or 'QC or QI'} file")
+        if not isinstance(found, str) or found not in TARGET_FIELD or (task and found != task):
+            raise UserError(f"{path}:{number}: task is {_show(found)}; give a {task or 'QC or QI'} file")
         field = TARGET_FIELD[found]
         for name in ("language", "origin_query", field):
             if not (isinstance(row.get(name), str) or (name == field and row.get(name, 0) is None)):
@@ -380,11 +380,11 @@ def _read_scores(path: Path) -> dict[int, float]:
         table = pq.ParquetFile(path).read(columns=["id", "score"])
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: no readable score table; give this submission's scores Parquet") from error
-    types = {field.name: field.type for field in table.schema}
-    none = pa.null()
-    if not pa.types.is_integer(types.get("id", none)) or not pa.types.is_floating(types.get("score", none)):
+    kinds = {"id": pa.types.is_integer, "score": pa.types.is_floating}
+    # A name may stand twice in a Parquet file.
+    if sorted(table.schema.names) != sorted(kinds) or not all(is_kind(table[n].type) for n, is_kind in kinds.items()):
         raise UserError(f"{path}: no columns id and score of numbers; give this submission's scores Parquet")
     ids, values = table["id"].to_pylist(), table["score"].to_numpy()
-    if len(set(ids)) != len(ids) or not np.isfinite(values).all():
-        raise UserError(f"{path}: an id stands twice or a score is not finite; write the scores again")
+    if None in ids or len(set(ids)) != len(ids) or not np.isfinite(values).all():
+        raise UserError(f"{path}: an id is missing or stands twice, or a score is not finite; write the scores again")
     return dict(zip(ids, values.tolist(), strict=True))

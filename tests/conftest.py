@@ -1,0 +1,13 @@
+"""Property tests draw the same examples in every run, whatever the machine's speed."""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    # A test's temporary folder may serve all of its examples; generating long texts takes a while on a busy machine.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("repeatable")

@@ -1,0 +1,65 @@
+"""Review files: each suspect that the filter writes is read again, whatever its texts; reports show any language."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from fuzzing import HOSTILE, TEXTS
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from analyticup.artifacts import Artifact
+from analyticup.config import FilterSettings, Settings
+from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
+from analyticup.corpus.scores import save_table
+from analyticup.report import _filter_quality, describe_counts, score_table, to_html
+from analyticup.stages import filter_rows
+
+FIGURES: dict[str, Any] = dict.fromkeys(("f1", "f1_se", "floor_f1", "precision", "recall", "auc", "ap"))
+# What the reader of the competition's files lets through.
+CLEAN = TEXTS.map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
+
+
+@settings(max_examples=40)
+@given(queries=st.lists(CLEAN, min_size=2, max_size=5))
+@example(queries=[text.encode("utf-8", "replace").decode("utf-8") for text in HOSTILE])
+def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None:
+    ids = [f"train-{number}" for number in range(len(queries))]
+    columns: dict[str, Any] = {name: [f"{name} {query}" for query in queries] for name in COLUMNS}
+    rows = make_rows(columns | {"row_id": ids, "label": [number % 2 for number in range(len(ids))], "query": queries})
+    save_rows(rows, tmp_path / "train.parquet")
+    # The models are sure of the opposite of every label.
+    margins = np.where(np.arange(len(ids)) % 2, -9.0, 9.0)
+    save_table({"row_id": ids, "margin": margins}, tmp_path / "held_out.parquet")
+    artifact = Artifact(tmp_path, {})
+    chosen = FilterSettings(enabled=True, max_share=1.0)
+    job: Any = SimpleNamespace(
+        settings=Settings(filter=chosen), inputs={"rows": artifact, "filter_model-fold0": artifact}, out=tmp_path
+    )
+    (tmp_path / "rows.parquet").unlink(missing_ok=True)
+    assert filter_rows(job)["suspects"] == len(ids)
+    (*_, in_use) = _filter_quality(set(ids), artifact, artifact, chosen)
+    assert (in_use["suspects"], in_use["found"]) == (len(ids), len(ids))
+    lines = (tmp_path / "suspects.jsonl").read_bytes().decode("utf-8").split("\n")[:-1]
+    assert sorted(json.loads(line)["query"] for line in lines) == sorted(queries)
+
+
+@settings(max_examples=60)
+@given(language=TEXTS)
+@example(language="[/b]")
+@example(language="[link=x]")
+def test_a_report_shows_any_language(language: str) -> None:
+    figures = {
+        "name": "run",
+        "stages": {"QC": {"ingest": {"counts": {"train": {language: 1}, "kept": [language]}, "seconds": 1.0}}},
+        "out_of_fold": {},
+        "filter": {},
+        "scores": {"dev QC": [{"language": language, "rows": 1, **FIGURES}]},
+    }
+    assert "<html" in to_html(figures).lower()
+    (shown,) = score_table("dev QC", figures["scores"]["dev QC"]).columns[0].cells
+    assert shown.isprintable() and describe_counts({language: 1}).isprintable()
