@@ -232,7 +232,8 @@ class TrainSettings:
 
 @dataclass
 class PredictSettings:
-    max_batch_tokens: int = 4096
+    # Measured on two CPU cores with 270M parameters: 2048 scored a tenth faster than 4096, a third faster than 8192.
+    max_batch_tokens: int = 2048
 
 
 @dataclass
