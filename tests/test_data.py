@@ -35,6 +35,7 @@ def test_scoring_batches_hold_every_row_once_longest_first(lengths, max_tokens):
     check(batches, lengths, len(lengths), max_tokens)
     flat = [int(lengths[row]) for batch in batches for row in batch]
     assert flat == sorted(flat, reverse=True)
+    assert all(len({int(lengths[row]) for row in batch}) == 1 for batch in batches)
 
 
 def test_the_bounds_are_used_up():

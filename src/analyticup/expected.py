@@ -73,7 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _compared(settings: Settings) -> dict[str, Any]:
     plain = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    return plain | {"data": {**plain["data"], "dir": None}}
+    merged = settings.predict.merge_adapters
+    return plain | {"data": {**plain["data"], "dir": None}, "predict": {"merge_adapters": merged}}
 
 
 def _find(name: str, figures: Mapping[str, float]) -> float:

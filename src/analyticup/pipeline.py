@@ -29,10 +29,10 @@ CODE_VERSIONS = {
     "translate": 2,
     "negatives": 2,
     "folds": 1,
-    "filter_model": 1,
+    "filter_model": 2,
     "filter": 2,
-    "train": 1,
-    "predict": 1,
+    "train": 2,
+    "predict": 2,
     "ensemble": 1,
     "threshold": 2,
     "submit": 1,
@@ -188,9 +188,10 @@ class _Graph:
         parts = [f"fold{i}" for i in range(own.folds.n)]
         model = _training_identity(own)
         trained = {f"train-{p}": self._add("train", task, stages.train, p, model, training) for p in parts}
+        merged = {"merge_adapters": True} if own.predict.merge_adapters else {}
         scored = {
             f"predict-{p}": self._add(
-                "predict", task, stages.predict, p, inputs={"rows": ingest, "train": trained[f"train-{p}"]}
+                "predict", task, stages.predict, p, merged, {"rows": ingest, "train": trained[f"train-{p}"]}
             )
             for p in parts
         }

@@ -357,6 +357,8 @@ def predict(job: Job) -> Counts:
 
     counts = {}
     model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
+    if job.settings.predict.merge_adapters:
+        model.merge_adapter()
     for split, rows in _scored_splits(job.inputs["rows"]).items():
         margins = score_rows(rows, model, job.settings, job.source, f"predict {job.title} {split}")
         save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")

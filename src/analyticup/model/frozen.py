@@ -11,12 +11,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analyticup.model.data import scoring_batches
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 # States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
 KEPT_BYTES = 6 * 2**30
-BATCH_ROWS = 16
+BATCH_TOKENS = 512
 
 
 class FrozenStates:
@@ -38,7 +40,7 @@ class FrozenStates:
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         made: dict[tuple[int, ...], Tensor] = {}
         with track(len(missing), f"{description}: frozen layers, rows") as progress:
-            for batch in _equal_lengths(missing):
+            for batch in _batches(missing):
                 made.update(zip(batch, _states(decoder, layers, batch), strict=True))
                 progress.advance(len(batch))
         found = [self._kept[key] if key in self._kept else made[key] for key in keys]
@@ -49,15 +51,11 @@ class FrozenStates:
         return found
 
 
-def _equal_lengths(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    by_length: dict[int, list[tuple[int, ...]]] = {}
-    for ids in prompts:
-        by_length.setdefault(len(ids), []).append(ids)
-    return [
-        same[start : start + BATCH_ROWS]
-        for _, same in sorted(by_length.items())
-        for start in range(0, len(same), BATCH_ROWS)
-    ]
+def _batches(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    import numpy as np
+
+    lengths = np.array([len(ids) for ids in prompts])
+    return [[prompts[row] for row in batch] for batch in scoring_batches(lengths, BATCH_TOKENS)]
 
 
 def _states(decoder: Any, layers: int, batch: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -1,0 +1,70 @@
+"""Scores of rows: what they must not depend on, and what merging the adapters may change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analyticup.config import LoraSettings, ModelSettings, Settings
+from analyticup.model.backbone import add_adapter
+from analyticup.train import Machine, ModelSource, score_rows
+
+SETTINGS = replace(
+    Settings(), model=ModelSettings(backbone="random:qwen3", dtype="float32", lora=LoraSettings(r=4, layers=1))
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return ModelSource(SETTINGS, tmp_path, Machine("cpu", 1, None))
+
+
+@pytest.fixture
+def rows():
+    texts = [f"{'long ' * (i % 4)}query {i}" for i in range(40)]
+    return pd.DataFrame({"query": texts, "target": [f"bags,{i % 3}" for i in range(40)], "label": pd.NA})
+
+
+def adapted(source):
+    model = add_adapter(source.backbone(), SETTINGS.model.lora, seed=1)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(2)
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+    return model.eval()
+
+
+def score(rows, model, source, max_batch_tokens=2048):
+    settings = replace(SETTINGS, predict=replace(SETTINGS.predict, max_batch_tokens=max_batch_tokens))
+    return score_rows(rows, model, settings, source, "test")
+
+
+def test_neither_batch_size_nor_order_nor_neighbours_change_a_score(rows, source):
+    model = adapted(source)
+    found = score(rows, model, source)
+    assert len(set(found.tolist())) > 30
+
+    def same(others, expected):
+        # In float32 a product of one row may differ from that of many in the last bit.
+        np.testing.assert_allclose(others, expected, rtol=1e-5, atol=1e-6)
+
+    for max_batch_tokens in (1, 200, 10**6):
+        same(score(rows, model, source, max_batch_tokens), found)
+    same(score(rows.iloc[::-1], model, source), found[::-1])
+    same(score(rows.iloc[5:6], model, source), found[5:6])
+
+
+def test_merged_adapters_score_as_they_do_beside_the_weights(rows, source):
+    model = adapted(source)
+    beside = score(rows, model, source)
+    with torch.no_grad(), model.disable_adapter():
+        without = score(rows, model, source)
+    model.merge_adapter()
+    merged = score(rows, model, source)
+    assert np.abs(without - beside).max() > 1e-3
+    np.testing.assert_allclose(merged, beside, rtol=1e-5, atol=1e-6)
