@@ -69,9 +69,10 @@ class KitTraining:
 
 @dataclass
 class KitScoring:
-    """Scores of the rows under an adapter in all layers."""
+    """Scores of the rows under an adapter in all layers, `merged` with the weights as by `predict.merge_adapters`."""
 
     work: Work
+    merged: bool = False
 
     def warm_up(self) -> None:
         from analyticup.model.backbone import add_adapter
@@ -79,9 +80,11 @@ class KitScoring:
         self.shape = self.work.shape()
         settings = self.work.settings
         self.model = add_adapter(self.work.source.backbone(), settings.model.lora, settings.seed).eval()
+        if self.merged:
+            self.model.merge_adapter()
         self._score(self.work.few)
         lengths = self.work.encode(self.work.rows).lengths().tolist()
-        flops = forward_flops(self.shape, lengths, self.shape.layers, self.shape.layers)
+        flops = forward_flops(self.shape, lengths, self.shape.layers, 0 if self.merged else self.shape.layers)
         self.done = Done(len(lengths), sum(lengths), flops=flops + head_flops(self.shape, len(lengths), 2))
 
     def prepare(self) -> None:

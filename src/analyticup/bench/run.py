@@ -147,6 +147,7 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "model.generate, one token": peers.GenerateScoring(work),
             "pipeline, one token": peers.PipelineScoring(work),
             "vLLM, one token": peers.VllmScoring(work),
+            "ours, merged adapters": KitScoring(work, merged=True),
         }
     variants[MATMUL] = _limit(work)
     return [Entry(part, name, variant) for name, variant in variants.items()]
