@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["cyclonedx-python-lib[json-validation]==11.12.0", "packaging==26.3", "uv==0.13.9"]
 # ///
-"""Writes requirements.lock, requirements-cuda.lock and sbom.cdx.json from requirements.txt: `uv run .ci/lock.py`.
+"""Writes requirements.lock, its two additions for torch and sbom.cdx.json from requirements.txt: `uv run .ci/lock.py`.
 
 Takes the newest release of whatever requirements.txt does not pin. Needs a package index.
 """
@@ -33,8 +33,8 @@ GLIBC_MINORS = range(28, 4, -1)
 LEGACY_TAGS = ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC_MINORS), *LEGACY_TAGS]
 CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
-# The same release on PyTorch's CPU index, for those who point pip there; other indexes do not list it.
-CPU_TORCH = {
+# Not on the package index, which has the CUDA build only, but on PyTorch's index of CPU builds.
+CPU_TORCH_SHA256 = {
     "2.13.0": [
         "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",  # cp311
         "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",  # cp312
@@ -55,8 +55,9 @@ HEADER = """\
 --only-binary :all:
 """
 PURPOSES = {
-    "requirements.lock": "Every package and the sha256 of its wheels; torch's are those of the CUDA and the CPU build.",
-    "requirements-cuda.lock": "What torch's CUDA build asks for in addition; ./run.sh skips it for the CPU build.",
+    "requirements.lock": "Every package but torch, and the sha256 of its wheels.",
+    "requirements-cpu.lock": "torch without CUDA, taken wherever pip can see it (PyTorch's index of CPU builds).",
+    "requirements-cuda.lock": "torch with CUDA, and what it needs for that, taken otherwise.",
 }
 
 
@@ -84,8 +85,6 @@ def locked(packages: list[dict[str, Any]]) -> Iterator[Locked]:
         pythons = [python for python in PYTHONS if applies(package.get("marker"), python)]
         if pythons:
             hashes = list(dict.fromkeys(wheel_sha256(package, python) for python in pythons))
-            if package["name"] == "torch":
-                hashes += CPU_TORCH[package["version"]]
             marker = "" if len(pythons) == len(PYTHONS) else f' ; python_version == "{dotted(pythons[0])}"'
             yield Locked(package["name"], package["version"], marker, hashes)
 
@@ -149,7 +148,7 @@ def sbom_text(releases: list[Locked]) -> str:
 
 
 def library(release: Locked) -> dict[str, Any]:
-    purl = f"pkg:pypi/{release.name}@{release.version}"
+    purl = f"pkg:pypi/{release.name}@{release.version.replace('+', '%2B')}"
     return {
         "type": "library",
         "bom-ref": purl,
@@ -180,12 +179,18 @@ def sha256(digest: str) -> dict[str, str]:
 
 def main() -> None:
     releases = list(locked(resolve()))
-    cuda = [release for release in releases if release.name.startswith(CUDA_PREFIXES)]
-    rest = [release for release in releases if release not in cuda]
-    for name, part in (("requirements.lock", rest), ("requirements-cuda.lock", cuda)):
+    cuda = [release for release in releases if release.name == "torch" or release.name.startswith(CUDA_PREFIXES)]
+    torch = next(release for release in releases if release.name == "torch")
+    cpu_torch = Locked("torch", f"{torch.version}+cpu", "", CPU_TORCH_SHA256[torch.version])
+    parts = {
+        "requirements.lock": [release for release in releases if release not in cuda],
+        "requirements-cpu.lock": [cpu_torch],
+        "requirements-cuda.lock": cuda,
+    }
+    for name, part in parts.items():
         (ROOT / name).write_text(lock_text(name, part), encoding="utf-8")
-    (ROOT / "sbom.cdx.json").write_text(sbom_text(releases), encoding="utf-8")
-    print(f"{len(rest)} packages, {len(cuda)} more for CUDA")
+        print(f"{name}: {len(part)} packages")
+    (ROOT / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch]), encoding="utf-8")
 
 
 if __name__ == "__main__":
