@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from analyticup.weights import PACKAGED_SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("requirements.lock", "requirements-cuda.lock")
-RELEASE = re.compile(r'([\w.-]+)==([\w.]+)( ; python_version == "3\.1[12]")?((?: --hash=sha256:[0-9a-f]{64})+)')
+NAMES = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
+RELEASE = re.compile(r'([\w.-]+)==([\w.+]+)( ; python_version == "3\.1[12]")?((?: --hash=sha256:[0-9a-f]{64})+)')
 
 
 def lines(name: str) -> list[str]:
@@ -33,19 +33,22 @@ def releases(name: str) -> dict[tuple[str, str], list[str]]:
 
 
 def test_every_line_is_a_pin_with_hashes_and_stands_in_one_lock() -> None:
-    shared, cuda = map(releases, NAMES)
-    assert len(shared) == len(lines(NAMES[0])) and len(cuda) == len(lines(NAMES[1]))
-    assert not shared.keys() & cuda.keys()
+    locks = [releases(name) for name in NAMES]
+    assert [len(lock) for lock in locks] == [len(lines(name)) for name in NAMES]
+    assert len(set().union(*locks)) == sum(map(len, locks))
 
 
 def test_every_direct_pin_is_locked_in_that_version() -> None:
-    assert {tuple(line.split("==")) for line in lines("requirements.txt")} <= releases("requirements.lock").keys()
+    direct = {tuple(line.split("==")) for line in lines("requirements.txt")}
+    assert direct <= releases("requirements.lock").keys() | releases("requirements-cuda.lock").keys()
 
 
-def test_torch_is_locked_for_both_builds_and_both_pythons_and_cuda_stands_apart() -> None:
-    shared, cuda = map(releases, NAMES)
-    assert {len(hashes) for (name, _), hashes in shared.items() if name == "torch"} == {4}
-    assert not [name for name, _ in shared if name.startswith(("nvidia-", "cuda-"))]
+def test_torch_is_locked_in_one_version_for_both_builds_and_both_pythons() -> None:
+    shared, cpu, cuda = map(releases, NAMES)
+    ((version, hashes),) = [(release[1], found) for release, found in cuda.items() if release[0] == "torch"]
+    assert list(cpu) == [("torch", f"{version}+cpu")]
+    assert len(hashes) == len(cpu["torch", f"{version}+cpu"]) == 2
+    assert not [name for name, _ in shared if name == "torch" or name.startswith(("nvidia-", "cuda-"))]
     assert {"nvidia-cublas", "triton"} <= {name for name, _ in cuda}
 
 
@@ -66,7 +69,7 @@ def test_bill_of_materials_is_that_of_the_locks() -> None:
         (component["name"], component["version"]): [entry["content"] for entry in component["hashes"]]
         for component in bill("library")
     }
-    assert billed == releases(NAMES[0]) | releases(NAMES[1])
+    assert billed == releases(NAMES[0]) | releases(NAMES[1]) | releases(NAMES[2])
 
 
 def test_bill_of_materials_names_the_weights_with_licence_and_pin() -> None:
