@@ -37,7 +37,7 @@ find_python() {
 
 requirements_hash() {
   # The interpreter belongs to it: a .venv of another Python is no longer the same set-up.
-  { cat "$root/requirements.txt"; "$1" -c 'import sys; print(sys.version, sys.prefix)'; } | "$1" -c \
+  { cat "$root"/requirements{.txt,.lock,-cpu.lock,-cuda.lock}; "$1" -c 'import sys; print(sys.version, sys.prefix)'; } | "$1" -c \
     'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
@@ -61,14 +61,48 @@ take_folder() {
   fi
 }
 
+is_locked_platform() {
+  "$venv/bin/python" -c 'import sys, sysconfig
+ours = sys.implementation.name, sysconfig.get_platform()
+sys.exit(ours != ("cpython", "linux-x86_64") or sys.version_info[:2] not in ((3, 11), (3, 12)))'
+}
+
+pip_install() {
+  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/$1" "${@:2}" ||
+    fail "pip could not install $1 (its message stands above); mend that and run again"
+}
+
+install_torch() {
+  local said
+  # As pip itself prefers it where it sees both.
+  said="$(pip_install requirements-cpu.lock --require-hashes --no-deps 2>&1)" && return
+  case "$said" in
+    *"No matching distribution"*) pip_install requirements-cuda.lock --require-hashes --no-deps ;;
+    *) echo "$said" >&2 && exit 2 ;;
+  esac
+}
+
+install_packages() {
+  local said
+  if ! is_locked_platform; then
+    echo "run.sh: requirements.lock is for CPython 3.11 and 3.12 on Linux x86-64; requirements.txt is taken instead, without hashes" >&2
+    pip_install requirements.txt
+    return
+  fi
+  # --no-deps, as the two builds of torch need different packages; `check` sees that none is missing.
+  install_torch
+  pip_install requirements.lock --require-hashes --no-deps
+  said="$("$venv/bin/python" -m pip check --disable-pip-version-check)" ||
+    fail "requirements.lock does not fit together (${said%%$'\n'*}); write it anew with .ci/lock.py"
+}
+
 set_up() {
   local python
   python="$(find_python)"
   echo "run.sh: setting up $venv (once; some minutes, 2.2 GB with the CPU build of torch, more with CUDA)" >&2
   rm -f "$stamp"
   "$python" -m venv --clear "$venv" || fail "could not create $venv (the reason stands above); mend that and run again"
-  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/requirements.txt" ||
-    fail "pip could not install requirements.txt (its message stands above); mend that and run again"
+  install_packages
   requirements_hash "$venv/bin/python" >"$stamp.new"
   mv "$stamp.new" "$stamp"
 }

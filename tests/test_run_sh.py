@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+LOCKS = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
 
 # Calls with -c are the real interpreter's: the hash of the requirements must be a real one.
 STUB = r"""#!/bin/bash
@@ -27,9 +28,11 @@ case "$1 $2" in
     ;;
   "-m pip")
     echo "pip sees PYTHONPATH=${PYTHONPATH-none}" >>"$STUB_LOG"
+    case "$*" in *requirements-cpu.lock*) echo "${STUB_CPU_TORCH:-}" >&2; [ -z "${STUB_CPU_TORCH:-}" ]; exit ;; esac
     [ -z "${STUB_PIP_KILLED:-}" ] || { kill -9 "$PPID"; sleep 0.2; exit 137; }
     [ -z "${STUB_PIP_FAILS:-}" ] || { echo "ERROR: No matching distribution found" >&2; exit 1; }
-    [ -z "${STUB_PIP_SECONDS:-}" ] || sleep "$STUB_PIP_SECONDS"
+    [ -z "${STUB_PIP_SECONDS:-}" ] || [ "$3" = check ] || sleep "$STUB_PIP_SECONDS"
+    [ "$3" != check ] || [ -z "${STUB_CHECK_FAILS:-}" ] || { echo "a 1 requires b"; echo "c 2 requires d"; exit 1; }
     ;;
   -c*) exec "$STUB_REAL_PYTHON" -c "${STUB_BEFORE:-}
 $2" ;;
@@ -41,14 +44,21 @@ $2" ;;
 esac
 """
 
+# What the lock is for, whatever the tests run on.
+LOCKED = """import sys, sysconfig
+sys.implementation.name = "cpython"
+sys.version_info = (3, 12, 1)
+sysconfig.get_platform = lambda: "linux-x86_64"
+"""
+
 
 class Kit:
-    """A copy of run.sh and requirements.txt, with nothing but the stub and the system's tools on PATH."""
+    """A copy of run.sh and what it installs from, with nothing but the stub and the system's tools on PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a kit"
         self.root.mkdir()
-        for name in ("run.sh", "requirements.txt"):
+        for name in ("run.sh", "requirements.txt", *LOCKS):
             shutil.copy(PROJECT / name, self.root / name)
         self.venv = folder / "environment"
         self.log = folder / "log"
@@ -66,6 +76,7 @@ class Kit:
             "ANALYTICUP_VENV": str(self.venv),
             "STUB_LOG": str(self.log),
             "STUB_REAL_PYTHON": sys.executable,
+            "STUB_BEFORE": LOCKED,
         }
 
     def command(self, *arguments: str) -> list[str]:
@@ -96,8 +107,9 @@ def test_first_use_sets_up_then_runs_with_the_arguments_as_they_are(kit: Kit) ->
     done = kit.run("plan", "name=two words", "x=*")
     assert done.returncode == 0, done.stderr
     assert kit.calls("venv") == [f"-m venv --clear {kit.venv}"]
-    assert len(kit.calls("pip")) == 1
-    assert f"-r {kit.root}/requirements.txt" in kit.calls("pip")[0]
+    torch, rest = kit.calls("pip install")
+    assert f"-r {kit.root}/requirements-cpu.lock --require-hashes --no-deps" in torch
+    assert f"-r {kit.root}/requirements.lock --require-hashes --no-deps" in rest
     assert "arguments=[-P][-m][analyticup][plan][name=two words][x=*]" in done.stdout
     assert f"setting up {kit.venv}" in done.stderr
 
@@ -106,7 +118,7 @@ def test_second_use_sets_up_nothing_and_says_nothing(kit: Kit) -> None:
     kit.run("--version")
     done = kit.run("--version")
     assert done.returncode == 0
-    assert kit.calls("venv") == kit.calls("pip") == []
+    assert kit.calls("venv") == kit.calls("pip install") == []
     assert done.stderr == ""
 
 
@@ -116,14 +128,59 @@ def test_environment_is_in_the_project_by_default(kit: Kit) -> None:
     assert kit.calls("venv") == [f"-m venv --clear {kit.root}/.venv"]
 
 
-def test_changed_requirements_are_installed_anew(kit: Kit) -> None:
+@pytest.mark.parametrize("name", ["requirements.txt", *LOCKS])
+def test_changed_requirements_are_installed_anew(kit: Kit, name: str) -> None:
     kit.run("--version")
-    with (kit.root / "requirements.txt").open("a", encoding="utf-8") as stream:
+    with (kit.root / name).open("a", encoding="utf-8") as stream:
         stream.write("another==1.0\n")
     assert kit.run("--version").returncode == 0
-    assert len(kit.calls("venv")) == len(kit.calls("pip")) == 1
+    assert len(kit.calls("venv")) == len(kit.calls("pip check")) == 1
     kit.run("--version")
-    assert kit.calls("pip") == []
+    assert kit.calls("pip install") == []
+
+
+def test_where_pip_sees_no_cpu_build_the_cuda_build_of_torch_comes(kit: Kit) -> None:
+    message = "ERROR: No matching distribution found for torch==2.13.0+cpu"
+    done = kit.run("--version", STUB_CPU_TORCH=message)
+    assert done.returncode == 0, done.stderr
+    _, cuda, rest = kit.calls("pip install")
+    assert f"-r {kit.root}/requirements-cuda.lock --require-hashes --no-deps" in cuda
+    assert f"-r {kit.root}/requirements.lock --require-hashes --no-deps" in rest
+    # Not finding it is no fault.
+    assert message not in done.stderr
+
+
+def test_a_cpu_build_with_another_hash_is_not_passed_over(kit: Kit) -> None:
+    failed = kit.run("--version", STUB_CPU_TORCH="ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
+    assert failed.returncode == 2
+    assert "DO NOT MATCH THE HASHES" in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("run.sh: pip could not install requirements-cpu.lock")
+    assert len(kit.calls("pip install")) == 1
+
+
+OTHERS = {
+    "Python 3.13": "sys.version_info = (3, 13, 0)",
+    "macOS": "sysconfig.get_platform = lambda: 'macosx-14.0-arm64'",
+    "arm64": "sysconfig.get_platform = lambda: 'linux-aarch64'",
+    "PyPy": "sys.implementation.name = 'pypy'",
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_what_the_lock_is_not_for_takes_the_plain_requirements_and_says_so(kit: Kit, other: str) -> None:
+    done = kit.run("--version", STUB_BEFORE=LOCKED + other)
+    assert done.returncode == 0, done.stderr
+    (call,) = kit.calls("pip install")
+    assert call.endswith(f"-r {kit.root}/requirements.txt")
+    assert sum("without hashes" in line for line in done.stderr.splitlines()) == 1
+
+
+def test_a_lock_that_lacks_a_package_is_one_clear_line(kit: Kit) -> None:
+    failed = kit.run("--version", STUB_CHECK_FAILS="1")
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1].startswith("run.sh: requirements.lock does not fit together (a 1 requires b)")
+    assert kit.run("--version").returncode == 0
+    assert len(kit.calls("pip check")) == 1
 
 
 def test_another_interpreter_in_the_environment_is_another_set_up(kit: Kit, tmp_path: Path) -> None:
@@ -131,7 +188,7 @@ def test_another_interpreter_in_the_environment_is_another_set_up(kit: Kit, tmp_
     other = tmp_path / "another prefix"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(other)], check=True)
     assert kit.run("--version", STUB_REAL_PYTHON=str(other / "bin" / "python")).returncode == 0
-    assert len(kit.calls("pip")) == 1
+    assert len(kit.calls("pip check")) == 1
 
 
 def test_interrupted_set_up_is_repaired(kit: Kit) -> None:
@@ -140,7 +197,7 @@ def test_interrupted_set_up_is_repaired(kit: Kit) -> None:
     assert (kit.venv / "bin" / "python").exists()
     done = kit.run("--version")
     assert done.returncode == 0, done.stderr
-    assert len(kit.calls("venv")) == len(kit.calls("pip")) == 1
+    assert len(kit.calls("venv")) == len(kit.calls("pip check")) == 1
 
 
 def test_half_made_folder_without_anything_to_know_it_by_is_repaired_in_the_project(kit: Kit) -> None:
@@ -150,14 +207,14 @@ def test_half_made_folder_without_anything_to_know_it_by_is_repaired_in_the_proj
     (kit.root / ".venv" / "lib").mkdir(parents=True)
     done = kit.run("--version")
     assert done.returncode == 0, done.stderr
-    assert len(kit.calls("pip")) == 1
+    assert len(kit.calls("pip check")) == 1
 
 
 def test_missing_interpreter_is_repaired(kit: Kit) -> None:
     kit.run("--version")
     (kit.venv / "bin" / "python").unlink()
     assert kit.run("--version").returncode == 0
-    assert len(kit.calls("pip")) == 1
+    assert len(kit.calls("pip check")) == 1
 
 
 def test_failing_pip_is_one_clear_line_and_tried_again(kit: Kit) -> None:
@@ -165,10 +222,10 @@ def test_failing_pip_is_one_clear_line_and_tried_again(kit: Kit) -> None:
     assert failed.returncode == 2
     assert failed.stdout == ""
     *before, last = failed.stderr.splitlines()
-    assert last.startswith("run.sh: pip could not install requirements.txt")
+    assert last.startswith("run.sh: pip could not install requirements.lock")
     assert before[-1] == "ERROR: No matching distribution found"
     assert kit.run("--version").returncode == 0
-    assert len(kit.calls("pip")) == 1
+    assert len(kit.calls("pip check")) == 1
 
 
 @pytest.mark.parametrize("fault", ["STUB_PIP_FAILS", "STUB_VENV_FAILS"])
@@ -179,14 +236,14 @@ def test_failure_after_a_change_does_not_leave_the_old_stamp(kit: Kit, fault: st
     assert kit.run("--version", **{fault: "1"}).returncode == 2
     (kit.root / "requirements.txt").write_bytes(original)
     kit.run("--version")
-    assert len(kit.calls("pip")) == 1
+    assert len(kit.calls("pip check")) == 1
 
 
 def test_failing_venv_is_one_clear_line(kit: Kit) -> None:
     failed = kit.run("--version", STUB_VENV_FAILS="1")
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith(f"run.sh: could not create {kit.venv}")
-    assert kit.calls("pip") == []
+    assert kit.calls("pip install") == []
 
 
 UNFIT = {
@@ -246,7 +303,7 @@ def test_two_first_uses_at_once_set_up_once(kit: Kit) -> None:
     ]
     errors = [process.communicate(timeout=60)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert len(kit.calls("pip")) == 1
+    assert len(kit.calls("pip check")) == 1
     assert sum("waiting for another set-up" in error for error in errors) == 1
 
 

