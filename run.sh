@@ -114,13 +114,13 @@ if ! is_set_up; then
 fi
 
 export PYTHONPATH="$root/src"
-# By default glibc hands every layer's large buffers back and faults them in again: a tenth to a third of scoring speed.
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
-export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
 if [ "${1:-}" = test ]; then
   shift
   cd "$root"
   exec "$venv/bin/python" -m pytest "$@"
 fi
+# By default glibc hands every layer's large buffers back and faults them in again: a tenth to a third of scoring speed.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
 # -P keeps modules in the current folder out of the way.
 exec "$venv/bin/python" -P -m analyticup "$@"

@@ -1,4 +1,9 @@
-"""Property tests draw the same examples in every run, whatever the machine's speed."""
+"""One thread per worker; property tests draw the same examples in every run, whatever the machine's speed."""
+
+import os
+
+# Workers share the cores; the tiny models of the tests gain nothing from a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import HealthCheck, settings
 

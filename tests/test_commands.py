@@ -14,7 +14,7 @@ import pytest
 from analyticup import __main__ as entry
 from analyticup import commands
 from analyticup.artifacts import lock
-from analyticup.errors import CheckFailed, UserError
+from analyticup.errors import ADVICE, CheckFailed, UserError
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -137,7 +137,12 @@ def test_wrong_usage_is_exit_code_2(given, capsys, arguments):
         (UserError("two\nlines"), 2, "error: two\nerror: lines\n"),
         (CheckFailed("no good"), 1, "failed: no good\n"),
         (KeyboardInterrupt(), 130, "interrupted; finished stages are kept, the same command goes on from there\n"),
-        (OSError(28, "No space left on device", "a/b"), 2, "error: [Errno 28] No space left on device: 'a/b'\n"),
+        (
+            OSError(28, "No space left on device", "a/b"),
+            2,
+            "error: the disk is full ([Errno 28] No space left on device: 'a/b'); free some space or move "
+            f"paths.artifacts, paths.cache or paths.submissions; {ADVICE}\n",
+        ),
         (OSError("the hub\n  is out of reach"), 2, "error: the hub is out of reach\n"),
     ],
 )

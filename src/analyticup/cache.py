@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analyticup.errors import UserError
+from analyticup.errors import UserError, machine_trouble
 
 
 class Cache:
@@ -55,6 +55,9 @@ class Cache:
             yield
         except sqlite3.DatabaseError as error:
             self.close()
+            # A full disk is no fault of the file.
+            if machine_trouble(error):
+                raise
             raise UserError(
                 f"{self._path}: the cache cannot be used ({error}); delete the file and run again"
             ) from error
