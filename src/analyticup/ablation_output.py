@@ -36,7 +36,9 @@ def write(
 
     every = [run for seeds in runs.values() for run in seeds]
     scored_on = ", ".join(sorted({run.split for run in every}))
-    given = f" with {' '.join(overrides)}" if overrides else ""
+    # Where files lie and what it ran on decides no figure.
+    telling = [text for text in overrides if not text.startswith(("data.dir=", "paths.", "machine.", "predict."))]
+    given = f" with {' '.join(telling)}" if telling else ""
     about = (
         f"`configs/{settings.name}.yaml`{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: "
         f"95 % bootstrap interval over queries. A gain is the paired difference to the row that it builds on."
