@@ -12,7 +12,7 @@ from analyticup.bootstrap import FIGURES
 from analyticup.config import Settings
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
 
 def ablation_name(settings: Settings, table: str) -> str:
@@ -60,7 +60,7 @@ def write(
 def show(
     console: Console, table: list[dict[str, Any]], rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]
 ) -> None:
-    from analyticup.report import plain_table
+    from analyticup.report import filter_table, plain_table
 
     shown = plain_table("ablation (95 % bootstrap intervals over queries)", COLUMNS, left=3)
     for entry in table:
@@ -68,7 +68,7 @@ def show(
     console.print(shown)
     quality = filter_quality(rows, runs)
     if quality:
-        console.print(_quality_table(quality))
+        console.print(filter_table("suspects against the labels that are known to be wrong", quality, left=2))
 
 
 def filter_quality(rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]) -> list[dict[str, Any]]:
@@ -76,23 +76,12 @@ def filter_quality(rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]) ->
     return [{"row": row.title, **entry} for row in rows for entry in runs[row.config][0].filter_quality]
 
 
-def _quality_table(quality: Sequence[Mapping[str, Any]]) -> RenderableType:
-    from analyticup.report import plain_table
-
-    shown = plain_table("suspects against the labels that are known to be wrong", quality[0], left=2)
-    for entry in quality:
-        shown.add_row(*_texts(entry))
-    return shown
-
-
 def quality_markdown(quality: Sequence[Mapping[str, Any]]) -> str:
+    from analyticup import report
+
     lines = ["| " + " | ".join(quality[0]) + " |", "|" + "---|" * len(quality[0])]
-    lines += ["| " + " | ".join(_texts(entry)) + " |" for entry in quality]
+    lines += ["| " + " | ".join(report.cells(entry)) + " |" for entry in quality]
     return "\n".join(lines) + "\n"
-
-
-def _texts(entry: Mapping[str, Any]) -> list[str]:
-    return ["-" if v is None else _number(v) if isinstance(v, float) else str(v) for v in entry.values()]
 
 
 COLUMNS = ("task", "row", "languages", "rows", "floor F1", "F1", "gain", "AUC", "gain", "AP", "gain")

@@ -220,8 +220,7 @@ def _judge(
         console.print(f"not compared with expected figures: {found}", markup=False, soft_wrap=True)
         return False
     for one in found:
-        text = f"{one.figure} {one.value:.4f}, expected {one.expected:.4f} ± {one.tolerance:.4f}"
-        console.print(f"{one.verdict}: {text}", markup=False)
+        console.print(f"{one.verdict}: {one.figure} {one.text}", markup=False)
     return any(one.verdict == FAIL for one in found)
 
 

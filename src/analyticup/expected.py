@@ -30,6 +30,10 @@ class Verdict:
         distance = abs(self.value - self.expected)
         return OK if distance <= self.tolerance else NEAR if distance <= 2 * self.tolerance else FAIL
 
+    @property
+    def text(self) -> str:
+        return f"{self.value:.4f}, expected {self.expected:.4f} ± {self.tolerance:.4f}"
+
 
 def verdicts(
     name: str, settings: Settings, figures: Mapping[str, float], data: Mapping[str, str], configs: Path

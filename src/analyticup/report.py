@@ -157,7 +157,7 @@ def render(figures: Mapping[str, Any]) -> list[RenderableType]:
         if chosen.get("by_language"):
             parts.append(_language_table(task, chosen))
     for task, quality in figures["filter"].items():
-        parts.append(_filter_table(task, quality))
+        parts.append(filter_table(f"{task}: suspects against the wrong labels that are known, by rule", quality))
     for title, rows in figures["scores"].items():
         parts.append(score_table(title, rows))
     return parts
@@ -239,11 +239,17 @@ def _language_table(task: str, chosen: Mapping[str, Any]) -> Table:
     return table
 
 
-def _filter_table(task: str, quality: list[dict[str, Any]]) -> Table:
-    table = plain_table(f"{task}: suspects against the wrong labels that are known, by rule", quality[0])
+def filter_table(title: str, quality: list[dict[str, Any]], left: int = 1) -> Table:
+    """Entries of `_filter_quality`, whatever stands before their figures."""
+    table = plain_table(title, quality[0], left)
     for entry in quality:
-        table.add_row(*(_number(value) if isinstance(value, float | None) else str(value) for value in entry.values()))
+        table.add_row(*cells(entry))
     return table
+
+
+def cells(entry: Mapping[str, Any]) -> list[str]:
+    """An entry's values as texts: four places for fractions, "-" for what does not apply."""
+    return [_number(value) if isinstance(value, float | None) else str(value) for value in entry.values()]
 
 
 def score_table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from analyticup.model.prompt import PromptEncoder
 
 
-QUIET_LOGGERS = tuple(
-    f"lightning.{package}{part}" for package in ("pytorch", "fabric") for part in ("", ".utilities.rank_zero")
-)
 
 
 @dataclass(frozen=True)

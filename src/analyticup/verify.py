@@ -365,5 +365,4 @@ def _figures(run: _Run) -> Iterator[Item]:
         yield Item(OK, "expected figures", f"none to compare with: {found}")
         return
     for one in found:
-        text = f"{one.value:.4f}, expected {one.expected:.4f} ± {one.tolerance:.4f}"
-        yield Item(one.verdict, f"figure {one.figure}", text)
+        yield Item(one.verdict, f"figure {one.figure}", one.text)

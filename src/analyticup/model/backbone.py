@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyticup.artifacts import file_sha256
 from analyticup.config import LoraSettings, ModelSettings
 from analyticup.errors import UserError
-from analyticup.weights import check_packaged, file_sha256
+from analyticup.weights import check_packaged
 
 if TYPE_CHECKING:
     import torch
