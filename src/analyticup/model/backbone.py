@@ -102,6 +102,7 @@ def local_folder(settings: ModelSettings, cache: Path) -> str:
     """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file on first use."""
     kind = _checked_kind(settings)
     if kind == "gguf":
+        _quiet_transformers()
         return str(converted_gguf(settings.backbone, cache))
     return str(Path(settings.backbone).expanduser()) if kind == "local" else settings.backbone
 
