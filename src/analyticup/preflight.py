@@ -1,4 +1,5 @@
-"""`./run.sh check`: everything that stands in the way of a run, all of it at once. Creates nothing, asks no network.
+"""`./run.sh check`: everything that stands in the way of a run, all of it at once. Creates nothing; asks no network but
+the W&B host, and that only where tracking is online.
 
 preflight_models.py looks at the models, preflight_machine.py at the machine; data, settings and tracking are here.
 """
@@ -20,6 +21,16 @@ _SOURCE: Final = (
     "the official files come from the competition's page (CIKM AnalytiCup 2025, multilingual e-commerce product "
     "search) on its platform: sign in there and download them by hand"
 )
+# By the competition's description; checksums of its files are not published.
+_OFFICIAL_ROWS: Final = {
+    "train_QC.txt": 300_000,
+    "dev_QC.txt": 100_000,
+    "test_QC.txt": 100_000,
+    "train_QI.txt": 340_000,
+    "dev_QI.txt": 65_000,
+    "test_QI.txt": 130_000,
+}
+_W_AND_B_SECONDS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,19 @@ def _first_row(path: Path, task: str, split: str) -> Finding:
         return Finding(level, f"data {task}: {path}:{number}: {error}; check that this is the {task} file")
     if record.get("task") != task or TARGET_FIELD[task] not in record:
         return Finding(BLOCKS, f"data {task}: {path}:{number}: no row of task {task} with {TARGET_FIELD[task]}")
-    return Finding(OK, f"data {task}: {path} ({size_text(path.stat().st_size)})")
+    lines, official = _lines(path), _OFFICIAL_ROWS[path.name]
+    told = f"data {task}: {path} ({size_text(path.stat().st_size)}, {lines:,} lines)"
+    if lines == official:
+        return Finding(OK, f"{told}, as many as the official file")
+    return Finding(NOTE, f"{told}; the official file has {official:,}, so this is other data or part of it")
+
+
+def _lines(path: Path) -> int:
+    count, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            count, last = count + block.count(b"\n"), block[-1:]
+    return count + (last != b"\n")
 
 
 def settings_findings(settings: Settings) -> Iterable[Finding]:
@@ -163,26 +186,44 @@ def tracking_findings(settings: Settings) -> Iterable[Finding]:
     elif mode == "offline":
         folder = resolve(settings.paths.artifacts) / "wandb"
         yield Finding(OK, f"tracking: offline: runs are kept in {folder}, nothing leaves this machine")
-    elif _has_wandb_login():
-        yield Finding(OK, f"tracking: online, project {settings.tracking.project}")
-    else:
+    elif not _has_wandb_login():
         yield Finding(
             BLOCKS,
             "tracking.mode = online: W&B knows no login here; set WANDB_API_KEY or run `wandb login`, or take "
             "tracking.mode=offline",
         )
+    elif fault := _unreachable(*_wandb_host()):
+        yield Finding(BLOCKS, f"tracking.mode = online: {fault}; mend the network, or take tracking.mode=offline")
+    else:
+        yield Finding(OK, f"tracking: online, project {settings.tracking.project}, {_wandb_host()[0]} answers")
+
+
+def _wandb_host() -> tuple[str, int]:
+    from urllib.parse import urlsplit
+
+    address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    return address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+
+
+def _unreachable(host: str, port: int) -> str:
+    """Why nothing listens there; "" where something does."""
+    import socket
+
+    try:
+        socket.create_connection((host, port), timeout=_W_AND_B_SECONDS).close()
+    except OSError as error:
+        return f"{host}:{port} cannot be reached ({error})"
+    return ""
 
 
 def _has_wandb_login() -> bool:
     """Whether W&B would find a key on its own, in the environment or the netrc file; the key itself is not used."""
     from netrc import NetrcParseError, netrc
-    from urllib.parse import urlsplit
 
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
         file = netrc(os.environ.get("NETRC") or str(Path("~/.netrc").expanduser()))
     except (OSError, NetrcParseError):
         return False
-    return host in file.hosts
+    return _wandb_host()[0] in file.hosts

