@@ -119,8 +119,8 @@ if [ "${1:-}" = test ]; then
   cd "$root"
   exec "$venv/bin/python" -m pytest "$@"
 fi
-# By default glibc hands every layer's large buffers back and faults them in again, which costs scoring a twentieth of
-# its speed at 2,048 tokens in a batch and a third at 8,192.
+# By default glibc hands every layer's large buffers back and faults them in again, which cost scoring a twentieth of
+# its speed at 2,048 tokens in a batch and a third at 8,192 (measured on padded batches).
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
 # -P keeps modules in the current folder out of the way.

@@ -232,8 +232,8 @@ class TrainSettings:
 
 @dataclass
 class PredictSettings:
-    # Measured on two CPU cores with 270M parameters, rows/s: 66-77 with 1024, 71-79 with 2048, 69 with 4096, 62-67 with
-    # 8192.
+    # Rows/s on two CPU cores with 270M parameters: 66-77 with 1024, 71-79 with 2048, 69 with 4096, 62-67 with 8192;
+    # measured on padded batches, not again since rows of one length go together.
     max_batch_tokens: int = 2048
     # Add the adapters to the weights before dev and test are scored: faster, but rounded to the backbone's dtype.
     merge_adapters: bool = False

@@ -172,7 +172,8 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
 def training_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     """Estimate for one training: weights, adapters with their optimiser, activations of the largest batch.
 
-    `value_bytes` is the size of a weight and of an activation. The logits of the label position are left out.
+    `value_bytes` is the size of a weight and of an activation. The logits of the label position are left out. Not
+    compared with a measured peak yet.
     """
     parameters, lora = model.parameters or 0.0, settings.model.lora
     depth, width = _shape(model)
