@@ -282,7 +282,7 @@ def test_the_command_writes_table_and_json(tmp_path, capsys):
 def test_every_line_with_a_model_can_be_sent_to_its_process(work):
     from multiprocessing.reduction import ForkingPickler
 
-    for part, count in (("training", 5), ("scoring", 6), ("matmul", 0)):
+    for part, count in (("training", 5), ("scoring", 7), ("matmul", 0)):
         entries = _entries(part, {"training": work, "scoring": work})
         assert len(entries) == count + 1 and entries[-1].name == MATMUL
         assert all(len(ForkingPickler.dumps(entry)) < 100_000 for entry in entries)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from analyticup.model.data import EncodedRows, batch_loader, collate, cut_batches, scoring_batches, training_batches
+from analyticup.model.data import (
+    EncodedRows,
+    batch_loader,
+    collate,
+    cut_batches,
+    scoring_batches,
+    scoring_loader,
+    training_batches,
+)
 
 
 @pytest.fixture
@@ -98,7 +108,8 @@ def test_the_data_module_reshuffles_with_the_trainers_epoch():
     from analyticup.model.data import make_data_module
 
     rows = EncodedRows([[1] * (1 + i % 5) for i in range(60)], [i % 2 for i in range(60)])
-    data = make_data_module(rows, rows, pad_id=0, seed=3, max_rows=4, max_tokens=100)
+    held_out = partial(scoring_loader, rows, 100, 0, False)
+    data = make_data_module(rows, held_out, pad_id=0, seed=3, max_rows=4, max_tokens=100)
 
     def epoch(number):
         data.trainer = SimpleNamespace(current_epoch=number)

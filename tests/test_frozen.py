@@ -21,6 +21,7 @@ from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden, output_matrix
 from analyticup.model.objective import two_way
+from analyticup.model.prefix import collate_prefixes, prefix_batches
 from analyticup.model.prompt import PromptEncoder
 
 
@@ -82,6 +83,33 @@ def test_states_and_gradients_equal_the_whole_model(make, layers, rows, words):
     assert whole_gradient.abs().max() > 1e-4
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(split_gradient, whole_gradient, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 2048])
+@pytest.mark.parametrize(("make", "layers"), [(random_qwen3, None), (random_qwen3, 1), (gemma, None), (gemma, 2)])
+def test_prompts_that_share_their_prefixes_equal_the_whole_prompts(make, layers, max_tokens):
+    model = adapted(make, layers).eval()
+    # Three of the four prefixes are longer than the window of Gemma's local layers.
+    parts = [
+        ([5, *range(60, 60 + length)], list(range(9, 9 + tail))) for length in (3, 11, 11, 30) for tail in (2, 2, 12)
+    ]
+    parts[3][0][-1] = parts[4][0][-1] = 99
+    tokens = [[*first, *rest] for first, rest in parts]
+    rows = EncodedRows(tokens, [1] * len(parts), [len(first) for first, _ in parts])
+    below = frozen_layers(model.get_base_model(), LoraSettings(layers=layers))
+    if below:
+        rows = replace(rows, states=FrozenStates().of(decoder(model), below, rows.tokens, "test"))
+    with torch.no_grad():
+        plain = torch.cat([label_hidden(model, collate(rows, [row], 0), below) for row in range(len(parts))])
+        batches = prefix_batches(rows, max_tokens)
+        shared = {}
+        for batch in (collate_prefixes(rows, one) for one in batches):
+            shared |= dict(zip(batch["rows"].tolist(), label_hidden(model, batch, below), strict=True))
+    assert sorted(shared) == list(range(len(parts)))
+    torch.testing.assert_close(torch.stack([shared[row] for row in sorted(shared)]), plain, atol=1e-5, rtol=0)
+    assert sum(len(members) for batch in batches for members in batch.prefixes) == 4
+    passes = [len(members) for batch in batches for members in [*batch.prefixes, *(rows for rows, _ in batch.tails)]]
+    assert (max(passes) == 1) == (max_tokens == 1)
 
 
 def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch):

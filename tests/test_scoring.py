@@ -39,8 +39,9 @@ def adapted(source):
     return model.eval()
 
 
-def score(rows, model, source, max_batch_tokens=2048):
-    settings = replace(SETTINGS, predict=replace(SETTINGS.predict, max_batch_tokens=max_batch_tokens))
+def score(rows, model, source, max_batch_tokens=2048, share_prefixes=False):
+    predict = replace(SETTINGS.predict, max_batch_tokens=max_batch_tokens, share_prefixes=share_prefixes)
+    settings = replace(SETTINGS, predict=predict)
     return score_rows(rows, model, settings, source, "test")
 
 
@@ -57,6 +58,16 @@ def test_neither_batch_size_nor_order_nor_neighbours_change_a_score(rows, source
         same(score(rows, model, source, max_batch_tokens), found)
     same(score(rows.iloc[::-1], model, source), found[::-1])
     same(score(rows.iloc[5:6], model, source), found[5:6])
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 100, 2048])
+def test_shared_prefixes_change_no_score(rows, source, max_batch_tokens):
+    model = adapted(source)
+    many = pd.concat([rows, rows.assign(target="shoes"), rows.assign(target="x" * 70)], ignore_index=True)
+    plain = score(many, model, source)
+    shared = score(many, model, source, max_batch_tokens, share_prefixes=True)
+    np.testing.assert_allclose(shared, plain, rtol=1e-5, atol=1e-6)
+    assert len(set(plain.tolist())) > 100
 
 
 def test_merged_adapters_score_as_they_do_beside_the_weights(rows, source):

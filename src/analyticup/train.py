@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +99,12 @@ def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
     """The rows' prompts and labels (-1 where there is none), in the order of the table."""
     from analyticup.model.data import EncodedRows
 
-    tokens = encoder.encode(rows["query"].tolist(), rows["target"].tolist())
-    return EncodedRows(tokens, rows["label"].fillna(-1).astype(int).tolist())
+    parts = encoder.encode_parts(rows["query"].tolist(), rows["target"].tolist())
+    return EncodedRows(
+        tokens=[[*first, *rest] for first, rest in parts],
+        labels=rows["label"].fillna(-1).astype(int).tolist(),
+        prefix_lengths=[len(first) for first, _ in parts],
+    )
 
 
 def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelSource, description: str) -> EncodedRows:
@@ -132,7 +136,7 @@ def train_fold(
 
     from analyticup.model.backbone import add_adapter, frozen_layers
     from analyticup.model.checkpoint import resumption
-    from analyticup.model.data import make_data_module, training_batches
+    from analyticup.model.data import make_data_module, scoring_loader, training_batches
     from analyticup.model.module import make_module
 
     labels = set(training["label"].dropna().astype(int))
@@ -154,7 +158,10 @@ def train_fold(
         model.enable_input_require_grads()
     module = make_module(model.train(), encoder.label_words(), train, steps, frozen)
     resumed = resumption(checkpoint, module, description)
-    data = make_data_module(rows, scored, source.pad_id, seed, **limits, start=resumed.start)
+    held_out_loader = partial(
+        scoring_loader, scored, train.max_batch_tokens, source.pad_id, settings.predict.share_prefixes
+    )
+    data = make_data_module(rows, held_out_loader, source.pad_id, seed, **limits, start=resumed.start)
     progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning():
         trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)
@@ -171,7 +178,7 @@ def score_rows(
     import numpy as np
 
     from analyticup.model.backbone import frozen_layers
-    from analyticup.model.data import EncodedRows, batch_loader, scoring_batches
+    from analyticup.model.data import EncodedRows, scoring_loader
     from analyticup.model.module import make_module
 
     if not len(rows):
@@ -180,13 +187,15 @@ def score_rows(
     encoded = encode_rows(rows, encoder)
     place: dict[tuple[int, ...], int] = {}
     which = np.array([place.setdefault(tuple(ids), len(place)) for ids in encoded.tokens])
+    lengths = {place[tuple(ids)]: length for ids, length in zip(encoded.tokens, encoded.prefix_lengths, strict=True)}
+    distinct = EncodedRows(list(place), [-1] * len(place), [lengths[number] for number in range(len(place))])
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
-    distinct = with_states(EncodedRows(list(place), [-1] * len(place)), model, frozen, source, description)
-    batches = scoring_batches(distinct.lengths(), settings.predict.max_batch_tokens)
+    distinct = with_states(distinct, model, frozen, source, description)
+    loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.predict.share_prefixes)
     module = make_module(model, encoder.label_words(), settings.train, steps=1, frozen_layers=frozen)
     with quiet_lightning():
         trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)
-        outputs = trainer.predict(module, batch_loader(distinct, batches, source.pad_id))
+        outputs = trainer.predict(module, loader)
     margins = np.empty(len(place), dtype=np.float32)
     for numbers, values in outputs:
         margins[numbers.numpy()] = values.numpy()

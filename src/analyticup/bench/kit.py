@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analyticup.bench.flops import backward_flops, forward_flops, head_flops
@@ -69,23 +69,30 @@ class KitTraining:
 
 @dataclass
 class KitScoring:
-    """Scores of the rows under an adapter in all layers, `merged` with the weights as by `predict.merge_adapters`."""
+    """Scores of the rows under an adapter in all layers, `merged` with the weights as by `predict.merge_adapters`.
+
+    `shared`: beginnings that prompts have in common are computed once, as by `predict.share_prefixes`; its operations
+    are not counted.
+    """
 
     work: Work
     merged: bool = False
+    shared: bool = False
 
     def warm_up(self) -> None:
         from analyticup.model.backbone import add_adapter
 
         self.shape = self.work.shape()
         settings = self.work.settings
+        self.settings = replace(settings, predict=replace(settings.predict, share_prefixes=self.shared))
         self.model = add_adapter(self.work.source.backbone(), settings.model.lora, settings.seed).eval()
         if self.merged:
             self.model.merge_adapter()
         self._score(self.work.few)
         lengths = self.work.encode(self.work.rows).lengths().tolist()
         flops = forward_flops(self.shape, lengths, self.shape.layers, 0 if self.merged else self.shape.layers)
-        self.done = Done(len(lengths), sum(lengths), flops=flops + head_flops(self.shape, len(lengths), 2))
+        flops += head_flops(self.shape, len(lengths), 2)
+        self.done = Done(len(lengths), sum(lengths), flops=None if self.shared else flops)
 
     def prepare(self) -> None:
         pass
@@ -97,4 +104,4 @@ class KitScoring:
     def _score(self, rows: DataFrame) -> np.ndarray:
         from analyticup.train import score_rows
 
-        return score_rows(rows, self.model, self.work.settings, self.work.source, "bench")
+        return score_rows(rows, self.model, self.settings, self.work.source, "bench")

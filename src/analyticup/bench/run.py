@@ -148,6 +148,7 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "pipeline, one token": peers.PipelineScoring(work),
             "vLLM, one token": peers.VllmScoring(work),
             "ours, merged adapters": KitScoring(work, merged=True),
+            "ours, shared prefixes": KitScoring(work, shared=True),
         }
     variants[MATMUL] = _limit(work)
     return [Entry(part, name, variant) for name, variant in variants.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ class EncodedRows:
 
     tokens: Sequence[Sequence[int]]
     labels: Sequence[int]
+    # How many tokens of each prompt come before its second text; None = not known.
+    prefix_lengths: Sequence[int] | None = None
     # Hidden states [tokens, width] of each prompt below the adapters (see frozen.py); None = start from the tokens.
     states: Sequence[Tensor] | None = None
 
@@ -116,6 +118,18 @@ class _From:
         return self.total
 
 
+def scoring_loader(rows: EncodedRows, max_tokens: int, pad_id: int, share_prefixes: bool) -> Any:
+    """A DataLoader over the rows for scoring: see `scoring_batches`, or prefix.py where prefixes are shared."""
+    from torch.utils.data import DataLoader
+
+    from analyticup.model.prefix import collate_prefixes, prefix_batches
+
+    if not share_prefixes:
+        return batch_loader(rows, scoring_batches(rows.lengths(), max_tokens), pad_id)
+    batches = prefix_batches(rows, max_tokens)
+    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: collate_prefixes(rows, batch))
+
+
 def batch_loader(rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int, first: int = 0) -> Any:
     """A DataLoader over ready-made batches, from the `first` on; Lightning shards it over devices by whole batches."""
     from torch.utils.data import DataLoader
@@ -128,14 +142,14 @@ def batch_loader(rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: in
 
 def make_data_module(
     train: EncodedRows,
-    held_out: EncodedRows,
+    held_out: Callable[[], Any],
     pad_id: int,
     seed: int,
     max_rows: int,
     max_tokens: int,
     start: tuple[int, int] = (0, 0),
 ) -> LightningDataModule:
-    """The data of one fold: training rows reshuffled each epoch, held-out rows scored in token-budget batches.
+    """The data of one fold: training rows reshuffled each epoch; `held_out` makes the loader of the rows to score.
 
     A training that goes on from a checkpoint gets its `start`: the epoch, and how many batches of it are done.
     """
@@ -148,6 +162,6 @@ def make_data_module(
             return batch_loader(train, batches, pad_id, first=start[1] if epoch == start[0] else 0)
 
         def val_dataloader(self) -> Any:
-            return batch_loader(held_out, scoring_batches(held_out.lengths(), max_tokens), pad_id)
+            return held_out()
 
     return FoldData()

@@ -78,6 +78,9 @@ def only_layers(decoder: Any, first: int, last: int) -> Iterator[None]:
     import torch
 
     layers, norm, config = decoder.layers, decoder.norm, decoder.config
+    if last - first == len(layers):
+        yield
+        return
     part = copy.copy(config)
     part.num_hidden_layers = last - first
     if getattr(config, "layer_types", None):

@@ -20,21 +20,22 @@ def label_hidden(model: PeftModel, batch: Mapping[str, Tensor], frozen_layers: i
     """Hidden state at the label position, [rows, width]; the output matrix is never applied elsewhere.
 
     `batch` as from `collate`: ids [rows, tokens] right-padded, or the states [rows, tokens, width] that come out of the
-    first `frozen_layers` layers; last [rows] is the index of the last prompt token.
+    first `frozen_layers` layers; last [rows] is the index of the last prompt token. Or as from `collate_prefixes`.
     """
     import torch
 
     from analyticup.model.frozen import only_layers
+    from analyticup.model.prefix import last_states
 
-    dtype, last, run = output_matrix(model).dtype, batch["last"], decoder(model)
+    dtype, run = output_matrix(model).dtype, decoder(model)
     # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
-    with torch.autocast(last.device.type, dtype=dtype, enabled=dtype == torch.bfloat16):
-        if frozen_layers:
-            with only_layers(run, frozen_layers, len(run.layers)):
-                hidden = run(inputs_embeds=batch["states"], use_cache=False).last_hidden_state
-        else:
-            hidden = run(input_ids=batch["ids"], use_cache=False).last_hidden_state
-    return hidden[torch.arange(len(last), device=hidden.device), last]
+    casting = torch.autocast(batch["rows"].device.type, dtype=dtype, enabled=dtype == torch.bfloat16)
+    with casting, only_layers(run, frozen_layers, len(run.layers)):
+        if "prefixes" in batch:
+            return last_states(run, batch, frozen_layers)
+        inputs = {"inputs_embeds": batch["states"]} if frozen_layers else {"input_ids": batch["ids"]}
+        hidden = run(**inputs, use_cache=False).last_hidden_state
+    return hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
 
 
 def reference_margins(
