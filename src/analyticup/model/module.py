@@ -27,9 +27,9 @@ def label_hidden(model: PeftModel, batch: Mapping[str, Tensor], frozen_layers: i
     from analyticup.model.frozen import only_layers
     from analyticup.model.prefix import last_states
 
-    dtype, run = output_matrix(model).dtype, decoder(model)
+    matrix, run = output_matrix(model), decoder(model)
     # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
-    casting = torch.autocast(batch["rows"].device.type, dtype=dtype, enabled=dtype == torch.bfloat16)
+    casting = torch.autocast(matrix.device.type, dtype=matrix.dtype, enabled=matrix.dtype == torch.bfloat16)
     with casting, only_layers(run, frozen_layers, len(run.layers)):
         if "prefixes" in batch:
             return last_states(run, batch, frozen_layers)
