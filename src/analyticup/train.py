@@ -187,8 +187,8 @@ def score_rows(
     encoded = encode_rows(rows, encoder)
     place: dict[tuple[int, ...], int] = {}
     which = np.array([place.setdefault(tuple(ids), len(place)) for ids in encoded.tokens])
-    lengths = {place[tuple(ids)]: length for ids, length in zip(encoded.tokens, encoded.prefix_lengths, strict=True)}
-    distinct = EncodedRows(list(place), [-1] * len(place), [lengths[number] for number in range(len(place))])
+    firsts = np.unique(which, return_index=True)[1]
+    distinct = EncodedRows(list(place), [-1] * len(place), [encoded.prefix_lengths[row] for row in firsts])
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     distinct = with_states(distinct, model, frozen, source, description)
     loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.predict.share_prefixes)

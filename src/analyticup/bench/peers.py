@@ -243,7 +243,9 @@ class Generation:
     def warm_up(self) -> None:
         self.shape = self.work.shape()
         machine = self.work.source.machine
-        self.model = causal_model(self.work).merge_and_unload().eval().to(machine.device)
+        # PEFT's merge leaves the weights frozen, unlike a merged model that was saved and loaded. PyTorch then
+        # multiplies the last hidden states, whose rows lie apart, by a copy of the output matrix for each: .7 rows/s.
+        self.model = causal_model(self.work).merge_and_unload().eval().requires_grad_().to(machine.device)
         self.tokenizer = peer_tokenizer(self.work)
         self.tokenizer.padding_side = "left"
         self.batch = scoring_batch_rows(self.work)

@@ -120,12 +120,12 @@ class _From:
 
 def scoring_loader(rows: EncodedRows, max_tokens: int, pad_id: int, share_prefixes: bool) -> Any:
     """A DataLoader over the rows for scoring: see `scoring_batches`, or prefix.py where prefixes are shared."""
+    if not share_prefixes:
+        return batch_loader(rows, scoring_batches(rows.lengths(), max_tokens), pad_id)
     from torch.utils.data import DataLoader
 
     from analyticup.model.prefix import collate_prefixes, prefix_batches
 
-    if not share_prefixes:
-        return batch_loader(rows, scoring_batches(rows.lengths(), max_tokens), pad_id)
     batches = prefix_batches(rows, max_tokens)
     return DataLoader(batches, batch_size=None, collate_fn=lambda batch: collate_prefixes(rows, batch))
 

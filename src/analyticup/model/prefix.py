@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from analyticup.model.data import EncodedRows
 
-# Tokens of prefixes whose keys and values are kept at a time, in scoring batches: 1.3 GB for 14B parameters at 1,024
-# tokens to a batch (160 kB a token), 0.15 GB for 270M.
-KEPT_BATCHES = 8
+# Tokens of prefixes whose keys and values are kept at a time. Reckoned from the models' shapes, in bf16: 2.7 GB for 14B
+# parameters (164 kB a token), 0.3 GB for 270M (18 kB).
+KEPT_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class PrefixBatch:
 
 
 def prefix_batches(rows: EncodedRows, max_tokens: int) -> list[PrefixBatch]:
-    """Every row once; at most max_tokens tokens to a pass, but at least one row. Nothing is padded."""
+    """Every row once; a pass holds at most max_tokens tokens (a tail's prefix counts, as its keys and values are copied
+    for it), but at least one row. Nothing is padded."""
     having: dict[int, dict[tuple[int, ...], list[int]]] = {}
     for row, (ids, length) in enumerate(zip(rows.tokens, rows.prefix_lengths or (), strict=True)):
         having.setdefault(length, {}).setdefault(tuple(ids[:length]), []).append(row)
     batches = []
     for length, found in sorted(having.items(), reverse=True):
-        groups, kept = list(found.values()), max(1, KEPT_BATCHES * max_tokens // max(1, length))
+        groups, kept = list(found.values()), max(1, KEPT_TOKENS // max(1, length))
         batches += [_batch(rows, length, groups[at : at + kept], max_tokens) for at in range(0, len(groups), kept)]
     return batches
 
@@ -52,7 +53,9 @@ def _batch(rows: EncodedRows, length: int, groups: Sequence[Sequence[int]], max_
         for row in members:
             by_tail.setdefault(len(rows.tokens[row]) - length, []).append((row, place))
     tails = [
-        part for tail, members in sorted(by_tail.items(), reverse=True) for part in _cut(members, tail, max_tokens)
+        part
+        for tail, members in sorted(by_tail.items(), reverse=True)
+        for part in _cut(members, length + tail, max_tokens)
     ]
     return PrefixBatch(
         length=length,
@@ -116,7 +119,7 @@ def last_states(run: Any, batch: Mapping[str, Any], first_layer: int) -> Tensor:
 
 
 def _cache(first_layer: int) -> Any:
-    """Keys and values of the layers from `first_layer` on; Transformers counts from the first one that it finds."""
+    """An empty cache for the layers from `first_layer` on, which keep their numbers while the cache counts from 0."""
     from transformers import DynamicCache
 
     class UpperLayers(DynamicCache):
