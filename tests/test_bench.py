@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analyticup.__main__ import main
@@ -16,7 +17,7 @@ from analyticup.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_ro
 from analyticup.bench.flops import MatrixMultiply, Shape, backward_flops, forward_flops, head_flops, shape_of
 from analyticup.bench.harness import Done, Entry, Result, Round, Unavailable, measure, timed_round
 from analyticup.bench.kit import KitScoring, KitTraining
-from analyticup.bench.run import Plan, _entries, run_bench
+from analyticup.bench.run import THREEFOLD, Plan, _entries, _threefold, run_bench
 from analyticup.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.bench.work import Work
 from analyticup.config import LoraSettings
@@ -279,11 +280,23 @@ def test_the_command_writes_table_and_json(tmp_path, capsys):
     assert "8 to train on" in capsys.readouterr().out
 
 
+def test_three_targets_to_a_query_are_as_many_rows():
+    rows = pd.DataFrame({"row_id": list("abcdefghij"), "query": list("qrstuvwxyz"), "target": range(10)})
+    found = _threefold(rows)
+    assert len(found) == 10 and found["row_id"].is_unique
+    assert found.groupby("query")["target"].agg(list).to_dict() == {
+        "q": [0, 4, 8],
+        "r": [1, 5, 9],
+        "s": [2, 6],
+        "t": [3, 7],
+    }
+
+
 def test_every_line_with_a_model_can_be_sent_to_its_process(work):
     from multiprocessing.reduction import ForkingPickler
 
-    for part, count in (("training", 5), ("scoring", 7), ("matmul", 0)):
-        entries = _entries(part, {"training": work, "scoring": work})
+    for part, count in (("training", 6), ("scoring", 10), ("matmul", 0)):
+        entries = _entries(part, {name: work for name in ("training", "scoring", THREEFOLD)})
         assert len(entries) == count + 1 and entries[-1].name == MATMUL
         assert all(len(ForkingPickler.dumps(entry)) < 100_000 for entry in entries)
 

@@ -502,6 +502,14 @@ def test_a_gpu_that_is_asked_for_but_not_there_blocks(tmp_path, monkeypatch):
     assert only(look(tmp_path, "machine.accelerator=cpu"), "device: machine.accelerator = cpu: CPU")[0] == "ok"
 
 
+def test_compiling_needs_a_compiler_for_any_task(tmp_path, monkeypatch):
+    asked = "QI.train.compile_min_steps=9"
+    assert not any("C++" in found.text for found in look(tmp_path, asked))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not any("C++" in found.text for found in look(tmp_path))
+    assert only(look(tmp_path, asked), "train.compile_min_steps: no C++ compiler was found,")[0] == "blocks"
+
+
 def test_the_precision_comes_with_its_reason(tmp_path):
     assert only(look(tmp_path, "model.dtype=float32"), "precision: float32, as model.dtype says so")[0] == "ok"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from analyticup.config import MachineSettings, Settings
+from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
 from analyticup.preflight_models import Model, adapter_bytes, download_bytes, training_bytes
@@ -67,6 +68,7 @@ def free_memory() -> int:
 
 def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Finding]:
     from analyticup.model.backbone import choose_precision
+    from analyticup.model.compiling import compiler_fault
 
     if machine.fault:
         yield Finding(BLOCKS, machine.fault)
@@ -83,6 +85,8 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
         yield Finding(OK, f"device: {machine.device}")
     precision = choose_precision(settings.model.dtype, machine.device)
     yield Finding(OK, f"precision: {precision.dtype}, as {precision.reason}")
+    faults = [compiler_fault(task_settings(settings, task)) for task in settings.tasks]
+    yield from (Finding(BLOCKS, fault) for fault in dict.fromkeys(faults) if fault)
 
 
 def memory_findings(settings: Settings, models: list[Model], machine: MachineFacts) -> Iterable[Finding]:

@@ -136,8 +136,9 @@ def train_fold(
 
     from analyticup.model.backbone import add_adapter, frozen_layers
     from analyticup.model.checkpoint import resumption
+    from analyticup.model.compiling import compiled
     from analyticup.model.data import make_data_module, scoring_loader, training_batches
-    from analyticup.model.module import make_module
+    from analyticup.model.module import decoder, make_module
 
     labels = set(training["label"].dropna().astype(int))
     if labels != {0, 1}:
@@ -163,7 +164,9 @@ def train_fold(
     )
     data = make_data_module(rows, held_out_loader, source.pad_id, seed, **limits, start=resumed.start)
     progress = progress_callback(description, sum(per_epoch), scored)
-    with quiet_lightning():
+    compiles = train.compile_min_steps is not None and steps >= train.compile_min_steps
+    layers = decoder(model).layers[frozen:] if compiles else []
+    with quiet_lightning(), compiled(layers, settings, gradients=True):
         trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)
         trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
     if not len(held_out):
@@ -178,8 +181,9 @@ def score_rows(
     import numpy as np
 
     from analyticup.model.backbone import frozen_layers
+    from analyticup.model.compiling import compiled
     from analyticup.model.data import EncodedRows, scoring_loader
-    from analyticup.model.module import make_module
+    from analyticup.model.module import decoder, make_module
 
     if not len(rows):
         return np.zeros(0, dtype=np.float32)
@@ -193,7 +197,9 @@ def score_rows(
     distinct = with_states(distinct, model, frozen, source, description)
     loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.predict.share_prefixes)
     module = make_module(model, encoder.label_words(), settings.train, steps=1, frozen_layers=frozen)
-    with quiet_lightning():
+    smallest = settings.predict.compile_min_rows
+    layers = decoder(model).layers[frozen:] if smallest is not None and len(place) >= smallest else []
+    with quiet_lightning(), compiled(layers, settings, gradients=False):
         trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)
         outputs = trainer.predict(module, loader)
     margins = np.empty(len(place), dtype=np.float32)

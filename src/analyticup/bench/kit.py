@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 @dataclass
 class KitTraining:
     """One epoch over the rows. `upper`: adapters in the upper half of the layers alone; `kept`: what the lower half
-    makes of the prompts is there already, as from the second epoch or fold on."""
+    makes of the prompts is there already, as from the second epoch or fold on; `compiled`: as by
+    `train.compile_min_steps`, the compilation left out of the time."""
 
     work: Work
     upper: bool = False
     kept: bool = False
+    compiled: bool = False
 
     def warm_up(self) -> None:
+        if self.compiled:
+            self.work = self.work.with_compilation()
         self.shape = self.work.shape()
         self.frozen = self.shape.layers // 2 if self.upper else 0
         self.work = self.work.with_layers(self.shape.layers - self.frozen)
         self.work.source.load()
-        self._train(self.work.rows if self.kept else self.work.few)
+        # Rows of a new length may have to be compiled anew.
+        self._train(self.work.rows if self.kept or self.compiled else self.work.few)
         lengths = self.work.encode(self.work.rows).lengths().tolist()
         self.done = Done(len(lengths), sum(lengths), self._steps(lengths), self._flops(lengths))
 
@@ -72,23 +77,27 @@ class KitScoring:
     """Scores of the rows under an adapter in all layers, `merged` with the weights as by `predict.merge_adapters`.
 
     `shared`: beginnings that prompts have in common are computed once, as by `predict.share_prefixes`; its operations
-    are not counted.
+    are not counted. `compiled`: as by `predict.compile_min_rows`, the compilation left out of the time.
     """
 
     work: Work
     merged: bool = False
     shared: bool = False
+    compiled: bool = False
 
     def warm_up(self) -> None:
         from analyticup.model.backbone import add_adapter
 
         self.shape = self.work.shape()
+        if self.compiled:
+            self.work = self.work.with_compilation()
         settings = self.work.settings
         self.settings = replace(settings, predict=replace(settings.predict, share_prefixes=self.shared))
         self.model = add_adapter(self.work.source.backbone(), settings.model.lora, settings.seed).eval()
         if self.merged:
             self.model.merge_adapter()
-        self._score(self.work.few)
+        # Prompts of a new length may have to be compiled anew.
+        self._score(self.work.rows if self.compiled else self.work.few)
         lengths = self.work.encode(self.work.rows).lengths().tolist()
         flops = forward_flops(self.shape, lengths, self.shape.layers, 0 if self.merged else self.shape.layers)
         flops += head_flops(self.shape, len(lengths), 2)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from analyticup.bench.work import Work
 
 PARTS = ("training", "scoring", "matmul", "data")
+THREEFOLD = "threefold"
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,11 @@ def _tables(own: Settings, task: str, plan: Plan, scratch: Path) -> dict[str, Da
         files = raw_files(replace(own, tasks=[task]))
     scored = next(split for split in ("dev", "test") if f"{split}_{task}.txt" in files)
     wanted = {"training": ("train", plan.train_rows), "scoring": (scored, plan.score_rows)}
-    return {
+    tables = {
         name: _draw(read_split(files[f"{split}_{task}.txt"], task, split, own.data.max_chars).rows, count, own.seed)
         for name, (split, count) in wanted.items()
     }
+    return {**tables, THREEFOLD: _threefold(tables["scoring"])}
 
 
 def _draw(rows: DataFrame, count: int, seed: int) -> DataFrame:
@@ -123,6 +125,21 @@ def _draw(rows: DataFrame, count: int, seed: int) -> DataFrame:
     distinct = rows.drop_duplicates(["query", "target"])
     order = sorted(distinct["row_id"], key=lambda name: seeded_key(seed, "bench", name))[:count]
     return distinct.set_index("row_id", drop=False).loc[order].reset_index(drop=True)
+
+
+def _threefold(rows: DataFrame) -> DataFrame:
+    """As many rows, three to a query, as in the official files: a third of the queries, each with the targets of three
+    rows that lie a third of the table apart."""
+    import numpy as np
+    import pandas as pd
+
+    queries = -(-len(rows) // 3)
+    parts = [
+        rows.head(queries).assign(target=np.roll(rows["target"].to_numpy(), -queries * number)[:queries])
+        for number in range(3)
+    ]
+    found = pd.concat(parts, ignore_index=True).head(len(rows))
+    return found.assign(row_id=[f"threefold-{number}" for number in range(len(found))])
 
 
 def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
@@ -138,6 +155,7 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "Trainer + PEFT, classification head": peers.ClassifierTraining(work),
             "ours, upper half, first epoch": KitTraining(work, upper=True),
             "ours, upper half, later epochs": KitTraining(work, upper=True, kept=True),
+            "ours, compiled": KitTraining(work, compiled=True),
         }
     elif part == "scoring":
         work = works["scoring"]
@@ -148,7 +166,10 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "pipeline, one token": peers.PipelineScoring(work),
             "vLLM, one token": peers.VllmScoring(work),
             "ours, merged adapters": KitScoring(work, merged=True),
+            "ours, compiled": KitScoring(work, compiled=True),
             "ours, shared prefixes": KitScoring(work, shared=True),
+            "ours, three targets to a query": KitScoring(works[THREEFOLD]),
+            "ours, shared prefixes, three targets to a query": KitScoring(works[THREEFOLD], shared=True),
         }
     variants[MATMUL] = _limit(work)
     return [Entry(part, name, variant) for name, variant in variants.items()]

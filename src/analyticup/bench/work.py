@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.bench.flops import Shape, shape_of
+from analyticup.bench.harness import Unavailable
 from analyticup.config import Settings
 from analyticup.train import Machine, ModelSource
 
@@ -76,6 +77,17 @@ class Work:
         """The same work with adapters in that many upper layers, None = in all."""
         model = replace(self.settings.model, lora=replace(self.settings.model.lora, layers=layers))
         return replace(self, settings=replace(self.settings, model=model))
+
+    def with_compilation(self) -> Work:
+        """The same work with every training and scoring compiled; raises Unavailable without a compiler."""
+        from analyticup.model.compiling import compiler_fault
+
+        train = replace(self.settings.train, compile_min_steps=1)
+        predict = replace(self.settings.predict, compile_min_rows=1)
+        settings = replace(self.settings, train=train, predict=predict)
+        if fault := compiler_fault(settings):
+            raise Unavailable(fault)
+        return replace(self, settings=settings)
 
     @property
     def dtype(self) -> str:

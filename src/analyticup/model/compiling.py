@@ -1,0 +1,61 @@
+"""torch.compile for the layers of a backbone (`train.compile_min_steps`, `predict.compile_min_rows`)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from analyticup.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from analyticup.config import Settings
+
+
+def compiler_fault(settings: Settings) -> str:
+    """Why the compilation that a task's settings ask for cannot work here, or ""."""
+    asked = {
+        "train.compile_min_steps": settings.train.compile_min_steps,
+        "predict.compile_min_rows": settings.predict.compile_min_rows,
+    }
+    keys = [key for key, smallest in asked.items() if smallest is not None]
+    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name]
+    if not keys or any(shutil.which(name) for name in compilers):
+        return ""
+    return f"{' and '.join(keys)}: no C++ compiler was found, which torch.compile needs; install g++ or set to null"
+
+
+@contextlib.contextmanager
+def compiled(layers: Iterable[nn.Module], settings: Settings, gradients: bool) -> Iterator[None]:
+    """Within, the layers run compiled where gradients are on (training) or off (scoring), and plainly where not.
+
+    Layers of one shape are compiled once, whatever the length of their rows. Raises UserError without a compiler.
+    """
+    layers = list(layers)
+    if layers and (fault := compiler_fault(settings)):
+        raise UserError(fault)
+    for layer in layers:
+        layer.forward = _compiled_where(gradients, layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            # The class's own method comes back.
+            del layer.forward
+
+
+def _compiled_where(gradients: bool, plain: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    fast = torch.compile(plain, dynamic=True)
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (fast if torch.is_grad_enabled() == gradients else plain)(*args, **kwargs)
+
+    return forward
