@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from analyticup.__main__ import main
 from analyticup.bench import peers
@@ -108,6 +110,26 @@ def test_generate_gives_the_scores_that_the_kit_gives(work):
     # Adapters that were not trained yet change nothing.
     np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
     assert len(text.scores) == 10 and all(isinstance(word, str) for word in text.scores)
+
+
+def test_compiled_lines_do_the_same_work_compiled(work, monkeypatch):
+    compiled = []
+
+    def count(forward, dynamic):
+        compiled.append(forward)
+        return forward
+
+    monkeypatch.setattr(torch, "compile", count)
+    for make in (KitTraining, KitScoring):
+        plain, fast = make(work), make(work, compiled=True)
+        assert done_by(plain) == done_by(fast)
+        # Each layer, when it is warmed up and in the round.
+        assert len(compiled) == 2 * plain.shape.layers
+        compiled.clear()
+    assert fast.scores.tobytes() == plain.scores.tobytes()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(Unavailable, match=r"no C\+\+ compiler was found"):
+        KitScoring(work, compiled=True).warm_up()
 
 
 def test_states_of_the_lower_half_are_computed_in_the_round_or_kept(work):

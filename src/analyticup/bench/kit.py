@@ -88,9 +88,9 @@ class KitScoring:
     def warm_up(self) -> None:
         from analyticup.model.backbone import add_adapter
 
-        self.shape = self.work.shape()
         if self.compiled:
             self.work = self.work.with_compilation()
+        self.shape = self.work.shape()
         settings = self.work.settings
         self.settings = replace(settings, predict=replace(settings.predict, share_prefixes=self.shared))
         self.model = add_adapter(self.work.source.backbone(), settings.model.lora, settings.seed).eval()
