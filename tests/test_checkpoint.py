@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_an_interrupted_training_comes_to_the_same_bytes(tmp_path, monkeypatch, 
     # The last checkpoint lies before the batch, and not at an epoch's end.
     done = batch - 1 if (batch - 1) % 7 else batch - 2
     assert f"fold: goes on after batch {done % 7} of epoch {done // 7 + 1}\n" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_an_interrupted_compiled_training_comes_to_the_same_bytes(tmp_path, monkeypatch):
+    given = settings(compile_min_steps=1)
+    expected = Training(tmp_path / "whole", given).run(minutes=1e9)
+    training = Training(tmp_path / "interrupted", given)
+    training.interrupt(monkeypatch, 9)
+    # What another process would not have.
+    torch._dynamo.reset()
+    assert training.run() == expected
 
 
 def test_interrupted_again_and_again(tmp_path, monkeypatch, whole):
