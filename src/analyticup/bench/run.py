@@ -167,6 +167,7 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "vLLM, one token": peers.VllmScoring(work),
             "ours, merged adapters": KitScoring(work, merged=True),
             "ours, compiled": KitScoring(work, compiled=True),
+            "ours, merged and compiled": KitScoring(work, merged=True, compiled=True),
             "ours, shared prefixes": KitScoring(work, shared=True),
             "ours, three targets to a query": KitScoring(works[THREEFOLD]),
             "ours, shared prefixes, three targets to a query": KitScoring(works[THREEFOLD], shared=True),
