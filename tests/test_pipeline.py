@@ -225,6 +225,24 @@ def identities(*overrides: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("predict.merge_adapters=true", {"predict"}),
+        ("predict.compile_min_rows=9", {"predict", "negatives"}),
+        ("predict.share_prefixes=true", {"predict", "negatives", "filter_model", "train"}),
+        ("train.compile_min_steps=9", {"filter_model", "train"}),
+    ],
+)
+def test_what_moves_scores_enters_the_identity_of_who_scores(override: str, stages: set[str]) -> None:
+    def own(*overrides: str) -> dict[str, object]:
+        given = [*TINY, "QC.negatives.enabled=true", "QC.negatives.guard_above=0.5", *overrides]
+        return {node.title: (node.stage, dict(node.settings)) for node in pipeline.build(load_settings(SAMPLE, given))}
+
+    before, after = own(), own(override)
+    assert {after[title][0] for title in after if before[title] != after[title]} == stages
+
+
+@pytest.mark.parametrize(
     "override",
     [
         *("paths.artifacts=/elsewhere", "machine.threads=1", "machine.devices=2", "tracking.mode=online", "name=other"),

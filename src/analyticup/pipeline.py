@@ -188,10 +188,10 @@ class _Graph:
         parts = [f"fold{i}" for i in range(own.folds.n)]
         model = _training_identity(own)
         trained = {f"train-{p}": self._add("train", task, stages.train, p, model, training) for p in parts}
-        merged = {"merge_adapters": True} if own.predict.merge_adapters else {}
+        scoring = _scoring_identity(own, "merge_adapters", "share_prefixes", "compile_min_rows")
         scored = {
             f"predict-{p}": self._add(
-                "predict", task, stages.predict, p, merged, {"rows": ingest, "train": trained[f"train-{p}"]}
+                "predict", task, stages.predict, p, scoring, {"rows": ingest, "train": trained[f"train-{p}"]}
             )
             for p in parts
         }
@@ -200,8 +200,9 @@ class _Graph:
 
     def _negatives(self, task: str, own: Settings, rows: Node) -> Node:
         """With a guard, models that are trained on the rows so far judge the candidates, each those of its fold."""
-        inputs = {"rows": rows}
+        inputs, scoring = {"rows": rows}, {}
         if own.negatives.guard_above is not None:
+            scoring = _scoring_identity(own, "share_prefixes", "compile_min_rows")
             part = {**to_dict(own.folds), "seed": own.seed}
             inputs["folds"] = self._add("folds", task, stages.folds, "guard", part, {"rows": rows})
             training, model = dict(inputs), _training_identity(own)
@@ -209,7 +210,7 @@ class _Graph:
                 inputs[f"judge-fold{i}"] = self._add(
                     "filter_model", task, stages.filter_model, f"fold{i}-guard", model, training
                 )
-        part = {**to_dict(own.negatives), "seed": own.seed, "embedder": _embedder_identity(own)}
+        part = {**to_dict(own.negatives), **scoring, "seed": own.seed, "embedder": _embedder_identity(own)}
         return self._add("negatives", task, stages.negatives, settings=part, inputs=inputs)
 
     def _decision(
@@ -313,8 +314,16 @@ def _training_identity(settings: Settings) -> dict[str, Any]:
         "lora": model["lora"],
         "prompt": to_dict(settings.prompt),
         "train": to_dict(settings.train),
+        # Held-out rows are scored after the training.
+        **_scoring_identity(settings, "share_prefixes"),
         "seed": settings.seed,
     }
+
+
+def _scoring_identity(settings: Settings, *names: str) -> dict[str, Any]:
+    """Those of the named `predict` settings that are in use: they move scores a little."""
+    predict = to_dict(settings.predict)
+    return {name: predict[name] for name in names if predict[name]}
 
 
 def inspect(nodes: list[Node], artifacts: Path) -> list[Status]:
