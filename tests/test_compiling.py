@@ -1,7 +1,8 @@
-"""torch.compile in training: the same numbers within rounding, only where it was asked for."""
+"""torch.compile in training and scoring: the same numbers within rounding, only where it was asked for."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -76,6 +77,7 @@ def traced(monkeypatch):
         return counted
 
     monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
     return calls
 
 
@@ -112,15 +114,16 @@ def test_a_training_of_fewer_steps_is_not_compiled(tmp_path, traced):
 
 
 def test_without_a_compiler_the_error_names_the_settings(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CXX", "my-compiler")
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "my-compiler" else name)
     layers, asked = [torch.nn.Linear(2, 2)], settings(compile_min_steps=3, compile_min_rows=4)
-    with compiled([], asked, gradients=True):
+    with compiled(layers, asked, 2, gradients=True), compiled(layers, asked, 3, gradients=False):
         pass
     told = (
-        r"train.compile_min_steps and predict.compile_min_rows: no C\+\+ compiler was found, which torch.compile "
-        r"needs; install g\+\+ or set to null"
+        "train.compile_min_steps and predict.compile_min_rows: torch.compile needs a C++ compiler, and there is no "
+        "my-compiler; install it or set to null"
     )
-    with pytest.raises(UserError, match=told), compiled(layers, asked, gradients=True):
+    with pytest.raises(UserError, match=re.escape(told)), compiled(layers, asked, 3, gradients=True):
         pass
 
 
@@ -140,7 +143,7 @@ def test_compiled_for_this_machine(tmp_path, monkeypatch):
             "ids": torch.arange(5, 5 + 3 * length).reshape(3, length) % 300,
             "last": torch.tensor([length - 1] * 3),
         }
-        with compiled(decoder(model).layers if wanted else [], asked, gradients=True):
+        with compiled(decoder(model).layers, asked, int(wanted), gradients=True):
             hidden = label_hidden(model, batch)
             hidden[:, ::3].sum().backward()
         found = [hidden.detach(), *(value.grad for value in model.parameters() if value.requires_grad)]

@@ -112,6 +112,19 @@ def test_prompts_that_share_their_prefixes_equal_the_whole_prompts(make, layers,
     assert (max(passes) == 1) == (max_tokens == 1)
 
 
+def test_few_prefixes_are_kept_at_a_time_and_no_pass_is_too_large(monkeypatch):
+    prefixes = [[number] * 10 for number in range(7)]
+    rows = EncodedRows([[*first, *range(tail)] for first in prefixes for tail in (2, 2, 2, 5)], [1] * 28, [10] * 28)
+    monkeypatch.setattr("analyticup.model.prefix.KEPT_TOKENS", 39)
+    batches = prefix_batches(rows, 25)
+    assert [sum(map(len, batch.prefixes)) for batch in batches] == [3, 3, 1]
+    tails = [(batch, members) for batch in batches for members, _ in batch.tails]
+    assert sorted(row for _, members in tails for row in members) == list(range(28))
+    assert {len(members) for batch in batches for members in batch.prefixes} == {1, 2}
+    for _, members in tails:
+        assert len(members) == 1 or sum(len(rows.tokens[row]) for row in members) <= 25
+
+
 def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch):
     model = adapted(random_qwen3, 1)
     computed = []

@@ -229,8 +229,7 @@ class TrainSettings:
     # Padded tokens in one forward pass; a batch that is larger is split and accumulated.
     max_batch_tokens: int = 4096
     # Trainings of at least this many optimiser steps go through torch.compile; null = none. It needs a C++ compiler.
-    # Two CPU cores, 270M parameters: 13.7 rows/s became 15.4 (LoRA on all linear layers) or 16.1 became 20.5 (on query
-    # and value), after about a minute to compile.
+    # Rates before and after: README, Speed.
     compile_min_steps: int | None = None
 
 
@@ -242,9 +241,7 @@ class PredictSettings:
     # Add the adapters to the weights before dev and test are scored: faster, but rounded to the backbone's dtype.
     merge_adapters: bool = False
     # Compute the beginning that several prompts have in common once. Off, as it was slower wherever it was tried on two
-    # CPU cores (likely: many small passes over tails): 22 rows/s for 38 on 512 real QC rows, 26 for 38 with three
-    # targets to a query, 30 and 36 for 36 and 46 on 600 rows with the category path first. Margins moved by up to .17
-    # in bf16 (their standard deviation was .94). Not measured on a GPU.
+    # CPU cores (README, Speed); not measured on a GPU.
     share_prefixes: bool = False
     # Files of at least this many distinct rows are scored through torch.compile; null = none. It needs a C++ compiler.
     compile_min_rows: int | None = None

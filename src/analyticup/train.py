@@ -164,9 +164,7 @@ def train_fold(
     )
     data = make_data_module(rows, held_out_loader, source.pad_id, seed, **limits, start=resumed.start)
     progress = progress_callback(description, sum(per_epoch), scored)
-    compiles = train.compile_min_steps is not None and steps >= train.compile_min_steps
-    layers = decoder(model).layers[frozen:] if compiles else []
-    with quiet_lightning(), compiled(layers, settings, gradients=True):
+    with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)
         trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
     if not len(held_out):
@@ -197,9 +195,7 @@ def score_rows(
     distinct = with_states(distinct, model, frozen, source, description)
     loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.predict.share_prefixes)
     module = make_module(model, encoder.label_words(), settings.train, steps=1, frozen_layers=frozen)
-    smallest = settings.predict.compile_min_rows
-    layers = decoder(model).layers[frozen:] if smallest is not None and len(place) >= smallest else []
-    with quiet_lightning(), compiled(layers, settings, gradients=False):
+    with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, len(place), gradients=False):
         trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)
         outputs = trainer.predict(module, loader)
     margins = np.empty(len(place), dtype=np.float32)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,23 @@ def compiler_fault(settings: Settings) -> str:
         "predict.compile_min_rows": settings.predict.compile_min_rows,
     }
     keys = [key for key, smallest in asked.items() if smallest is not None]
-    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name]
-    if not keys or any(shutil.which(name) for name in compilers):
+    # The one that torch.compile would call.
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not keys or shutil.which(compiler):
         return ""
-    return f"{' and '.join(keys)}: no C++ compiler was found, which torch.compile needs; install g++ or set to null"
+    asking = " and ".join(keys)
+    return f"{asking}: torch.compile needs a C++ compiler, and there is no {compiler}; install it or set to null"
 
 
 @contextlib.contextmanager
-def compiled(layers: Iterable[nn.Module], settings: Settings, gradients: bool) -> Iterator[None]:
+def compiled(layers: Iterable[nn.Module], settings: Settings, size: int, gradients: bool) -> Iterator[None]:
     """Within, the layers run compiled where gradients are on (training) or off (scoring), and plainly where not.
 
-    Layers of one shape are compiled once, whatever the length of their rows. Raises UserError without a compiler.
+    `size`, the number of steps or of rows, must reach what the setting asks for; below, nothing is compiled. Layers of
+    one shape are compiled once, whatever the length of their rows. Raises UserError without a compiler.
     """
-    layers = list(layers)
+    smallest = settings.train.compile_min_steps if gradients else settings.predict.compile_min_rows
+    layers = [] if smallest is None or size < smallest else list(layers)
     if layers and (fault := compiler_fault(settings)):
         raise UserError(fault)
     for layer in layers:

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from analyticup.model.data import cut_equal
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from analyticup.model.data import EncodedRows
 
 # Tokens of prefixes whose keys and values are kept at a time. Reckoned from the models' shapes, in bf16: 2.7 GB for 14B
-# parameters (164 kB a token), 0.3 GB for 270M (18 kB).
+# parameters (164 kB a token), 0.3 GB for 270M (18 kB); twice that while passes are joined.
 KEPT_TOKENS = 16_384
 
 
@@ -42,8 +44,8 @@ def prefix_batches(rows: EncodedRows, max_tokens: int) -> list[PrefixBatch]:
         having.setdefault(length, {}).setdefault(tuple(ids[:length]), []).append(row)
     batches = []
     for length, found in sorted(having.items(), reverse=True):
-        groups, kept = list(found.values()), max(1, KEPT_TOKENS // max(1, length))
-        batches += [_batch(rows, length, groups[at : at + kept], max_tokens) for at in range(0, len(groups), kept)]
+        for groups in cut_equal(list(found.values()), length, KEPT_TOKENS):
+            batches.append(_batch(rows, length, groups, max_tokens))
     return batches
 
 
@@ -55,18 +57,13 @@ def _batch(rows: EncodedRows, length: int, groups: Sequence[Sequence[int]], max_
     tails = [
         part
         for tail, members in sorted(by_tail.items(), reverse=True)
-        for part in _cut(members, length + tail, max_tokens)
+        for part in cut_equal(members, length + tail, max_tokens)
     ]
     return PrefixBatch(
         length=length,
-        prefixes=_cut([members[0] for members in groups], length, max_tokens),
+        prefixes=cut_equal([members[0] for members in groups], length, max_tokens),
         tails=[([row for row, _ in part], [place for _, place in part]) for part in tails],
     )
-
-
-def _cut(members: Sequence[Any], length: int, max_tokens: int) -> list[list[Any]]:
-    size = max(1, max_tokens // max(1, length))
-    return [list(members[at : at + size]) for at in range(0, len(members), size)]
 
 
 def collate_prefixes(rows: EncodedRows, batch: PrefixBatch) -> dict[str, Any]:
