@@ -13,7 +13,7 @@ from analyticup.errors import UserError
 
 OK, NEAR, FAIL = "OK", "near", "FAIL"
 # How a run runs, and where its files lie, is no part of what it should come to.
-_FREE = ("machine", "paths", "tracking", "predict")
+_FREE = ("machine", "paths", "tracking")
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _compared(settings: Settings) -> dict[str, Any]:
     plain = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    merged = settings.predict.merge_adapters
-    return plain | {"data": {**plain["data"], "dir": None}, "predict": {"merge_adapters": merged}}
+    return plain | {"data": {**plain["data"], "dir": None}, "predict": {**plain["predict"], "max_batch_tokens": None}}
 
 
 def _find(name: str, figures: Mapping[str, float]) -> float:
