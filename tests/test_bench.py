@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,9 +18,9 @@ from analyticup.__main__ import main
 from analyticup.bench import peers
 from analyticup.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
 from analyticup.bench.flops import MatrixMultiply, Shape, backward_flops, forward_flops, head_flops, shape_of
-from analyticup.bench.harness import Done, Entry, Result, Round, Unavailable, measure, timed_round
+from analyticup.bench.harness import Done, Entry, Result, Round, Unavailable, _turn, measure, timed_round
 from analyticup.bench.kit import KitScoring, KitTraining
-from analyticup.bench.run import THREEFOLD, Plan, _entries, _threefold, run_bench
+from analyticup.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
 from analyticup.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.bench.work import Work
 from analyticup.config import LoraSettings
@@ -300,7 +301,23 @@ def test_the_command_writes_table_and_json(tmp_path, capsys):
     assert set(content) == {"about", "plan", "config", "environment", "table"}
     (record,) = content["table"]
     assert set(record) == KEYS and record["what"] == MATMUL and len(record["rounds"]) == 2
-    assert "8 to train on" in capsys.readouterr().out
+    assert UNFINISHED not in content["about"] and "8 to train on" in capsys.readouterr().out
+
+
+def test_a_cut_off_run_leaves_the_rounds_it_has(tmp_path, monkeypatch):
+    def cut_off(worker, command, result):
+        if len(result.rounds) == 2:
+            raise KeyboardInterrupt
+        return _turn(worker, command, result)
+
+    monkeypatch.setattr("analyticup.bench.harness._turn", cut_off)
+    places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
+    command = ["bench", "--only", "matmul", "--train-rows", "8", "tasks=[QI]", "machine.threads=1", *TINY, *places]
+    with contextlib.suppress(KeyboardInterrupt):
+        main(command)
+    content = json.loads((tmp_path / "submissions" / "bench" / "bench.json").read_text())
+    assert [len(record["rounds"]) for record in content["table"]] == [2]
+    assert UNFINISHED in content["about"] and UNFINISHED in (tmp_path / "submissions/bench/table.md").read_text()
 
 
 def test_three_targets_to_a_query_are_as_many_rows():

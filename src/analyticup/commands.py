@@ -167,7 +167,7 @@ def _ablation_run(task: str, settings: Settings, source: ModelSource, console: C
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measures, shows the table and writes submissions/bench; 1 where a variant failed."""
+    """Measures, shows the table and writes submissions/bench, also after each round; 1 where a variant failed."""
     from analyticup.artifacts import write_atomically
     from analyticup.bench.run import run_bench
     from analyticup.bench.table import COLUMNS, cells, to_markdown
@@ -178,12 +178,16 @@ def bench(options: argparse.Namespace) -> int:
 
     settings, console, started = _settings(options, "small.yaml"), _console(), time.monotonic()
     plan = _bench_plan(options)
-    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
     folder = resolve(settings.paths.submissions) / "bench"
-    content = {"about": about, "plan": dataclasses.asdict(plan), "config": to_dict(settings)}
-    content |= {"environment": describe(PROJECT), "table": records}
-    write_atomically(folder / "bench.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(folder / "table.md", to_markdown(records, about))
+    circumstances = {"plan": dataclasses.asdict(plan), "config": to_dict(settings), "environment": describe(PROJECT)}
+
+    def write(records: list[dict[str, Any]], about: list[str]) -> None:
+        content = {"about": about, **circumstances, "table": records}
+        write_atomically(folder / "bench.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(folder / "table.md", to_markdown(records, about))
+
+    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True), write)
+    write(records, about)
     shown = plain_table("bench: median (min..max)", COLUMNS, left=2)
     for record in records:
         shown.add_row(*cells(record))

@@ -85,10 +85,16 @@ class Result:
     failed: bool = False
 
 
-def measure(entries: Sequence[Entry], rounds: int, say: Callable[[str], None] = lambda text: None) -> list[Result]:
+def measure(
+    entries: Sequence[Entry],
+    rounds: int,
+    say: Callable[[str], None] = lambda text: None,
+    keep: Callable[[list[Result]], None] = lambda results: None,
+) -> list[Result]:
     """Warms every entry up once, then measures `rounds` >= 1 rounds of all of them, in turn.
 
-    An entry that fails is left out of the further rounds; the others go on. `say` is told each turn.
+    An entry that fails is left out of the further rounds; the others go on. `say` is told each turn, `keep` is given
+    the results after each round.
     """
     results = [Result(entry) for entry in entries]
     with contextlib.ExitStack() as stack:
@@ -106,6 +112,7 @@ def measure(entries: Sequence[Entry], rounds: int, say: Callable[[str], None] = 
                 if isinstance(answer, Round):
                     result.rounds.append(answer)
                     say(f"{result.entry.part}: {result.entry.name}: round {number}/{rounds}, {answer.seconds:.1f} s")
+            keep(results)
     return results
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.bench.harness import Entry, measure
+from analyticup.bench.harness import Entry, Result, measure
 from analyticup.bench.table import MATMUL, to_record, with_limit
 from analyticup.config import Settings
 from analyticup.errors import UserError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PARTS = ("training", "scoring", "matmul", "data")
 THREEFOLD = "threefold"
+UNFINISHED = "Not finished: further rounds or lines were still to come."
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,28 @@ class Plan:
                 raise UserError(f"{option} {value}: must be at least {low}")
 
 
-def run_bench(settings: Settings, plan: Plan, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(one record per line of the table, sentences that belong to it)."""
+def run_bench(
+    settings: Settings,
+    plan: Plan,
+    say: Callable[[str], None],
+    keep: Callable[[list[dict[str, Any]], list[str]], None] = lambda records, about: None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(one record per line of the table, sentences that belong to it).
+
+    `keep` is given the same of what is measured so far, after each round.
+    """
     records: list[dict[str, Any]] = []
     about: list[str] = []
+
+    def measured(entries: list[Entry], rounds: int) -> list[dict[str, Any]]:
+        def so_far(results: list[Result]) -> list[dict[str, Any]]:
+            return with_limit([to_record(one) for one in results])
+
+        def keep_round(results: list[Result]) -> None:
+            keep([*records, *so_far(results)], [*about, UNFINISHED])
+
+        return so_far(measure(entries, rounds, say, keep_round))
+
     with tempfile.TemporaryDirectory(prefix="analyticup-bench-") as scratch:
         models = [part for part in PARTS[:3] if part in plan.parts]
         if models:
@@ -63,11 +82,12 @@ def run_bench(settings: Settings, plan: Plan, say: Callable[[str], None]) -> tup
                 if part == "matmul" and len(models) > 1:
                     # It stands in the other parts already, between their rounds.
                     continue
-                records += with_limit([to_record(one) for one in measure(_entries(part, works), plan.rounds, say)])
+                records += measured(_entries(part, works), plan.rounds)
         if "data" in plan.parts:
-            found = _data(plan, Path(scratch), say)
-            records += found
-            about += _official(found, max(plan.data_rows))
+            for count in plan.data_rows:
+                say(f"data: generating {count:,} rows")
+                records += measured(_data_entries(Path(scratch) / f"data-{count}", count), plan.data_rounds)
+            about += _official(records, max(plan.data_rows))
     return records, about
 
 
@@ -186,17 +206,11 @@ def _limit(work: Work) -> Any:
     return MatrixMultiply(work.dtype, machine.device, size, repeats, machine.threads)
 
 
-def _data(plan: Plan, scratch: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _data_entries(folder: Path, count: int) -> list[Entry]:
     from analyticup.bench.data_stages import STAGES, DataStage, write_generated
 
-    records = []
-    for count in plan.data_rows:
-        folder = scratch / f"data-{count}"
-        say(f"data: generating {count:,} rows")
-        write_generated(folder, count)
-        entries = [Entry("data", f"{stage}, {count:,} rows", DataStage(stage, folder, count)) for stage in STAGES]
-        records += [to_record(one) for one in measure(entries, plan.data_rounds, say)]
-    return records
+    write_generated(folder, count)
+    return [Entry("data", f"{stage}, {count:,} rows", DataStage(stage, folder, count)) for stage in STAGES]
 
 
 def _official(records: list[dict[str, Any]], count: int) -> list[str]:
