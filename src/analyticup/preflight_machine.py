@@ -12,9 +12,8 @@ from analyticup.config import MachineSettings, Settings
 from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
-from analyticup.preflight_models import Model, adapter_bytes, download_bytes, training_bytes
+from analyticup.preflight_models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
 
-_BYTES: Final = {"float32": 4, "bfloat16": 2}
 # Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
 _TABLE_COPIES: Final = 6
 # All tables of the sample corpus together stay below this (assumed).
@@ -104,10 +103,10 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
         dtype = _loaded_dtype(model, settings, machine.device)
         for place, free in places:
             weights = f"memory for the {model.use}: {{}} in {dtype} for the weights alone"
-            yield _fits(weights, model.parameters * _BYTES[dtype], place, free)
+            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free)
         if model.use == "backbone":
             what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
-            yield _fits(what, training_bytes(settings, model, _BYTES[dtype]), *places[-1])
+            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), *places[-1])
         if machine.device == "cpu" and model.parameters > _LARGE:
             yield Finding(NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long")
 

@@ -21,7 +21,7 @@ KNOWN_PARAMETERS: Final = {
     "intfloat/multilingual-e5-small": 118e6,
 }
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 # LoRA parameters per rank and model parameter over all linear layers: .00027 for the shapes of Qwen3-14B, .00033 for
 # those of Qwen3-8B; rounded up.
 _LORA_SHARE: Final = 4e-4
@@ -145,7 +145,7 @@ def _parameters(name: str, folder: Path | None) -> float | None:
     size = sum(path.stat().st_size for path in weight_files(folder)) if folder is not None else 0
     if folder is not None and size:
         config = _read_json(folder / "config.json")
-        return size / _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4)
+        return size / DTYPE_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 4)
     if name in KNOWN_PARAMETERS:
         return KNOWN_PARAMETERS[name]
     found = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name.lower().rpartition("/")[2])
