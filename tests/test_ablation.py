@@ -78,6 +78,7 @@ def test_the_same_model_twice_gains_nothing_and_says_so():
     gain = entry(table, "more")["auc"]["gain"]
     assert gain == {"value": 0, "low": 0, "high": 0, "inside_noise": True}
     assert "gain" not in entry(table, "base")["auc"]
+    assert to_markdown(table, "about").count("| +0.0000, the same |") == 3 * 3
 
 
 def test_a_clearly_better_model_is_outside_the_noise_in_every_group():
@@ -90,10 +91,12 @@ def test_a_clearly_better_model_is_outside_the_noise_in_every_group():
 
 def test_seeds_are_averaged_and_their_spread_is_shown():
     seeds = [scored(1.0, seed=0), scored(1.0, seed=5)]
-    both = entry(make_table({"base": seeds}, TWO[:1]), "base")["auc"]
+    table = make_table({"base": seeds}, TWO[:1])
+    both = entry(table, "base")["auc"]
     alone = [entry(make_table({"base": [one]}, TWO[:1]), "base")["auc"]["value"] for one in seeds]
     assert both["per_seed"] == alone and both["value"] == pytest.approx(np.mean(alone))
     assert both["seed_sd"] == pytest.approx(np.std(alone, ddof=1))
+    assert to_markdown(table, "about").count(f"s.d. over seeds {both['seed_sd']:.4f}".replace("0.", ".")) == 1
 
 
 def test_a_group_without_rows_is_left_out():
@@ -124,6 +127,11 @@ def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys
         row.title for row in PAPER_ROWS if row.task == "QI" for _ in range(3)
     ]
     assert all(one["seeds"] == 2 for one in content["table"])
+    # What decides no figure is not told.
+    given = " ".join(["tasks=[QI]", *tiny[:3], *sizes])
+    assert (
+        (made / "table.md").read_text().startswith(f"`configs/sample.yaml` with {given}, scored on dev rows, 2 seed(s)")
+    )
     folders = [path.name for path in (tmp_path / "artifacts").iterdir()]
     # Two seeds; the filter's threshold changes nothing before it, so three rows' worth of trainings stand for four.
     assert sum(name.startswith("translate-QI") for name in folders) == 2

@@ -14,6 +14,9 @@ from analyticup.config import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Where files lie, what it ran on, and what looks on.
+DECIDES_NO_FIGURE = ("data.dir=", "paths.", "machine.", "tracking.", "predict.max_batch_tokens=")
+
 
 def ablation_name(settings: Settings, table: str) -> str:
     """Name of the output folder and of the entry in configs/expected.yaml."""
@@ -36,8 +39,7 @@ def write(
 
     every = [run for seeds in runs.values() for run in seeds]
     scored_on = ", ".join(sorted({run.split for run in every}))
-    # Where files lie and what it ran on decides no figure.
-    telling = [text for text in overrides if not text.startswith(("data.dir=", "paths.", "machine.", "predict."))]
+    telling = [text for text in overrides if not text.startswith(DECIDES_NO_FIGURE)]
     given = f" with {' '.join(telling)}" if telling else ""
     about = (
         f"`configs/{settings.name}.yaml`{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: "
@@ -92,7 +94,8 @@ def cells(entry: Mapping[str, Any]) -> list[str]:
     shown = [entry["task"], entry["row"], entry["languages"], str(entry["rows"]), _number(entry["floor_f1"])]
     for name in ("f1", "auc", "ap"):
         figure = entry[name]
-        shown.append(f"{_number(figure['value'])} [{_number(figure['low'])}, {_number(figure['high'])}]")
+        spread = "" if figure["seed_sd"] is None else f", s.d. over seeds {_number(figure['seed_sd'])}"
+        shown.append(f"{_number(figure['value'])} [{_number(figure['low'])}, {_number(figure['high'])}]{spread}")
         shown.append(_gain(figure.get("gain")))
     return shown
 
@@ -104,6 +107,8 @@ def _number(value: float) -> str:
 def _gain(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return "-"
+    if not gain["value"] and not gain["low"] and not gain["high"]:
+        return "+0.0000, the same"
     text = f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
     return f"{text} inside the noise" if gain["inside_noise"] else text
 
