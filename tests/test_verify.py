@@ -221,7 +221,7 @@ def test_an_edited_manifest_is_named(copy: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (lambda m: m["config"]["train"].update(lr=1.0), "settings: .* not those that made train-QC-fold0"),
+        (lambda m: m["config"]["train"].update(warmup=0.5), "settings: .* not those that made train-QC-fold0"),
         (lambda m: m["config"].update(seed=99), "settings: .* not those that made sample-all"),
         (lambda m: m["config"]["translate"].update(enabled=False), "settings: .* same stages: translate-QC"),
         (lambda m: m["thresholds"].update(QC=0.999), "predictions submit_QC.txt: .* not what the scores"),
