@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from analyticup.ablation import Row, RowRun, Scored
 from analyticup.bootstrap import FIGURES
 from analyticup.config import Settings
+from analyticup.expected import decides_no_figure
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-# Where files lie, what it ran on, and what looks on.
-DECIDES_NO_FIGURE = ("data.dir=", "paths.", "machine.", "tracking.", "predict.max_batch_tokens=")
 
 
 def ablation_name(settings: Settings, table: str) -> str:
@@ -39,7 +37,7 @@ def write(
 
     every = [run for seeds in runs.values() for run in seeds]
     scored_on = ", ".join(sorted({run.split for run in every}))
-    telling = [text for text in overrides if not text.startswith(DECIDES_NO_FIGURE)]
+    telling = [text for text in overrides if not decides_no_figure(text)]
     given = f" with {' '.join(telling)}" if telling else ""
     about = (
         f"`configs/{settings.name}.yaml`{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: "

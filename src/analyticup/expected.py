@@ -13,7 +13,7 @@ from analyticup.errors import UserError
 
 OK, NEAR, FAIL = "OK", "near", "FAIL"
 # How a run runs, and where its files lie, is no part of what it should come to.
-_FREE = ("machine", "paths", "tracking")
+_DECIDES_NO_FIGURE = ("data.dir", "machine", "paths", "predict.max_batch_tokens", "tracking")
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,18 @@ def _read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
+def decides_no_figure(override: str) -> bool:
+    """Whether an override, `key=value`, says only where files lie or how a run runs."""
+    key = override.partition("=")[0]
+    return any(key == name or key.startswith(f"{name}.") for name in _DECIDES_NO_FIGURE)
+
+
 def _compared(settings: Settings) -> dict[str, Any]:
-    plain = {key: value for key, value in to_dict(settings).items() if key not in _FREE}
-    return plain | {"data": {**plain["data"], "dir": None}, "predict": {**plain["predict"], "max_batch_tokens": None}}
+    plain = to_dict(settings)
+    for name in _DECIDES_NO_FIGURE:
+        section, _, key = name.rpartition(".")
+        (plain[section] if section else plain).pop(key)
+    return plain
 
 
 def _find(name: str, figures: Mapping[str, float]) -> float:
