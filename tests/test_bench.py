@@ -17,7 +17,17 @@ import torch
 from analyticup.__main__ import main
 from analyticup.bench import peers
 from analyticup.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
-from analyticup.bench.flops import MatrixMultiply, Shape, backward_flops, forward_flops, head_flops, shape_of
+from analyticup.bench.flops import (
+    Load,
+    MatrixMultiply,
+    Shape,
+    backward_flops,
+    forward_flops,
+    head_flops,
+    packed_load,
+    prompts_load,
+    shape_of,
+)
 from analyticup.bench.harness import Done, Entry, Result, Round, Unavailable, _turn, measure, timed_round
 from analyticup.bench.kit import KitScoring, KitTraining
 from analyticup.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
@@ -66,12 +76,16 @@ def done_by(variant):
 
 
 def test_all_trainings_see_the_same_rows_and_take_as_many_steps(work):
-    variants = [KitTraining(work), peers.CausalTraining(work), peers.ClassifierTraining(work)]
+    plain = work.without_packing()
+    variants = [KitTraining(work), KitTraining(plain), peers.CausalTraining(plain), peers.ClassifierTraining(plain)]
     done = [done_by(variant) for variant in variants]
     tokens = sum(len(ids) for ids in work.encode(work.rows).tokens)
     assert {(one.rows, one.tokens, one.steps) for one in done} == {(10, tokens, 3)}
+    packed, ours, causal, classifier = (one.flops for one in done)
     # The classifier's head is small, the full logits at every position are what costs.
-    assert done[2].flops < done[0].flops < done[1].flops
+    assert classifier < ours < causal
+    # All prompts begin with the same category.
+    assert packed < ours
 
 
 def test_gradient_accumulation_makes_as_many_steps_everywhere(work):
@@ -137,9 +151,9 @@ def test_compiled_lines_do_the_same_work_compiled(work, monkeypatch):
 def test_states_of_the_lower_half_are_computed_in_the_round_or_kept(work):
     first, later = KitTraining(work, upper=True), KitTraining(work, upper=True, kept=True)
     cold, warm = done_by(first), done_by(later)
-    lengths = work.encode(work.rows).lengths().tolist()
-    shape = first.shape
-    assert first.frozen == 1 and cold.flops - warm.flops == forward_flops(shape, lengths, 1, 0)
+    prompts = work.encode(work.rows).tokens
+    below = packed_load(prompts, [range(len(prompts))])
+    assert first.frozen == 1 and cold.flops - warm.flops == forward_flops(first.shape, below, 1, 0)
     first.prepare()
     assert not first.work.source.frozen._kept
     later.prepare()
@@ -157,10 +171,13 @@ def test_vllm_is_named_as_absent(work, monkeypatch):
 def test_flops_against_a_count_by_hand():
     shape = Shape(layers=3, weights=100, adapter=10, attention=8, hidden=4, vocabulary=50)
     # Two prompts of 2 and 3 tokens: 5 tokens; pairs of a token and one it sees: 1 + 2 and 1 + 2 + 3.
-    lengths = [2, 3]
-    assert forward_flops(shape, lengths, layers=3, adapted=0) == 2 * 100 * 3 * 5 + 4 * 8 * 3 * 9
-    assert forward_flops(shape, lengths, 3, 2) - forward_flops(shape, lengths, 3, 0) == 2 * 10 * 2 * 5
-    assert backward_flops(shape, lengths, adapted=2) == (2 * 100 + 4 * 10) * 2 * 5 + 8 * 8 * 2 * 9
+    load = prompts_load([2, 3])
+    assert forward_flops(shape, load, layers=3, adapted=0) == 2 * 100 * 3 * 5 + 4 * 8 * 3 * 9
+    assert forward_flops(shape, load, 3, 2) - forward_flops(shape, load, 3, 0) == 2 * 10 * 2 * 5
+    assert backward_flops(shape, load, adapted=2) == (2 * 100 + 4 * 10) * 2 * 5 + 8 * 8 * 2 * 9
+    # Packed, the second prompt has two tokens of its own, which see two and three.
+    prompts = [[7, 8], [7, 9, 9]]
+    assert packed_load(prompts, [[0, 1]]) == Load(4, 1 + 2 + 2 + 3) and packed_load(prompts, [[0], [1]]) == load
     assert head_flops(shape, positions=2, outputs=50) == 2 * 4 * 50 * 2
     assert head_flops(shape, 2, 50, backward=True) == 2 * 2 * 4 * 50 * 2
 
@@ -335,7 +352,7 @@ def test_three_targets_to_a_query_are_as_many_rows():
 def test_every_line_with_a_model_can_be_sent_to_its_process(work):
     from multiprocessing.reduction import ForkingPickler
 
-    for part, count in (("training", 6), ("scoring", 11), ("matmul", 0)):
+    for part, count in (("training", 7), ("scoring", 11), ("matmul", 0)):
         entries = _entries(part, {name: work for name in ("training", "scoring", THREEFOLD)})
         assert len(entries) == count + 1 and entries[-1].name == MATMUL
         assert all(len(ForkingPickler.dumps(entry)) < 100_000 for entry in entries)

@@ -99,7 +99,10 @@ def test_a_batch_is_padded_on_the_right_and_knows_its_rows():
 
 def test_the_loader_gives_the_batches_as_they_were_cut():
     rows = EncodedRows([[7], [5, 6], [1]], [1, 0, 1])
-    assert [batch["rows"].tolist() for batch in batch_loader(rows, [[2, 1], [0]], pad_id=0)] == [[2, 1], [0]]
+    assert [batch["rows"].tolist() for batch in batch_loader(rows, [[2, 1], [0]], pad_id=0, packing=False)] == [
+        [2, 1],
+        [0],
+    ]
 
 
 def test_the_data_module_reshuffles_with_the_trainers_epoch():
@@ -109,7 +112,7 @@ def test_the_data_module_reshuffles_with_the_trainers_epoch():
 
     rows = EncodedRows([[1] * (1 + i % 5) for i in range(60)], [i % 2 for i in range(60)])
     held_out = partial(scoring_loader, rows, 100, 0, False)
-    data = make_data_module(rows, held_out, pad_id=0, seed=3, max_rows=4, max_tokens=100)
+    data = make_data_module(rows, held_out, pad_id=0, seed=3, max_rows=4, max_tokens=100, packing=False)
 
     def epoch(number):
         data.trainer = SimpleNamespace(current_epoch=number)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import gemma
 
 from analyticup.config import LoraSettings, PromptSettings
 from analyticup.model import frozen as frozen_module
@@ -21,28 +22,8 @@ from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden, output_matrix
 from analyticup.model.objective import two_way
-from analyticup.model.prefix import collate_prefixes, prefix_batches
+from analyticup.model.packing import enable_packing
 from analyticup.model.prompt import PromptEncoder
-
-
-def gemma(vocabulary):
-    """Gemma 3 in small: local and global attention in turn, each with its own rotary base."""
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    config = Gemma3TextConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        sliding_window=8,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Gemma3ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +51,7 @@ def adapted(make, layers):
 def test_states_and_gradients_equal_the_whole_model(make, layers, rows, words):
     model = adapted(make, layers)
     below = frozen_layers(model.get_base_model(), LoraSettings(layers=layers))
-    states = FrozenStates().of(decoder(model), below, rows.tokens, "test")
+    states = FrozenStates(packing=False).of(decoder(model), below, rows.tokens, "test")
     labels = torch.tensor(rows.labels)
     found = []
     for batch, start in ((collate(rows, range(3), 0), 0), (collate(replace(rows, states=states), range(3), 0), below)):
@@ -85,68 +66,32 @@ def test_states_and_gradients_equal_the_whole_model(make, layers, rows, words):
     torch.testing.assert_close(split_gradient, whole_gradient, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 60, 2048])
-@pytest.mark.parametrize(("make", "layers"), [(random_qwen3, None), (random_qwen3, 1), (gemma, None), (gemma, 2)])
-def test_prompts_that_share_their_prefixes_equal_the_whole_prompts(make, layers, max_tokens):
-    model = adapted(make, layers).eval()
-    # Three of the four prefixes are longer than the window of Gemma's local layers.
-    parts = [
-        ([5, *range(60, 60 + length)], list(range(9, 9 + tail))) for length in (3, 11, 11, 30) for tail in (2, 2, 12)
-    ]
-    parts[3][0][-1] = parts[4][0][-1] = 99
-    tokens = [[*first, *rest] for first, rest in parts]
-    rows = EncodedRows(tokens, [1] * len(parts), [len(first) for first, _ in parts])
-    below = frozen_layers(model.get_base_model(), LoraSettings(layers=layers))
-    if below:
-        rows = replace(rows, states=FrozenStates().of(decoder(model), below, rows.tokens, "test"))
-    with torch.no_grad():
-        plain = torch.cat([label_hidden(model, collate(rows, [row], 0), below) for row in range(len(parts))])
-        batches = prefix_batches(rows, max_tokens)
-        shared = {}
-        for batch in (collate_prefixes(rows, one) for one in batches):
-            shared |= dict(zip(batch["rows"].tolist(), label_hidden(model, batch, below), strict=True))
-    assert sorted(shared) == list(range(len(parts)))
-    torch.testing.assert_close(torch.stack([shared[row] for row in sorted(shared)]), plain, atol=1e-5, rtol=0)
-    assert sum(len(members) for batch in batches for members in batch.prefixes) == 4
-    passes = [len(members) for batch in batches for members in [*batch.prefixes, *(rows for rows, _ in batch.tails)]]
-    assert (max(passes) == 1) == (max_tokens == 1)
-
-
-def test_few_prefixes_are_kept_at_a_time_and_no_pass_is_too_large(monkeypatch):
-    prefixes = [[number] * 10 for number in range(7)]
-    rows = EncodedRows([[*first, *range(tail)] for first in prefixes for tail in (2, 2, 2, 5)], [1] * 28, [10] * 28)
-    monkeypatch.setattr("analyticup.model.prefix.KEPT_TOKENS", 39)
-    batches = prefix_batches(rows, 25)
-    assert [sum(map(len, batch.prefixes)) for batch in batches] == [3, 3, 1]
-    tails = [(batch, members) for batch in batches for members, _ in batch.tails]
-    assert sorted(row for _, members in tails for row in members) == list(range(28))
-    assert {len(members) for batch in batches for members in batch.prefixes} == {1, 2}
-    for _, members in tails:
-        assert len(members) == 1 or sum(len(rows.tokens[row]) for row in members) <= 25
-
-
-def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch):
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch, packing):
     model = adapted(random_qwen3, 1)
     computed = []
-    original = frozen_module._states
-    monkeypatch.setattr(frozen_module, "_states", lambda *given: computed.extend(given[2]) or original(*given))
-    states = FrozenStates()
+    original = FrozenStates._states
+    monkeypatch.setattr(FrozenStates, "_states", lambda *given: computed.extend(given[3]) or original(*given))
+    enable_packing(model.get_base_model())
+    states = FrozenStates(packing)
     same_length = [token + 1 for token in rows.tokens[0]]
     together = states.of(decoder(model), 1, [*rows.tokens, rows.tokens[0], same_length], "test")
     assert len(computed) == 4 and torch.equal(together[0], together[3])
     again = states.of(decoder(model), 1, list(reversed(rows.tokens)), "test")
     assert len(computed) == 4
     assert all(torch.equal(a, b) for a, b in zip(again, reversed(together[:3]), strict=True))
-    alone = FrozenStates().of(decoder(model), 1, [same_length], "test")[0]
+    alone = FrozenStates(packing).of(decoder(model), 1, [same_length], "test")[0]
     torch.testing.assert_close(together[4], alone, atol=1e-6, rtol=0)
     assert not torch.equal(together[4], together[0])
 
 
-def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, monkeypatch):
+@pytest.mark.parametrize("packing", [False, True])
+def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, monkeypatch, packing):
     model = adapted(random_qwen3, 1)
-    free = FrozenStates().of(decoder(model), 1, rows.tokens, "test")
+    enable_packing(model.get_base_model())
+    free = FrozenStates(packing).of(decoder(model), 1, rows.tokens, "test")
     monkeypatch.setattr(frozen_module, "KEPT_BYTES", 0)
-    tight = FrozenStates()
+    tight = FrozenStates(packing)
     for _ in range(2):
         found = tight.of(decoder(model), 1, rows.tokens, "test")
         assert all(torch.equal(a, b) for a, b in zip(found, free, strict=True))

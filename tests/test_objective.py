@@ -214,7 +214,7 @@ def test_the_reference_knows_neither_adapter_nor_dropout_and_leaves_the_model_as
 
 def test_dpo_from_the_states_of_frozen_layers_equals_dpo_from_the_tokens(tokenizer, rows, batch, words):
     model, train = adapted(tokenizer, layers=1).eval(), TrainSettings(objective="dpo", dpo_beta=2.0)
-    states = FrozenStates().of(decoder(model), 1, rows.tokens, "test")
+    states = FrozenStates(packing=False).of(decoder(model), 1, rows.tokens, "test")
     upper = collate(replace(rows, states=states), range(len(rows.tokens)), pad_id=0)
     whole = loss_and_gradient(model, make_module(model, words, train, steps=1).training_step(batch, 0))
     split = loss_and_gradient(model, make_module(model, words, train, 1, frozen_layers=1).training_step(upper, 0))

@@ -229,7 +229,7 @@ def identities(*overrides: str) -> dict[str, str]:
     [
         ("predict.merge_adapters=true", {"predict"}),
         ("predict.compile_min_rows=9", {"predict", "negatives"}),
-        ("predict.share_prefixes=true", {"predict", "negatives", "filter_model", "train"}),
+        ("model.packing=false", {"filter_model", "train"}),
         ("train.compile_min_steps=9", {"filter_model", "train"}),
     ],
 )

@@ -39,9 +39,9 @@ def adapted(source):
     return model.eval()
 
 
-def score(rows, model, source, max_batch_tokens=2048, share_prefixes=False):
-    predict = replace(SETTINGS.predict, max_batch_tokens=max_batch_tokens, share_prefixes=share_prefixes)
-    settings = replace(SETTINGS, predict=predict)
+def score(rows, model, source, max_batch_tokens=2048, packing=True):
+    predict = replace(SETTINGS.predict, max_batch_tokens=max_batch_tokens)
+    settings = replace(SETTINGS, predict=predict, model=replace(SETTINGS.model, packing=packing))
     return score_rows(rows, model, settings, source, "test")
 
 
@@ -61,12 +61,12 @@ def test_neither_batch_size_nor_order_nor_neighbours_change_a_score(rows, source
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 100, 2048])
-def test_shared_prefixes_change_no_score(rows, source, max_batch_tokens):
+def test_packing_changes_no_score(rows, source, max_batch_tokens):
     model = adapted(source)
     many = pd.concat([rows, rows.assign(target="shoes"), rows.assign(target="x" * 70)], ignore_index=True)
-    plain = score(many, model, source)
-    shared = score(many, model, source, max_batch_tokens, share_prefixes=True)
-    np.testing.assert_allclose(shared, plain, rtol=1e-5, atol=1e-6)
+    plain = score(many, model, source, packing=False)
+    packed = score(many, model, source, max_batch_tokens)
+    np.testing.assert_allclose(packed, plain, rtol=1e-5, atol=1e-6)
     assert len(set(plain.tolist())) > 100
 
 

@@ -188,7 +188,7 @@ class _Graph:
         parts = [f"fold{i}" for i in range(own.folds.n)]
         model = _training_identity(own)
         trained = {f"train-{p}": self._add("train", task, stages.train, p, model, training) for p in parts}
-        scoring = _scoring_identity(own, "merge_adapters", "share_prefixes", "compile_min_rows")
+        scoring = _scoring_identity(own, "merge_adapters", "compile_min_rows")
         scored = {
             f"predict-{p}": self._add(
                 "predict", task, stages.predict, p, scoring, {"rows": ingest, "train": trained[f"train-{p}"]}
@@ -202,7 +202,7 @@ class _Graph:
         """With a guard, models that are trained on the rows so far judge the candidates, each those of its fold."""
         inputs, scoring = {"rows": rows}, {}
         if own.negatives.guard_above is not None:
-            scoring = _scoring_identity(own, "share_prefixes", "compile_min_rows")
+            scoring = _scoring_identity(own, "compile_min_rows")
             part = {**to_dict(own.folds), "seed": own.seed}
             inputs["folds"] = self._add("folds", task, stages.folds, "guard", part, {"rows": rows})
             training, model = dict(inputs), _training_identity(own)
@@ -312,10 +312,9 @@ def _training_identity(settings: Settings) -> dict[str, Any]:
         "weights": weights,
         "dtype": model["dtype"],
         "lora": model["lora"],
+        "packing": model["packing"],
         "prompt": to_dict(settings.prompt),
         "train": to_dict(settings.train),
-        # Held-out rows are scored after the training.
-        **_scoring_identity(settings, "share_prefixes"),
         "seed": settings.seed,
     }
 

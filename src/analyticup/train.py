@@ -59,7 +59,7 @@ class ModelSource:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
-        self.frozen = FrozenStates()
+        self.frozen = FrozenStates(self.settings.packing)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -84,11 +84,15 @@ class ModelSource:
         import torch
 
         from analyticup.model.backbone import choose_precision, load_backbone
+        from analyticup.model.packing import enable_packing
 
         if self.machine.threads:
             torch.set_num_threads(self.machine.threads)
         precision = choose_precision(self.settings.dtype, self.machine.device)
-        return load_backbone(self._located, self.cache, getattr(torch, precision.dtype))
+        model = load_backbone(self._located, self.cache, getattr(torch, precision.dtype))
+        if self.settings.packing:
+            enable_packing(model)
+        return model
 
     @property
     def pad_id(self) -> int:
@@ -99,11 +103,9 @@ def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
     """The rows' prompts and labels (-1 where there is none), in the order of the table."""
     from analyticup.model.data import EncodedRows
 
-    parts = encoder.encode_parts(rows["query"].tolist(), rows["target"].tolist())
     return EncodedRows(
-        tokens=[[*first, *rest] for first, rest in parts],
+        tokens=encoder.encode(rows["query"].tolist(), rows["target"].tolist()),
         labels=rows["label"].fillna(-1).astype(int).tolist(),
-        prefix_lengths=[len(first) for first, _ in parts],
     )
 
 
@@ -159,10 +161,9 @@ def train_fold(
         model.enable_input_require_grads()
     module = make_module(model.train(), encoder.label_words(), train, steps, frozen)
     resumed = resumption(checkpoint, module, description)
-    held_out_loader = partial(
-        scoring_loader, scored, train.max_batch_tokens, source.pad_id, settings.predict.share_prefixes
-    )
-    data = make_data_module(rows, held_out_loader, source.pad_id, seed, **limits, start=resumed.start)
+    packing = settings.model.packing
+    held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
+    data = make_data_module(rows, held_out_loader, source.pad_id, seed, **limits, packing=packing, start=resumed.start)
     progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)
@@ -189,11 +190,10 @@ def score_rows(
     encoded = encode_rows(rows, encoder)
     place: dict[tuple[int, ...], int] = {}
     which = np.array([place.setdefault(tuple(ids), len(place)) for ids in encoded.tokens])
-    firsts = np.unique(which, return_index=True)[1]
-    distinct = EncodedRows(list(place), [-1] * len(place), [encoded.prefix_lengths[row] for row in firsts])
+    distinct = EncodedRows(list(place), [-1] * len(place))
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     distinct = with_states(distinct, model, frozen, source, description)
-    loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.predict.share_prefixes)
+    loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.model.packing)
     module = make_module(model, encoder.label_words(), settings.train, steps=1, frozen_layers=frozen)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, len(place), gradients=False):
         trainer = make_trainer(source.machine, None, [progress_callback(description, 0, distinct)], settings)

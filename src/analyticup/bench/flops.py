@@ -1,6 +1,7 @@
 """How many floating-point operations a method needs, and how many the machine can do.
 
-Counted, a multiplication and an addition as two, on real tokens alone (padding is waste), for dense decoders:
+Counted, a multiplication and an addition as two, on real tokens alone (padding is waste; a beginning that a pack has
+once counts once), for dense decoders:
 - forward: 2 x weights of the layers' linear maps per token, embeddings and norms left out;
 - backward through frozen weights: the same again, for the gradients of the activations (those of the weights are not
   computed); none below the lowest adapter;
@@ -61,26 +62,42 @@ def shape_of(model: Any, lora: LoraSettings) -> Shape:
     )
 
 
-def forward_flops(shape: Shape, lengths: Sequence[int], layers: int, adapted: int) -> float:
-    """Forward pass of prompts with these lengths through `layers` layers, of which `adapted` have adapters."""
+@dataclass(frozen=True)
+class Load:
+    """What goes through the layers: tokens, and pairs of a token and one that it may attend to, itself included."""
+
+    tokens: int
+    pairs: int
+
+
+def prompts_load(lengths: Sequence[int]) -> Load:
+    """Prompts of these lengths, each whole."""
+    return Load(sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
+
+
+def packed_load(prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Load:
+    """The prompts in packs of these rows (see packing.py)."""
+    from analyticup.model.packing import make_tree
+
+    trees = [make_tree([prompts[row] for row in batch]) for batch in batches]
+    return Load(sum(len(tree.ids) for tree in trees), sum(int((tree.positions + 1).sum()) for tree in trees))
+
+
+def forward_flops(shape: Shape, load: Load, layers: int, adapted: int) -> float:
+    """Forward pass through `layers` layers, of which `adapted` have adapters."""
     per_token = 2 * (shape.weights * layers + shape.adapter * adapted)
-    return float(per_token * sum(lengths) + 4 * shape.attention * layers * _pairs(lengths))
+    return float(per_token * load.tokens + 4 * shape.attention * layers * load.pairs)
 
 
-def backward_flops(shape: Shape, lengths: Sequence[int], adapted: int) -> float:
+def backward_flops(shape: Shape, load: Load, adapted: int) -> float:
     """Backward pass through the `adapted` upper layers, weights frozen, adapters trained."""
     per_token = (2 * shape.weights + 4 * shape.adapter) * adapted
-    return float(per_token * sum(lengths) + 8 * shape.attention * adapted * _pairs(lengths))
+    return float(per_token * load.tokens + 8 * shape.attention * adapted * load.pairs)
 
 
 def head_flops(shape: Shape, positions: int, outputs: int, backward: bool = False) -> float:
     """The output matrix, or `outputs` rows of it, at so many positions."""
     return float(2 * shape.hidden * outputs * positions * (2 if backward else 1))
-
-
-def _pairs(lengths: Sequence[int]) -> int:
-    """Pairs of a token and one that it may attend to, itself included."""
-    return sum(length * (length + 1) // 2 for length in lengths)
 
 
 @dataclass

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analyticup.bench.flops import backward_flops, forward_flops, head_flops
+from analyticup.bench.flops import Load, backward_flops, forward_flops, head_flops, packed_load, prompts_load
 from analyticup.bench.harness import Done
 from analyticup.bench.work import Work
 
 if TYPE_CHECKING:
     import numpy as np
     from pandas import DataFrame
+
+    from analyticup.model.data import EncodedRows
 
 
 @dataclass
@@ -34,14 +36,16 @@ class KitTraining:
         self.work.source.load()
         # Rows of a new length may have to be compiled anew.
         self._train(self.work.rows if self.kept or self.compiled else self.work.few)
-        lengths = self.work.encode(self.work.rows).lengths().tolist()
-        self.done = Done(len(lengths), sum(lengths), self._steps(lengths), self._flops(lengths))
+        encoded = self.work.encode(self.work.rows)
+        batches = self._batches(encoded)
+        steps = -(-len(batches) // self.work.settings.train.accumulate)
+        self.done = Done(len(encoded.tokens), int(encoded.lengths().sum()), steps, self._flops(encoded, batches))
 
     def prepare(self) -> None:
         from analyticup.model.frozen import FrozenStates
 
         if not self.kept:
-            self.work.source.frozen = FrozenStates()
+            self.work.source.frozen = FrozenStates(self.work.settings.model.packing)
         self.work.source.load()
 
     def run(self) -> Done:
@@ -54,35 +58,46 @@ class KitTraining:
         settings = self.work.settings
         train_fold(rows, rows.head(0), settings, self.work.source, settings.seed, "bench", None)
 
-    def _steps(self, lengths: list[int]) -> int:
-        import numpy as np
-
+    def _batches(self, encoded: EncodedRows) -> list[list[int]]:
         from analyticup.model.data import training_batches
 
         settings = self.work.settings
         limits = {"max_rows": settings.train.batch_rows, "max_tokens": settings.train.max_batch_tokens}
-        batches = len(training_batches(np.array(lengths), settings.seed, 0, **limits))
-        return -(-batches // settings.train.accumulate)
+        return training_batches(encoded.lengths(), settings.seed, 0, **limits)
 
-    def _flops(self, lengths: list[int]) -> float:
+    def _flops(self, encoded: EncodedRows, batches: list[list[int]]) -> float:
+        from analyticup.model.frozen import BATCH_TOKENS
+
         shape, adapted = self.shape, self.shape.layers - self.frozen
+        load, below = _load(self.work, encoded, batches), 0.0
+        if self.frozen and not self.kept:
+            below = forward_flops(shape, _scoring_load(self.work, encoded, BATCH_TOKENS), self.frozen, 0)
         whole = self.work.settings.train.objective == "label_nll"
-        head = head_flops(shape, len(lengths), shape.vocabulary if whole else 2, backward=True)
-        layers = adapted if self.kept else shape.layers
-        return forward_flops(shape, lengths, layers, adapted) + backward_flops(shape, lengths, adapted) + head
+        head = head_flops(shape, len(encoded.tokens), shape.vocabulary if whole else 2, backward=True)
+        return below + forward_flops(shape, load, adapted, adapted) + backward_flops(shape, load, adapted) + head
+
+
+def _load(work: Work, encoded: EncodedRows, batches: list[list[int]]) -> Load:
+    if work.settings.model.packing:
+        return packed_load(encoded.tokens, batches)
+    return prompts_load(encoded.lengths().tolist())
+
+
+def _scoring_load(work: Work, encoded: EncodedRows, max_tokens: int) -> Load:
+    from analyticup.model.packing import packed_batches
+
+    return _load(work, encoded, packed_batches(encoded.tokens, max_tokens))
 
 
 @dataclass
 class KitScoring:
     """Scores of the rows under an adapter in all layers, `merged` with the weights as by `predict.merge_adapters`.
 
-    `shared`: beginnings that prompts have in common are computed once, as by `predict.share_prefixes`; its operations
-    are not counted. `compiled`: as by `predict.compile_min_rows`, the compilation left out of the time.
+    `compiled`: as by `predict.compile_min_rows`, the compilation left out of the time.
     """
 
     work: Work
     merged: bool = False
-    shared: bool = False
     compiled: bool = False
 
     def warm_up(self) -> None:
@@ -92,16 +107,16 @@ class KitScoring:
             self.work = self.work.with_compilation()
         self.shape = self.work.shape()
         settings = self.work.settings
-        self.settings = replace(settings, predict=replace(settings.predict, share_prefixes=self.shared))
         self.model = add_adapter(self.work.source.backbone(), settings.model.lora, settings.seed).eval()
         if self.merged:
             self.model.merge_adapter()
         # Prompts of a new length may have to be compiled anew.
         self._score(self.work.rows if self.compiled else self.work.few)
-        lengths = self.work.encode(self.work.rows).lengths().tolist()
-        flops = forward_flops(self.shape, lengths, self.shape.layers, 0 if self.merged else self.shape.layers)
-        flops += head_flops(self.shape, len(lengths), 2)
-        self.done = Done(len(lengths), sum(lengths), flops=None if self.shared else flops)
+        encoded = self.work.encode(self.work.rows)
+        load = _scoring_load(self.work, encoded, settings.predict.max_batch_tokens)
+        flops = forward_flops(self.shape, load, self.shape.layers, 0 if self.merged else self.shape.layers)
+        flops += head_flops(self.shape, len(encoded.tokens), 2)
+        self.done = Done(len(encoded.tokens), int(encoded.lengths().sum()), flops=flops)
 
     def prepare(self) -> None:
         pass
@@ -113,4 +128,4 @@ class KitScoring:
     def _score(self, rows: DataFrame) -> np.ndarray:
         from analyticup.train import score_rows
 
-        return score_rows(rows, self.model, self.settings, self.work.source, "bench")
+        return score_rows(rows, self.model, self.work.settings, self.work.source, "bench")

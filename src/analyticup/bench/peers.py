@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyticup.bench.flops import backward_flops, forward_flops, head_flops, shape_of
+from analyticup.bench.flops import backward_flops, forward_flops, head_flops, prompts_load, shape_of
 from analyticup.bench.harness import Done, Unavailable
 from analyticup.bench.work import Work
 
@@ -167,7 +167,8 @@ class CausalTraining:
         trainer.train()
         lengths = [len(example["input_ids"]) - 1 for example in examples]
         shape = self.shape
-        flops = forward_flops(shape, lengths, shape.layers, shape.layers) + backward_flops(shape, lengths, shape.layers)
+        load = prompts_load(lengths)
+        flops = forward_flops(shape, load, shape.layers, shape.layers) + backward_flops(shape, load, shape.layers)
         flops += head_flops(shape, sum(lengths), shape.vocabulary, backward=True)
         return Done(len(rows), sum(lengths), trainer.state.global_step, flops)
 
@@ -199,7 +200,8 @@ class ClassifierTraining:
         trainer.train()
         lengths = [len(example["input_ids"]) for example in examples]
         shape = self.shape
-        flops = forward_flops(shape, lengths, shape.layers, shape.layers) + backward_flops(shape, lengths, shape.layers)
+        load = prompts_load(lengths)
+        flops = forward_flops(shape, load, shape.layers, shape.layers) + backward_flops(shape, load, shape.layers)
         flops += head_flops(shape, len(lengths), 2, backward=True)
         return Done(len(rows), sum(lengths), trainer.state.global_step, flops)
 
@@ -221,7 +223,7 @@ class ClassifierScoring:
 
     def run(self) -> Done:
         lengths = self._score(self.work.rows)
-        flops = forward_flops(self.shape, lengths, self.shape.layers, self.shape.layers)
+        flops = forward_flops(self.shape, prompts_load(lengths), self.shape.layers, self.shape.layers)
         return Done(len(lengths), sum(lengths), flops=flops + head_flops(self.shape, len(lengths), 2))
 
     def _score(self, rows: DataFrame) -> list[int]:
@@ -251,7 +253,8 @@ class Generation:
         self.batch = scoring_batch_rows(self.work)
         self._score(self.work.few)
         lengths, shape = self.work.encode(self.work.rows).lengths().tolist(), self.shape
-        flops = forward_flops(shape, lengths, shape.layers, 0) + head_flops(shape, len(lengths), shape.vocabulary)
+        flops = forward_flops(shape, prompts_load(lengths), shape.layers, 0)
+        flops += head_flops(shape, len(lengths), shape.vocabulary)
         self.done = Done(len(lengths), sum(lengths), flops=flops)
 
     def prepare(self) -> None:

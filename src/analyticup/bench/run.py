@@ -166,31 +166,32 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
     from analyticup.bench import peers
     from analyticup.bench.kit import KitScoring, KitTraining
 
-    work = works["training"]
+    work = works["scoring" if part == "scoring" else "training"]
+    plain = work.without_packing()
     variants: dict[str, Any] = {}
     if part == "training":
         variants = {
             "ours": KitTraining(work),
-            "Trainer + PEFT, causal-LM loss": peers.CausalTraining(work),
-            "Trainer + PEFT, classification head": peers.ClassifierTraining(work),
+            "Trainer + PEFT, causal-LM loss": peers.CausalTraining(plain),
+            "Trainer + PEFT, classification head": peers.ClassifierTraining(plain),
+            "ours, not packed": KitTraining(plain),
             "ours, upper half, first epoch": KitTraining(work, upper=True),
             "ours, upper half, later epochs": KitTraining(work, upper=True, kept=True),
             "ours, compiled": KitTraining(work, compiled=True),
         }
     elif part == "scoring":
-        work = works["scoring"]
         variants = {
             "ours": KitScoring(work),
-            "Trainer.predict, classification head": peers.ClassifierScoring(work),
-            "model.generate, one token": peers.GenerateScoring(work),
-            "pipeline, one token": peers.PipelineScoring(work),
-            "vLLM, one token": peers.VllmScoring(work),
+            "Trainer.predict, classification head": peers.ClassifierScoring(plain),
+            "model.generate, one token": peers.GenerateScoring(plain),
+            "pipeline, one token": peers.PipelineScoring(plain),
+            "vLLM, one token": peers.VllmScoring(plain),
+            "ours, not packed": KitScoring(plain),
             "ours, merged adapters": KitScoring(work, merged=True),
             "ours, compiled": KitScoring(work, compiled=True),
             "ours, merged and compiled": KitScoring(work, merged=True, compiled=True),
-            "ours, shared prefixes": KitScoring(work, shared=True),
             "ours, three targets to a query": KitScoring(works[THREEFOLD]),
-            "ours, shared prefixes, three targets to a query": KitScoring(works[THREEFOLD], shared=True),
+            "ours, not packed, three targets to a query": KitScoring(works[THREEFOLD].without_packing()),
         }
     variants[MATMUL] = _limit(work)
     return [Entry(part, name, variant) for name, variant in variants.items()]

@@ -78,6 +78,10 @@ class Work:
         model = replace(self.settings.model, lora=replace(self.settings.model.lora, layers=layers))
         return replace(self, settings=replace(self.settings, model=model))
 
+    def without_packing(self) -> Work:
+        """The same work with padded prompts, on the backbone as Transformers loads it."""
+        return replace(self, settings=replace(self.settings, model=replace(self.settings.model, packing=False)))
+
     def with_compilation(self) -> Work:
         """The same work with every training and scoring compiled; raises Unavailable without a compiler."""
         from analyticup.model.compiling import compiler_fault

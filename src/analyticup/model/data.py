@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ class EncodedRows:
 
     tokens: Sequence[Sequence[int]]
     labels: Sequence[int]
-    # How many tokens of each prompt come before its second text; None = not known.
-    prefix_lengths: Sequence[int] | None = None
     # Hidden states [tokens, width] of each prompt below the adapters (see frozen.py); None = start from the tokens.
     states: Sequence[Tensor] | None = None
 
@@ -123,26 +122,25 @@ class _From:
         return self.total
 
 
-def scoring_loader(rows: EncodedRows, max_tokens: int, pad_id: int, share_prefixes: bool) -> Any:
-    """A DataLoader over the rows for scoring: see `scoring_batches`, or prefix.py where prefixes are shared."""
-    if not share_prefixes:
-        return batch_loader(rows, scoring_batches(rows.lengths(), max_tokens), pad_id)
-    from torch.utils.data import DataLoader
+def scoring_loader(rows: EncodedRows, max_tokens: int, pad_id: int, packing: bool) -> Any:
+    """A DataLoader over the rows for scoring: see `packed_batches` (packing.py), or `scoring_batches`."""
+    from analyticup.model.packing import packed_batches
 
-    from analyticup.model.prefix import collate_prefixes, prefix_batches
-
-    batches = prefix_batches(rows, max_tokens)
-    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: collate_prefixes(rows, batch))
+    batches = packed_batches(rows.tokens, max_tokens) if packing else scoring_batches(rows.lengths(), max_tokens)
+    return batch_loader(rows, batches, pad_id, packing)
 
 
-def batch_loader(rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int, first: int = 0) -> Any:
+def batch_loader(
+    rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int, packing: bool, first: int = 0
+) -> Any:
     """A DataLoader over ready-made batches, from the `first` on; Lightning shards it over devices by whole batches."""
     from torch.utils.data import DataLoader
 
+    from analyticup.model.packing import collate_packed
+
+    made = partial(collate_packed, rows) if packing else partial(collate, rows, pad_id=pad_id)
     order = _From(first, len(batches)) if first else None
-    return DataLoader(
-        list(batches), batch_size=None, sampler=order, collate_fn=lambda batch: collate(rows, batch, pad_id)
-    )
+    return DataLoader(list(batches), batch_size=None, sampler=order, collate_fn=made)
 
 
 def make_data_module(
@@ -152,6 +150,7 @@ def make_data_module(
     seed: int,
     max_rows: int,
     max_tokens: int,
+    packing: bool,
     start: tuple[int, int] = (0, 0),
 ) -> LightningDataModule:
     """The data of one fold: training rows reshuffled each epoch; `held_out` makes the loader of the rows to score.
@@ -164,7 +163,7 @@ def make_data_module(
         def train_dataloader(self) -> Any:
             epoch = self.trainer.current_epoch if self.trainer else 0
             batches = training_batches(train.lengths(), seed, epoch, max_rows, max_tokens)
-            return batch_loader(train, batches, pad_id, first=start[1] if epoch == start[0] else 0)
+            return batch_loader(train, batches, pad_id, packing, first=start[1] if epoch == start[0] else 0)
 
         def val_dataloader(self) -> Any:
             return held_out()

@@ -12,27 +12,28 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyticup.model.data import scoring_batches
+from analyticup.model.packing import packed_batches, packed_states
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
 KEPT_BYTES = 6 * 2**30
-BATCH_TOKENS = 512
+BATCH_TOKENS = 2048
 
 
 class FrozenStates:
     """Hidden states below the adapters, by prompt; kept in memory for the whole run."""
 
-    def __init__(self) -> None:
+    def __init__(self, packing: bool) -> None:
+        self._packing = packing
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self._bytes = 0
 
     def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> list[Tensor]:
         """What the first `layers` layers make of each prompt, [tokens, width] each, in the backbone's dtype.
 
-        Prompts of equal length go together, so that none is padded. On the CPU that this was measured on, the bits
-        then do not depend on which prompts stand beside each other.
+        On the CPU that this was measured on, the bits do not depend on which prompts stand beside each other.
         """
         from analyticup.progress import track
 
@@ -40,8 +41,8 @@ class FrozenStates:
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         made: dict[tuple[int, ...], Tensor] = {}
         with track(len(missing), f"{description}: frozen layers, rows") as progress:
-            for batch in _batches(missing):
-                made.update(zip(batch, _states(decoder, layers, batch), strict=True))
+            for batch in self._batches(missing):
+                made.update(zip(batch, self._states(decoder, layers, batch), strict=True))
                 progress.advance(len(batch))
         found = [self._kept[key] if key in self._kept else made[key] for key in keys]
         for key, states in made.items():
@@ -50,23 +51,27 @@ class FrozenStates:
                 self._bytes += states.nbytes
         return found
 
+    def _batches(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        import numpy as np
 
-def _batches(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    import numpy as np
+        if self._packing:
+            batches = packed_batches(prompts, BATCH_TOKENS)
+        else:
+            # Prompts of one length, so that none is padded.
+            batches = scoring_batches(np.array([len(ids) for ids in prompts]), BATCH_TOKENS)
+        return [[prompts[row] for row in batch] for batch in batches]
 
-    lengths = np.array([len(ids) for ids in prompts])
-    return [[prompts[row] for row in batch] for batch in scoring_batches(lengths, BATCH_TOKENS)]
+    def _states(self, decoder: Any, layers: int, batch: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        import torch
 
-
-def _states(decoder: Any, layers: int, batch: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    import torch
-
-    # no_grad and not inference_mode: the states become inputs of a training step.
-    with torch.no_grad(), only_layers(decoder, 0, layers):
-        tokens = torch.tensor(batch, device=next(decoder.parameters()).device)
-        states = decoder(input_ids=tokens, use_cache=False).last_hidden_state.cpu()
-    # Copies, as a view would keep the whole batch in memory.
-    return [row.clone() for row in states]
+        # no_grad and not inference_mode: the states become inputs of a training step.
+        with torch.no_grad(), only_layers(decoder, 0, layers):
+            if self._packing:
+                return packed_states(decoder, batch)
+            tokens = torch.tensor(batch, device=next(decoder.parameters()).device)
+            states = decoder(input_ids=tokens, use_cache=False).last_hidden_state.cpu()
+        # Copies, as a view would keep the whole batch in memory.
+        return [row.clone() for row in states]
 
 
 @contextlib.contextmanager

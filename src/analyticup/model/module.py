@@ -16,25 +16,24 @@ if TYPE_CHECKING:
     from analyticup.model.prompt import LabelWords
 
 
-def label_hidden(model: PeftModel, batch: Mapping[str, Tensor], frozen_layers: int = 0) -> Tensor:
+def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int = 0) -> Tensor:
     """Hidden state at the label position, [rows, width]; the output matrix is never applied elsewhere.
 
     `batch` as from `collate`: ids [rows, tokens] right-padded, or the states [rows, tokens, width] that come out of the
-    first `frozen_layers` layers; last [rows] is the index of the last prompt token. Or as from `collate_prefixes`.
+    first `frozen_layers` layers; last [rows] is the index of the last prompt token. Or as from `collate_packed`.
     """
     import torch
 
     from analyticup.model.frozen import only_layers
-    from analyticup.model.prefix import last_states
 
     matrix, run = output_matrix(model), decoder(model)
     # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
     casting = torch.autocast(matrix.device.type, dtype=matrix.dtype, enabled=matrix.dtype == torch.bfloat16)
     with casting, only_layers(run, frozen_layers, len(run.layers)):
-        if "prefixes" in batch:
-            return last_states(run, batch, frozen_layers)
         inputs = {"inputs_embeds": batch["states"]} if frozen_layers else {"input_ids": batch["ids"]}
-        hidden = run(**inputs, use_cache=False).last_hidden_state
+        hidden = run(**inputs, **batch.get("packed", {}), use_cache=False).last_hidden_state
+    if "packed" in batch:
+        return hidden[0, batch["last"]]
     return hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
 
 

@@ -55,17 +55,12 @@ class PromptEncoder:
         Queries and targets have the same length n; returns n lists, each at most
         `max_query_tokens + max_target_tokens` longer than the fixed words.
         """
-        return [[*first, *rest] for first, rest in self.encode_parts(queries, targets)]
-
-    def encode_parts(self, queries: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Each prompt as (its first text and the words around it, the rest): prompts with the same query, or target
-        where that comes first, have the same first part."""
         by_query = self._distinct(queries, self.settings.max_query_tokens)
         by_target = self._distinct(targets, self.settings.max_target_tokens)
         pairs = [(by_query[query], by_target[target]) for query, target in zip(queries, targets, strict=True)]
         if self.settings.target_first:
             pairs = [(target, query) for query, target in pairs]
-        return [([*self.head, *first, *self.middle], [*second, *self.tail]) for first, second in pairs]
+        return [[*self.head, *first, *self.middle, *second, *self.tail] for first, second in pairs]
 
     def _distinct(self, texts: Sequence[str], limit: int) -> dict[str, list[int]]:
         distinct = list(dict.fromkeys(texts))

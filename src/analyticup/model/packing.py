@@ -1,0 +1,226 @@
+"""Prompts of a batch side by side without padding, each beginning that several of them have in common only once.
+
+In a causal model nothing of a token depends on what follows it. So the prompts of a batch form a tree, the layers run
+once over the tree's tokens, and in attention each prompt sees its own path from the root alone. Categories, titles and
+the prompt's fixed words repeat, so a tree has far fewer tokens than its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from analyticup.errors import UserError
+from analyticup.model.data import cut_batches
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from analyticup.model.data import EncodedRows
+
+ATTENTION = "packed_prompts"
+# Attention's rows are this long or a multiple. On the CPU that this was measured on, the bits of a prompt's states then
+# do not depend on the prompts beside it (with rows as long as the longest prompt, 11 of 150 kept theirs).
+MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The tokens of a batch of prompts. Prompts are ordered by their ids; tokens are numbered prompt by prompt, each
+    where it first occurs.
+
+    `order` [prompts]: the prompts' numbers in the batch. `ids`, `positions` [tokens]. `paths` [prompts, longest]: the
+    numbers of each prompt's tokens, 0 beyond its end. `first` and `lengths` [prompts]: the position of the first token
+    that a prompt does not share with the one before it, and the number of its tokens.
+    """
+
+    order: np.ndarray
+    ids: np.ndarray
+    positions: np.ndarray
+    paths: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+
+
+class Packing(NamedTuple):
+    """Where attention finds the tokens of its rows: `queries` [prompts, most own tokens] and `keys` [prompts, longest]
+    are token numbers, `places` [tokens] is where each token stands in `queries`, read row by row."""
+
+    queries: Tensor
+    keys: Tensor
+    places: Tensor
+
+
+def packed_batches(tokens: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+    """Batches for scoring: prompts that begin alike together, the batch with the longest first (memory trouble shows at
+    once), every prompt once.
+
+    A batch holds at most max_tokens tokens as attention sees them (each prompt whole, padded), but at least one prompt.
+    """
+    import numpy as np
+
+    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
+    order = sorted(range(len(tokens)), key=tokens.__getitem__)
+    batches = cut_batches(order, lengths, len(tokens), max_tokens)
+    return sorted(batches, key=lambda batch: int(lengths[batch].max()), reverse=True)
+
+
+def make_tree(prompts: Sequence[Sequence[int]]) -> Tree:
+    """The tree of one prompt or more, each of one token or more; ids are 0 or higher."""
+    import numpy as np
+
+    lengths = np.array([len(ids) for ids in prompts])
+    table = np.full((len(prompts), lengths.max()), -1)
+    for row, ids in enumerate(prompts):
+        table[row, : len(ids)] = ids
+    order = np.lexsort(table.T[::-1])
+    table, lengths = table[order], lengths[order]
+    shared = np.zeros(table.shape, dtype=bool)
+    shared[1:] = np.logical_and.accumulate((table[1:] == table[:-1]) & (table[1:] >= 0), axis=1)
+    own = (table >= 0) & ~shared
+    numbers = np.where(own, np.cumsum(own).reshape(own.shape) - 1, 0)
+    return Tree(
+        order=order,
+        ids=table[own],
+        positions=np.nonzero(own)[1],
+        # A shared token is the last new one of its column, as numbers grow from prompt to prompt.
+        paths=np.where(table >= 0, np.maximum.accumulate(numbers, axis=0), 0),
+        first=shared.sum(axis=1),
+        lengths=lengths,
+    )
+
+
+def packed_inputs(tree: Tree) -> dict[str, Any]:
+    """What a decoder needs beside ids or states to run on the tree: `position_ids` [1, tokens], `attention_mask`
+    [prompts, 1, most own tokens, longest] (who sees whom; Transformers hands on a mask with four dimensions as it is),
+    and `packing`."""
+    import numpy as np
+    import torch
+
+    width = _rounded(int((tree.lengths - tree.first).max()))
+    positions = tree.first[:, None] + np.arange(width)
+    used = positions < tree.lengths[:, None]
+    # Unused places see the prompt's first token, and nothing reads them.
+    positions = np.where(used, positions, 0)
+    keys = np.zeros((len(tree.paths), _rounded(tree.paths.shape[1])), dtype=np.int64)
+    keys[:, : tree.paths.shape[1]] = tree.paths
+    mask = np.arange(keys.shape[1]) <= positions[:, :, None]
+    queries = np.take_along_axis(keys, positions, axis=1)
+    packing = Packing(*map(torch.from_numpy, (queries, keys, np.flatnonzero(used))))
+    return {
+        "position_ids": torch.from_numpy(tree.positions)[None],
+        "attention_mask": torch.from_numpy(mask[:, None]),
+        "packing": packing,
+    }
+
+
+def _rounded(length: int) -> int:
+    return max(1, -(-length // MULTIPLE)) * MULTIPLE
+
+
+def collate_packed(rows: EncodedRows, batch: Sequence[int]) -> dict[str, Any]:
+    """The batch's tree: its ids [1, tokens], or states [1, tokens, width] where the rows bring them; `packed`, the rest
+    of a decoder's inputs; and last token's number [rows], labels [rows] and row numbers [rows] in the tree's order."""
+    import numpy as np
+    import torch
+
+    tree = make_tree([rows.tokens[row] for row in batch])
+    order = [batch[number] for number in tree.order]
+    if rows.states is None:
+        given = {"ids": torch.from_numpy(tree.ids)[None]}
+    else:
+        own = [rows.states[row][first:] for row, first in zip(order, tree.first, strict=True)]
+        given = {"states": torch.cat(own)[None]}
+    return {
+        **given,
+        "packed": packed_inputs(tree),
+        "last": torch.from_numpy(tree.paths[np.arange(len(order)), tree.lengths - 1]),
+        "labels": torch.tensor([rows.labels[row] for row in order]),
+        "rows": torch.tensor(order),
+    }
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function for Transformers: scaled dot-product attention, in which each prompt of a pack is a row.
+
+    query [1, heads, tokens, width], key and value likewise; gives [1, tokens, heads, width]. Without `packing` the
+    inputs are rows already.
+    """
+    from torch.nn.functional import embedding, pad
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    def rows(states: Tensor, numbers: Tensor) -> Tensor:
+        found = embedding(numbers, states[0].transpose(0, 1).flatten(1))
+        return found.unflatten(2, (states.shape[1], -1)).transpose(1, 2)
+
+    def shared(states: Tensor) -> Tensor:
+        # The gradient of a shared token is a sum over prompts, which must not be rounded on the way.
+        return rows(states.float(), packing.keys).to(states.dtype)
+
+    if sliding_window is not None and sliding_window < attention_mask.shape[3]:
+        # Who is seen from `sliding_window` tokens on is too far away.
+        attention_mask = attention_mask & ~pad(attention_mask[..., sliding_window:], (0, sliding_window))
+    found, _ = sdpa_attention_forward(
+        module, rows(query, packing.queries), shared(key), shared(value), attention_mask, **kwargs
+    )
+    return embedding(packing.places, found.flatten(0, 1).flatten(1)).unflatten(1, found.shape[2:])[None], None
+
+
+def enable_packing(model: PreTrainedModel) -> None:
+    """Lets the model take packs, and everything else as before.
+
+    Raises UserError where it gives a pack other states than its prompts alone, as one with recurrent layers would.
+    """
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+        decoder = model.get_decoder()
+        prompts = [[1, 2, 3], [1, 2, 4, 5]]
+        with torch.no_grad():
+            alone = torch.cat([decoder(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in prompts])
+            found = packed_states(decoder, prompts)
+        if (torch.cat(found) - alone).norm() < 0.05 * alone.norm():
+            return
+    raise UserError(
+        f"model.packing: {type(model).__name__} cannot run on packed prompts; set model.packing=false, which is slower"
+    )
+
+
+def packed_states(decoder: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all."""
+    import torch
+
+    tree = make_tree(prompts)
+    inputs = packed_inputs(tree)
+    device = next(decoder.parameters()).device
+    moved = {
+        "input_ids": torch.from_numpy(tree.ids)[None].to(device),
+        "position_ids": inputs["position_ids"].to(device),
+        "attention_mask": inputs["attention_mask"].to(device),
+        "packing": Packing(*(part.to(device) for part in inputs["packing"])),
+    }
+    states = decoder(**moved, use_cache=False).last_hidden_state[0].cpu()
+    found: list[Tensor] = [states] * len(prompts)
+    for number, path, length in zip(tree.order, tree.paths, tree.lengths, strict=True):
+        found[number] = states[torch.from_numpy(path[:length])]
+    return found

@@ -1,0 +1,186 @@
+"""Packed prompts: every token once, and the same states, gradients and scores as each prompt alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import gemma
+
+from analyticup.config import LoraSettings
+from analyticup.errors import UserError
+from analyticup.model.backbone import add_adapter, frozen_layers, random_qwen3
+from analyticup.model.data import EncodedRows, collate
+from analyticup.model.frozen import FrozenStates
+from analyticup.model.module import decoder, label_hidden, output_matrix
+from analyticup.model.objective import two_way
+from analyticup.model.packing import (
+    ATTENTION,
+    MULTIPLE,
+    collate_packed,
+    enable_packing,
+    make_tree,
+    packed_batches,
+    packed_states,
+)
+from analyticup.model.prompt import LabelWords
+
+VOCABULARY = 120
+# Common beginnings longer than the window of Gemma's local layers; a prompt that begins another; one prompt twice; one
+# that has nothing in common with the rest.
+PROMPTS = [
+    [5, *range(60, 90), 9, 10],
+    [5, *range(60, 90), 9, 11, 12],
+    [5, 60, 7],
+    [5, *range(60, 72)],
+    [5, *range(60, 90), 9, 10],
+    [8],
+    [5, *range(60, 77), 3, *range(20, 39)],
+]
+LABELS = [1, 0, 1, 0, 1, 0, 1]
+
+
+def adapted(make, layers=None):
+    base = make(VOCABULARY)
+    enable_packing(base)
+    model = add_adapter(base, LoraSettings(r=4, layers=layers), seed=1)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(2)
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+    return model
+
+
+def test_a_tree_has_each_common_beginning_once_and_every_path_spells_its_prompt():
+    tree = make_tree(PROMPTS)
+    beginnings = {tuple(ids[: end + 1]) for ids in PROMPTS for end in range(len(ids))}
+    assert len(tree.ids) == len(tree.positions) == len(beginnings)
+    assert sorted(tree.order) == list(range(len(PROMPTS)))
+    for number, path, length in zip(tree.order, tree.paths, tree.lengths, strict=True):
+        assert tree.ids[path[:length]].tolist() == PROMPTS[number]
+        assert tree.positions[path[:length]].tolist() == list(range(length))
+
+
+def test_trees_of_random_prompts():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        prompts = [random.integers(0, 3, random.integers(1, 9)).tolist() for _ in range(random.integers(1, 12))]
+        tree = make_tree(prompts)
+        assert len(tree.ids) == len({tuple(ids[: end + 1]) for ids in prompts for end in range(len(ids))})
+        for number, path, length in zip(tree.order, tree.paths, tree.lengths, strict=True):
+            assert tree.ids[path[:length]].tolist() == prompts[number]
+
+
+@pytest.mark.parametrize(("make", "layers"), [(random_qwen3, None), (random_qwen3, 1), (gemma, None), (gemma, 2)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_states_and_gradients_of_a_pack_equal_those_of_padded_prompts(make, layers, checkpointing):
+    model = adapted(make, layers)
+    if checkpointing:
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    model.train()
+    rows = EncodedRows(PROMPTS, LABELS)
+    below = frozen_layers(model.get_base_model(), LoraSettings(layers=layers))
+    if below:
+        rows = replace(rows, states=FrozenStates(packing=False).of(decoder(model), below, rows.tokens, "test"))
+    words = LabelWords(negative=3, positive=4)
+    found = []
+    everything = range(len(PROMPTS))
+    for batch in (collate(rows, everything, 0), collate_packed(rows, everything)):
+        hidden = label_hidden(model, batch, below)
+        two_way(hidden, output_matrix(model), words, batch["labels"]).backward()
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        gradient = torch.cat([trained[name].grad.flatten() for name in sorted(trained)])
+        found.append((hidden.detach()[torch.argsort(batch["rows"])], gradient))
+        model.zero_grad()
+    (plain, plain_gradient), (packed, packed_gradient) = found
+    assert plain_gradient.abs().max() > 1e-4
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed_gradient, plain_gradient, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("make", [random_qwen3, gemma])
+def test_no_prompt_sees_another(make):
+    model = adapted(make).eval()
+    before = packed_states(decoder(model), PROMPTS)
+    for changed in range(len(PROMPTS)):
+        others = [*PROMPTS[:changed], [*PROMPTS[changed][:-1], 99], *PROMPTS[changed + 1 :]]
+        after = packed_states(decoder(model), others)
+        for number, (one, other) in enumerate(zip(before, after, strict=True)):
+            keep = len(one) - (number == changed)
+            torch.testing.assert_close(other[:keep], one[:keep], atol=1e-5, rtol=0)
+        assert (before[changed][-1] - after[changed][-1]).abs().max() > 1e-3
+
+
+def test_states_below_the_adapters_are_the_same_with_and_without_packing():
+    model = adapted(gemma, 2)
+    plain, packed = (FrozenStates(packing).of(decoder(model), 2, PROMPTS, "test") for packing in (False, True))
+    for one, other in zip(plain, packed, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
+
+
+def test_a_pack_in_bf16_is_as_close_to_float32_as_padded_prompts_are():
+    model = adapted(gemma).eval()
+    rows, everything = EncodedRows(PROMPTS, LABELS), range(len(PROMPTS))
+
+    def states(batch):
+        with torch.no_grad():
+            return label_hidden(model, batch)[torch.argsort(batch["rows"])].float()
+
+    exact = states(collate(rows, everything, 0))
+    model.to(torch.bfloat16)
+    plain, packed = states(collate(rows, everything, 0)), states(collate_packed(rows, everything))
+    assert 0 < (packed - exact).norm() < 1.2 * (plain - exact).norm() < 0.1 * exact.norm()
+
+
+def test_packed_batches_hold_every_prompt_once_within_the_bound():
+    random = np.random.default_rng(1)
+    tokens = [random.integers(0, 4, random.integers(1, 20)).tolist() for _ in range(200)]
+    for bound in (1, 50, 10**6):
+        batches = packed_batches(tokens, bound)
+        assert sorted(row for batch in batches for row in batch) == list(range(200))
+        longest = [max(len(tokens[row]) for row in batch) for batch in batches]
+        assert longest == sorted(longest, reverse=True)
+        assert all(len(batch) == 1 or most * len(batch) <= bound for batch, most in zip(batches, longest, strict=True))
+    assert packed_batches([], 50) == []
+    together = packed_batches([[1, 1], [2, 2], [1, 2], [2, 1]], 4)
+    assert sorted(map(sorted, together)) == [[0, 2], [1, 3]]
+
+
+def test_attention_rows_are_of_a_few_lengths_only():
+    packed = collate_packed(EncodedRows(PROMPTS, LABELS), range(len(PROMPTS)))["packed"]
+    prompts, _, own, longest = packed["attention_mask"].shape
+    assert prompts == len(PROMPTS) and own % MULTIPLE == longest % MULTIPLE == 0
+    assert packed["packing"].queries.shape == (prompts, own) and packed["packing"].keys.shape == (prompts, longest)
+
+
+def test_a_model_that_takes_packs_still_takes_padded_prompts_as_before():
+    ids, mask = torch.tensor([[0, 5, 60, 7], [8, 9, 10, 11]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    model = gemma(VOCABULARY)
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        enable_packing(model)
+        assert model.config._attn_implementation == ATTENTION
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, before, atol=0, rtol=0)
+
+
+def test_a_model_whose_layers_look_along_the_pack_is_refused():
+    model = random_qwen3(VOCABULARY)
+    original = type(model.model.layers[0]).forward
+
+    def recurrent(self, hidden_states, *args, **kwargs):
+        return original(self, hidden_states.cumsum(1), *args, **kwargs)
+
+    model.model.layers[0].forward = recurrent.__get__(model.model.layers[0])
+    with pytest.raises(UserError, match=r"Qwen3ForCausalLM cannot run on packed prompts; set model\.packing=false"):
+        enable_packing(model)
+
+
+def test_a_model_with_another_attention_is_refused():
+    model = random_qwen3(VOCABULARY)
+    model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"set model\.packing=false"):
+        enable_packing(model)
