@@ -18,7 +18,7 @@ from analyticup.model.module import decoder, label_hidden, output_matrix
 from analyticup.model.objective import two_way
 from analyticup.model.packing import (
     ATTENTION,
-    MULTIPLE,
+    QUERIES,
     collate_packed,
     enable_packing,
     make_tree,
@@ -150,11 +150,16 @@ def test_packed_batches_hold_every_prompt_once_within_the_bound():
     assert sorted(map(sorted, together)) == [[0, 2], [1, 3]]
 
 
-def test_attention_rows_are_of_a_few_lengths_only():
+def test_attention_has_rows_for_a_prompts_own_tokens_alone():
     packed = collate_packed(EncodedRows(PROMPTS, LABELS), range(len(PROMPTS)))["packed"]
-    prompts, _, own, longest = packed["attention_mask"].shape
-    assert prompts == len(PROMPTS) and own % MULTIPLE == longest % MULTIPLE == 0
-    assert packed["packing"].queries.shape == (prompts, own) and packed["packing"].keys.shape == (prompts, longest)
+    rows, _, own, longest = packed["attention_mask"].shape
+    # Own tokens by order: 6, 12, 25, 2, 0 (the prompt that is there twice) and 3 after "5 60 7", and 1.
+    tree = make_tree(PROMPTS)
+    assert rows == sum(
+        -(-int(length - first) // QUERIES) for length, first in zip(tree.lengths, tree.first, strict=True)
+    )
+    assert own == QUERIES and longest % QUERIES == 0 and longest >= 37
+    assert packed["packing"].queries.shape == (rows, own) and packed["packing"].keys.shape == (rows, longest)
 
 
 def test_a_model_that_takes_packs_still_takes_padded_prompts_as_before():

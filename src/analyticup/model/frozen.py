@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
 KEPT_BYTES = 6 * 2**30
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 4096
 
 
 class FrozenStates:
