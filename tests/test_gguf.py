@@ -83,7 +83,7 @@ def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path
         monkeypatch.setattr(
             kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
         )
-    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32"))
+    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32", packing=False))
     source = ModelSource(settings, tmp_path, Machine("cpu", 1, None))
     for _ in range(3):
         source.backbone()
