@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import gemma
@@ -64,6 +65,30 @@ def test_a_tree_has_each_common_beginning_once_and_every_path_spells_its_prompt(
         assert tree.positions[path[:length]].tolist() == list(range(length))
 
 
+def test_a_tree_without_sharing_has_all_tokens_of_every_prompt():
+    tree = make_tree(PROMPTS, share=False)
+    assert len(tree.ids) == sum(map(len, PROMPTS)) and not tree.first.any()
+    numbers = [number for path, length in zip(tree.paths, tree.lengths, strict=True) for number in path[:length]]
+    assert numbers == list(range(len(tree.ids)))
+
+
+def test_training_with_dropout_shares_no_tokens(tmp_path, monkeypatch):
+    from analyticup.config import ModelSettings, Settings, TrainSettings
+    from analyticup.model import packing
+    from analyticup.train import Machine, ModelSource, train_fold
+
+    asked = []
+    made = packing.collate_packed
+    monkeypatch.setattr(packing, "collate_packed", lambda *given, share: asked.append(share) or made(*given, share))
+    table = pd.DataFrame({"query": ["bag", "red bag"], "target": ["bags", "bags"], "label": [0, 1]})
+    for dropout in (0.0, 0.1):
+        lora = LoraSettings(r=2, dropout=dropout)
+        model = ModelSettings(backbone="random:qwen3", dtype="float32", lora=lora)
+        settings = Settings(model=model, train=TrainSettings(epochs=1))
+        train_fold(table, table.head(0), settings, ModelSource(settings, tmp_path, Machine("cpu", 1, 1)), 3, "t", None)
+    assert asked == [True, False]
+
+
 def test_trees_of_random_prompts():
     random = np.random.default_rng(0)
     for _ in range(300):
@@ -75,8 +100,8 @@ def test_trees_of_random_prompts():
 
 
 @pytest.mark.parametrize(("make", "layers"), [(random_qwen3, None), (random_qwen3, 1), (gemma, None), (gemma, 2)])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_states_and_gradients_of_a_pack_equal_those_of_padded_prompts(make, layers, checkpointing):
+@pytest.mark.parametrize(("checkpointing", "share"), [(False, True), (True, True), (False, False)])
+def test_states_and_gradients_of_a_pack_equal_those_of_padded_prompts(make, layers, checkpointing, share):
     model = adapted(make, layers)
     if checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
@@ -89,7 +114,7 @@ def test_states_and_gradients_of_a_pack_equal_those_of_padded_prompts(make, laye
     words = LabelWords(negative=3, positive=4)
     found = []
     everything = range(len(PROMPTS))
-    for batch in (collate(rows, everything, 0), collate_packed(rows, everything)):
+    for batch in (collate(rows, everything, 0), collate_packed(rows, everything, share)):
         hidden = label_hidden(model, batch, below)
         two_way(hidden, output_matrix(model), words, batch["labels"]).backward()
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -187,5 +212,17 @@ def test_a_model_whose_layers_look_along_the_pack_is_refused():
 def test_a_model_with_another_attention_is_refused():
     model = random_qwen3(VOCABULARY)
     model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"set model\.packing=false"):
+        enable_packing(model)
+
+
+def test_a_model_that_hands_nothing_on_to_its_attention_is_refused():
+    model = random_qwen3(VOCABULARY)
+    original = model.model.forward
+
+    def strict(input_ids=None, attention_mask=None, position_ids=None, use_cache=None):
+        return original(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+    model.model.forward = strict
     with pytest.raises(UserError, match=r"set model\.packing=false"):
         enable_packing(model)

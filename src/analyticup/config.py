@@ -74,8 +74,8 @@ class ModelSettings:
     dtype: str = "auto"
     lora: LoraSettings = field(default_factory=LoraSettings)
     gradient_checkpointing: bool = False
-    # Run a batch of prompts without padding, what several of them begin with only once: faster, the same figures but
-    # for rounding. Rates with and without: README, Speed.
+    # Run a batch of prompts without padding, what several of them begin with only once (in training only without
+    # lora.dropout): faster, the same figures but for rounding. Rates with and without: README, Speed.
     packing: bool = True
 
 
@@ -238,8 +238,8 @@ class TrainSettings:
 
 @dataclass
 class PredictSettings:
-    # Counted as attention sees them: each prompt whole and padded. Rows/s on two CPU cores with 270M parameters, packed:
-    # 54 and 59 with 1024, 65 and 64 with 2048, 71 and 73 with 4096, 72 and 66 with 8192.
+    # Counted as attention sees them: each prompt whole and padded. Rows/s of packed prompts on two CPU cores with 270M
+    # parameters: 54 and 59 with 1024, 65 and 64 with 2048, 71 and 73 with 4096, 72 and 66 with 8192.
     max_batch_tokens: int = 4096
     # Add the adapters to the weights before dev and test are scored: faster, but rounded to the backbone's dtype.
     merge_adapters: bool = False

@@ -163,7 +163,11 @@ def train_fold(
     resumed = resumption(checkpoint, module, description)
     packing = settings.model.packing
     held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
-    data = make_data_module(rows, held_out_loader, source.pad_id, seed, **limits, packing=packing, start=resumed.start)
+    # Dropout is drawn token by token: each prompt needs its own.
+    share = not settings.model.lora.dropout
+    data = make_data_module(
+        rows, held_out_loader, source.pad_id, seed, **limits, packing=packing, share=share, start=resumed.start
+    )
     progress = progress_callback(description, sum(per_epoch), scored)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)

@@ -76,7 +76,7 @@ def prompts_load(lengths: Sequence[int]) -> Load:
 
 
 def packed_load(prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Load:
-    """The prompts in packs of these rows (see packing.py)."""
+    """The prompts in packs of these rows, which share what they begin with (see packing.py)."""
     from analyticup.model.packing import make_tree
 
     trees = [make_tree([prompts[row] for row in batch]) for batch in batches]

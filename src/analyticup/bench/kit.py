@@ -69,7 +69,8 @@ class KitTraining:
         from analyticup.model.frozen import BATCH_TOKENS
 
         shape, adapted = self.shape, self.shape.layers - self.frozen
-        load, below = _load(self.work, encoded, batches), 0.0
+        alone = self.work.settings.model.lora.dropout > 0
+        load, below = prompts_load(encoded.lengths().tolist()) if alone else _load(self.work, encoded, batches), 0.0
         if self.frozen and not self.kept:
             below = forward_flops(shape, _scoring_load(self.work, encoded, BATCH_TOKENS), self.frozen, 0)
         whole = self.work.settings.train.objective == "label_nll"

@@ -131,14 +131,22 @@ def scoring_loader(rows: EncodedRows, max_tokens: int, pad_id: int, packing: boo
 
 
 def batch_loader(
-    rows: EncodedRows, batches: Sequence[Sequence[int]], pad_id: int, packing: bool, first: int = 0
+    rows: EncodedRows,
+    batches: Sequence[Sequence[int]],
+    pad_id: int,
+    packing: bool,
+    share: bool = True,
+    first: int = 0,
 ) -> Any:
-    """A DataLoader over ready-made batches, from the `first` on; Lightning shards it over devices by whole batches."""
+    """A DataLoader over ready-made batches, from the `first` on; Lightning shards it over devices by whole batches.
+
+    With `packing` they are packs, in which prompts `share` what they begin with.
+    """
     from torch.utils.data import DataLoader
 
     from analyticup.model.packing import collate_packed
 
-    made = partial(collate_packed, rows) if packing else partial(collate, rows, pad_id=pad_id)
+    made = partial(collate_packed, rows, share=share) if packing else partial(collate, rows, pad_id=pad_id)
     order = _From(first, len(batches)) if first else None
     return DataLoader(list(batches), batch_size=None, sampler=order, collate_fn=made)
 
@@ -151,6 +159,7 @@ def make_data_module(
     max_rows: int,
     max_tokens: int,
     packing: bool,
+    share: bool = True,
     start: tuple[int, int] = (0, 0),
 ) -> LightningDataModule:
     """The data of one fold: training rows reshuffled each epoch; `held_out` makes the loader of the rows to score.
@@ -163,7 +172,7 @@ def make_data_module(
         def train_dataloader(self) -> Any:
             epoch = self.trainer.current_epoch if self.trainer else 0
             batches = training_batches(train.lengths(), seed, epoch, max_rows, max_tokens)
-            return batch_loader(train, batches, pad_id, packing, first=start[1] if epoch == start[0] else 0)
+            return batch_loader(train, batches, pad_id, packing, share, first=start[1] if epoch == start[0] else 0)
 
         def val_dataloader(self) -> Any:
             return held_out()

@@ -7,6 +7,7 @@ the prompt's fixed words repeat, so a tree has far fewer tokens than its prompts
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,8 +70,11 @@ def packed_batches(tokens: Sequence[Sequence[int]], max_tokens: int) -> list[lis
     return sorted(batches, key=lambda batch: int(lengths[batch].max()), reverse=True)
 
 
-def make_tree(prompts: Sequence[Sequence[int]]) -> Tree:
-    """The tree of one prompt or more, each of one token or more; ids are 0 or higher."""
+def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
+    """The tree of one prompt or more, each of one token or more; ids are 0 or higher.
+
+    Without `share` every prompt has all its tokens to itself.
+    """
     import numpy as np
 
     lengths = np.array([len(ids) for ids in prompts])
@@ -80,7 +84,8 @@ def make_tree(prompts: Sequence[Sequence[int]]) -> Tree:
     order = np.lexsort(table.T[::-1])
     table, lengths = table[order], lengths[order]
     shared = np.zeros(table.shape, dtype=bool)
-    shared[1:] = np.logical_and.accumulate((table[1:] == table[:-1]) & (table[1:] >= 0), axis=1)
+    if share:
+        shared[1:] = np.logical_and.accumulate((table[1:] == table[:-1]) & (table[1:] >= 0), axis=1)
     own = (table >= 0) & ~shared
     numbers = np.where(own, np.cumsum(own).reshape(own.shape) - 1, 0)
     return Tree(
@@ -103,7 +108,7 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
 
     counts = -(-(tree.lengths - tree.first) // QUERIES)
     prompts = np.repeat(np.arange(len(counts)), counts)
-    # The how-manieth row of its prompt each row is.
+    # Numbers the rows of each prompt.
     turns = np.arange(len(prompts)) - np.repeat(np.cumsum(counts) - counts, counts)
     positions = (tree.first[prompts] + turns * QUERIES)[:, None] + np.arange(QUERIES)
     used = positions < tree.lengths[prompts, None]
@@ -120,13 +125,13 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     }
 
 
-def collate_packed(rows: EncodedRows, batch: Sequence[int]) -> dict[str, Any]:
+def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) -> dict[str, Any]:
     """The batch's tree: its ids [1, tokens], or states [1, tokens, width] where the rows bring them; `packed`, the rest
     of a decoder's inputs; and last token's number [rows], labels [rows] and row numbers [rows] in the tree's order."""
     import numpy as np
     import torch
 
-    tree = make_tree([rows.tokens[row] for row in batch])
+    tree = make_tree([rows.tokens[row] for row in batch], share)
     order = [batch[number] for number in tree.order]
     if rows.states is None:
         given = {"ids": torch.from_numpy(tree.ids)[None]}
@@ -207,11 +212,12 @@ def enable_packing(model: PreTrainedModel) -> None:
         model.set_attn_implementation(ATTENTION)
         decoder = model.get_decoder()
         prompts = [[1, 2, 3], [1, 2, 4, 5]]
-        with torch.no_grad():
+        # A decoder that hands nothing on to its attention takes no `packing`.
+        with torch.no_grad(), contextlib.suppress(TypeError):
             alone = torch.cat([decoder(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in prompts])
-            found = packed_states(decoder, prompts)
-        if (torch.cat(found) - alone).norm() < 0.05 * alone.norm():
-            return
+            found = torch.cat(packed_states(decoder, prompts))
+            if (found - alone).norm() < 0.05 * alone.norm():
+                return
     raise UserError(
         f"model.packing: {type(model).__name__} cannot run on packed prompts; set model.packing=false, which is slower"
     )
