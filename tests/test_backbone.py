@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tiny_models import fill_adapter_at_random
 
 from analyticup.config import LoraSettings, ModelSettings, PromptSettings
 from analyticup.errors import UserError
@@ -46,11 +47,7 @@ def tokenizer():
 def trained(tokenizer, targets="all-linear"):
     """An adapter whose every tensor matters."""
     model = add_adapter(random_qwen3(len(tokenizer)), LoraSettings(r=4, alpha=8, targets=targets), seed=1).eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(2)
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
+    fill_adapter_at_random(model)
     return model
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import gemma
+from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 
 from analyticup.config import LoraSettings, PromptSettings
 from analyticup.model import frozen as frozen_module
@@ -20,8 +20,7 @@ from analyticup.model.backbone import (
 )
 from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
-from analyticup.model.module import decoder, label_hidden, output_matrix
-from analyticup.model.objective import two_way
+from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import enable_packing
 from analyticup.model.prompt import PromptEncoder
 
@@ -39,11 +38,7 @@ def words():
 
 def adapted(make, layers):
     model = add_adapter(make(len(random_tokenizer())), LoraSettings(r=4, layers=layers), seed=1)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(2)
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
+    fill_adapter_at_random(model)
     return model
 
 
@@ -52,14 +47,9 @@ def test_states_and_gradients_equal_the_whole_model(make, layers, rows, words):
     model = adapted(make, layers)
     below = frozen_layers(model.get_base_model(), LoraSettings(layers=layers))
     states = FrozenStates(packing=False).of(decoder(model), below, rows.tokens, "test")
-    labels = torch.tensor(rows.labels)
     found = []
     for batch, start in ((collate(rows, range(3), 0), 0), (collate(replace(rows, states=states), range(3), 0), below)):
-        hidden = label_hidden(model, batch, start)
-        two_way(hidden, output_matrix(model), words, labels).backward()
-        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        found.append((hidden.detach(), torch.cat([trained[name].grad.flatten() for name in sorted(trained)])))
-        model.zero_grad()
+        found.append(states_and_gradient(model, batch, start, words))
     (whole, whole_gradient), (split, split_gradient) = found
     assert whole_gradient.abs().max() > 1e-4
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import fill_adapter_at_random
 from torch.nn.functional import cross_entropy
 
 from analyticup.config import CHOICES, LoraSettings, PromptSettings, TrainSettings
@@ -43,11 +44,7 @@ def tokenizer():
 def adapted(tokenizer, **lora):
     """A random Qwen3 with a LoRA adapter that does something."""
     made = add_adapter(random_qwen3(len(tokenizer)), LoraSettings(r=4, **lora), seed=1)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(2)
-        for name, value in made.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
+    fill_adapter_at_random(made)
     return made
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import gemma
+from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 
 from analyticup.config import LoraSettings
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, frozen_layers, random_qwen3
 from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
-from analyticup.model.module import decoder, label_hidden, output_matrix
-from analyticup.model.objective import two_way
+from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import (
     ATTENTION,
     QUERIES,
@@ -47,11 +46,7 @@ def adapted(make, layers=None):
     base = make(VOCABULARY)
     enable_packing(base)
     model = add_adapter(base, LoraSettings(r=4, layers=layers), seed=1)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(2)
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
+    fill_adapter_at_random(model)
     return model
 
 
@@ -115,12 +110,7 @@ def test_states_and_gradients_of_a_pack_equal_those_of_padded_prompts(make, laye
     found = []
     everything = range(len(PROMPTS))
     for batch in (collate(rows, everything, 0), collate_packed(rows, everything, share)):
-        hidden = label_hidden(model, batch, below)
-        two_way(hidden, output_matrix(model), words, batch["labels"]).backward()
-        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        gradient = torch.cat([trained[name].grad.flatten() for name in sorted(trained)])
-        found.append((hidden.detach()[torch.argsort(batch["rows"])], gradient))
-        model.zero_grad()
+        found.append(states_and_gradient(model, batch, below, words))
     (plain, plain_gradient), (packed, packed_gradient) = found
     assert plain_gradient.abs().max() > 1e-4
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
@@ -178,12 +168,10 @@ def test_packed_batches_hold_every_prompt_once_within_the_bound():
 def test_attention_has_rows_for_a_prompts_own_tokens_alone():
     packed = collate_packed(EncodedRows(PROMPTS, LABELS), range(len(PROMPTS)))["packed"]
     rows, _, own, longest = packed["attention_mask"].shape
-    # Own tokens by order: 6, 12, 25, 2, 0 (the prompt that is there twice) and 3 after "5 60 7", and 1.
     tree = make_tree(PROMPTS)
-    assert rows == sum(
-        -(-int(length - first) // QUERIES) for length, first in zip(tree.lengths, tree.first, strict=True)
-    )
-    assert own == QUERIES and longest % QUERIES == 0 and longest >= 37
+    assert (tree.lengths - tree.first).tolist() == [3, 11, 25, 15, 0, 2, 1]
+    assert QUERIES == 16 and rows == 1 + 1 + 2 + 1 + 0 + 1 + 1
+    assert own == QUERIES and longest == 48
     assert packed["packing"].queries.shape == (rows, own) and packed["packing"].keys.shape == (rows, longest)
 
 

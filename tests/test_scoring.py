@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_models import fill_adapter_at_random
 
 from analyticup.config import LoraSettings, ModelSettings, Settings
 from analyticup.model.backbone import add_adapter
@@ -31,11 +32,7 @@ def rows():
 
 def adapted(source):
     model = add_adapter(source.backbone(), SETTINGS.model.lora, seed=1)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(2)
-        for name, value in model.named_parameters():
-            if "lora_B" in name:
-                value.normal_(std=0.1)
+    fill_adapter_at_random(model)
     return model.eval()
 
 

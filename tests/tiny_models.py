@@ -1,8 +1,11 @@
-"""Random models that are built in a moment."""
+"""Random models that are built in a moment, and what tests ask of them."""
 
 from __future__ import annotations
 
 import torch
+
+from analyticup.model.module import label_hidden, output_matrix
+from analyticup.model.objective import two_way
 
 
 def gemma(vocabulary):
@@ -23,3 +26,22 @@ def gemma(vocabulary):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Gemma3ForCausalLM(config).eval()
+
+
+def fill_adapter_at_random(model):
+    """Gives a fresh adapter, which changes nothing yet, values that matter."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(2)
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.1)
+
+
+def states_and_gradient(model, batch, frozen_layers, words):
+    """Hidden states at the label positions in the order of the rows' numbers, and the gradient of a loss on them."""
+    hidden = label_hidden(model, batch, frozen_layers)
+    two_way(hidden, output_matrix(model), words, batch["labels"]).backward()
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    gradient = torch.cat([trained[name].grad.flatten() for name in sorted(trained)])
+    model.zero_grad()
+    return hidden.detach()[torch.argsort(batch["rows"])], gradient

@@ -141,6 +141,7 @@ def train_fold(
     from analyticup.model.compiling import compiled
     from analyticup.model.data import make_data_module, scoring_loader, training_batches
     from analyticup.model.module import decoder, make_module
+    from analyticup.model.packing import shares_in_training
 
     labels = set(training["label"].dropna().astype(int))
     if labels != {0, 1}:
@@ -163,8 +164,7 @@ def train_fold(
     resumed = resumption(checkpoint, module, description)
     packing = settings.model.packing
     held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
-    # Dropout is drawn token by token: each prompt needs its own.
-    share = not settings.model.lora.dropout
+    share = shares_in_training(settings.model)
     data = make_data_module(
         rows, held_out_loader, source.pad_id, seed, **limits, packing=packing, share=share, start=resumed.start
     )

@@ -67,10 +67,11 @@ class KitTraining:
 
     def _flops(self, encoded: EncodedRows, batches: list[list[int]]) -> float:
         from analyticup.model.frozen import BATCH_TOKENS
+        from analyticup.model.packing import shares_in_training
 
         shape, adapted = self.shape, self.shape.layers - self.frozen
-        alone = self.work.settings.model.lora.dropout > 0
-        load, below = prompts_load(encoded.lengths().tolist()) if alone else _load(self.work, encoded, batches), 0.0
+        load = _load(self.work, encoded, batches, share=shares_in_training(self.work.settings.model))
+        below = 0.0
         if self.frozen and not self.kept:
             below = forward_flops(shape, _scoring_load(self.work, encoded, BATCH_TOKENS), self.frozen, 0)
         whole = self.work.settings.train.objective == "label_nll"
@@ -78,8 +79,8 @@ class KitTraining:
         return below + forward_flops(shape, load, adapted, adapted) + backward_flops(shape, load, adapted) + head
 
 
-def _load(work: Work, encoded: EncodedRows, batches: list[list[int]]) -> Load:
-    if work.settings.model.packing:
+def _load(work: Work, encoded: EncodedRows, batches: list[list[int]], share: bool = True) -> Load:
+    if work.settings.model.packing and share:
         return packed_load(encoded.tokens, batches)
     return prompts_load(encoded.lengths().tolist())
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from lightning import LightningDataModule
     from torch import Tensor
 
-T = TypeVar("T")
 # Rows are shuffled, then sorted by length inside blocks of this many batches: little padding, still random batches.
 BATCHES_PER_BLOCK = 16
 
@@ -74,14 +73,8 @@ def scoring_batches(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
 
     batches: list[list[int]] = []
     for length in np.unique(lengths)[::-1]:
-        batches += cut_equal(np.flatnonzero(lengths == length).tolist(), int(length), max_tokens)
+        batches += cut_batches(np.flatnonzero(lengths == length), lengths, len(lengths), max_tokens)
     return batches
-
-
-def cut_equal(rows: Sequence[T], length: int, max_tokens: int) -> list[list[T]]:
-    """Cuts rows of `length` tokens each into batches of at most max_tokens tokens, but at least one row."""
-    size = max(1, max_tokens // max(1, length))
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def collate(rows: EncodedRows, batch: Sequence[int], pad_id: int) -> dict[str, Any]:

@@ -37,9 +37,7 @@ def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int 
     return hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
 
 
-def reference_margins(
-    model: PeftModel, batch: Mapping[str, Tensor], words: LabelWords, frozen_layers: int = 0
-) -> Tensor:
+def reference_margins(model: PeftModel, batch: Mapping[str, Any], words: LabelWords, frozen_layers: int = 0) -> Tensor:
     """Logit margins of the backbone without its adapters, float32 [rows]: no gradient, no dropout, nothing kept.
 
     Arguments as for `label_hidden`. Call it before the pass that is trained: PEFT switches the gradients of the
@@ -97,15 +95,15 @@ def make_module(
             self.loss = loss_function(settings)
             self.scored: dict[str, list[Tensor]] = {}
 
-        def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        def _hidden(self, batch: dict[str, Any]) -> Tensor:
             return label_hidden(self.model, batch, frozen_layers)
 
-        def _reference(self, batch: dict[str, Tensor]) -> Tensor | None:
+        def _reference(self, batch: dict[str, Any]) -> Tensor | None:
             if settings.objective not in NEEDS_REFERENCE:
                 return None
             return reference_margins(self.model, batch, words, frozen_layers)
 
-        def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
             reference = self._reference(batch)
             loss = self.loss(self._hidden(batch), output_matrix(self.model), words, batch["labels"], reference)
             self.log("train/loss", loss, batch_size=len(batch["labels"]))
@@ -114,7 +112,7 @@ def make_module(
         def on_validation_epoch_start(self) -> None:
             self.scored = {"rows": [], "margins": [], "labels": []}
 
-        def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        def validation_step(self, batch: dict[str, Any], index: int) -> None:
             scores = margins(self._hidden(batch), output_matrix(self.model), words)
             for name, value in (("rows", batch["rows"]), ("margins", scores), ("labels", batch["labels"])):
                 self.scored[name].append(value.cpu())
@@ -140,7 +138,7 @@ def make_module(
                 torch.cat(self.scored["labels"])[order],
             )
 
-        def predict_step(self, batch: dict[str, Tensor], index: int) -> tuple[Tensor, Tensor]:
+        def predict_step(self, batch: dict[str, Any], index: int) -> tuple[Tensor, Tensor]:
             return batch["rows"].cpu(), margins(self._hidden(batch), output_matrix(self.model), words).cpu()
 
         def configure_optimizers(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from analyticup.config import ModelSettings
 from analyticup.errors import UserError
 from analyticup.model.data import cut_batches
 
@@ -125,6 +126,11 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     }
 
 
+def shares_in_training(settings: ModelSettings) -> bool:
+    """Whether prompts of a training pack share tokens: dropout is drawn token by token, so each needs its own."""
+    return not settings.lora.dropout
+
+
 def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) -> dict[str, Any]:
     """The batch's tree: its ids [1, tokens], or states [1, tokens, width] where the rows bring them; `packed`, the rest
     of a decoder's inputs; and last token's number [rows], labels [rows] and row numbers [rows] in the tree's order."""
@@ -226,16 +232,11 @@ def enable_packing(model: PreTrainedModel) -> None:
 def packed_states(decoder: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all."""
     import torch
+    from lightning.fabric.utilities import move_data_to_device
 
     tree = make_tree(prompts)
-    inputs = packed_inputs(tree)
-    device = next(decoder.parameters()).device
-    moved = {
-        "input_ids": torch.from_numpy(tree.ids)[None].to(device),
-        "position_ids": inputs["position_ids"].to(device),
-        "attention_mask": inputs["attention_mask"].to(device),
-        "packing": Packing(*(part.to(device) for part in inputs["packing"])),
-    }
+    inputs = {"input_ids": torch.from_numpy(tree.ids)[None], **packed_inputs(tree)}
+    moved = move_data_to_device(inputs, next(decoder.parameters()).device)
     states = decoder(**moved, use_cache=False).last_hidden_state[0].cpu()
     found: list[Tensor] = [states] * len(prompts)
     for number, path, length in zip(tree.order, tree.paths, tree.lengths, strict=True):
