@@ -55,7 +55,7 @@ class Training:
 
     def run(self, identity: str = "own", minutes: float = EVERY_STEP) -> dict[str, bytes]:
         """The bytes of the adapter and of the held-out margins."""
-        source = ModelSource(self.given, self.folder, Machine("cpu", 1, 1))
+        source = ModelSource(self.given, self.folder, Machine("cpu", 1))
         checkpoint = StepCheckpoint(self.path, identity, minutes)
         model, margins = train_fold(rows(26, 1), rows(9, 2), self.given, source, 3, "fold", None, checkpoint)
         out = self.folder / "out"
@@ -192,4 +192,4 @@ def test_a_failed_write_keeps_the_checkpoint_before_and_leaves_no_scratch(tmp_pa
     assert checkpoint.read()[1] == {"epoch": 1}
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["fold.safetensors"]
     discard(checkpoint.path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(checkpoint.path.parent.iterdir()) == []

@@ -48,7 +48,7 @@ def settings(layers=None, compile_min_steps=None, compile_min_rows=None, **model
 
 def train(folder, compile_min_steps, **model):
     given = settings(compile_min_steps=compile_min_steps, **model)
-    source = ModelSource(given, folder, Machine("cpu", 1, 1))
+    source = ModelSource(given, folder, Machine("cpu", 1))
     adapted, margins = train_fold(rows(26), rows(9), given, source, 3, "fold", None, None)
     folder.mkdir(exist_ok=True)
     save_adapter(adapted, folder, "base")
@@ -97,7 +97,7 @@ def test_a_compiled_training_comes_to_the_same_adapter(tmp_path, traced, model):
 @pytest.mark.parametrize("layers", [None, 1])
 def test_rows_are_scored_alike_by_compiled_layers(tmp_path, traced, layers):
     plain, fast, few = (settings(layers, compile_min_rows=smallest) for smallest in (None, 15, 16))
-    source = ModelSource(plain, tmp_path, Machine("cpu", 1, 1))
+    source = ModelSource(plain, tmp_path, Machine("cpu", 1))
     model = add_adapter(source.backbone(), plain.model.lora, 3).eval()
     # 15 of them are distinct.
     table = rows(20)

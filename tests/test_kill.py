@@ -28,8 +28,9 @@ TINY = [
     "model.lora.dropout=0.2",
     "tracking.mode=disabled",
     "machine.accelerator=cpu",
-    # A second thread would not survive the fork.
+    # A second thread would not survive the fork, and faults are set in the process that forks.
     "machine.threads=1",
+    "machine.workers=1",
     # After every optimiser step.
     "machine.checkpoint_minutes=1e-9",
     "data.sample.train_queries=30",

@@ -80,7 +80,7 @@ def test_training_with_dropout_shares_no_tokens(tmp_path, monkeypatch):
         lora = LoraSettings(r=2, dropout=dropout)
         model = ModelSettings(backbone="random:qwen3", dtype="float32", lora=lora)
         settings = Settings(model=model, train=TrainSettings(epochs=1))
-        train_fold(table, table.head(0), settings, ModelSource(settings, tmp_path, Machine("cpu", 1, 1)), 3, "t", None)
+        train_fold(table, table.head(0), settings, ModelSource(settings, tmp_path, Machine("cpu", 1)), 3, "t", None)
     assert asked == [True, False]
 
 

@@ -22,6 +22,8 @@ TINY = [
     "model.lora.r=2",
     "tracking.mode=disabled",
     "machine.accelerator=cpu",
+    # Tests replace functions of this process.
+    "machine.workers=1",
     "data.sample.train_queries=40",
     "data.sample.dev_queries=26",
     "data.sample.test_queries=26",
@@ -245,7 +247,7 @@ def test_what_moves_scores_enters_the_identity_of_who_scores(override: str, stag
 @pytest.mark.parametrize(
     "override",
     [
-        *("paths.artifacts=/elsewhere", "machine.threads=1", "machine.devices=2", "tracking.mode=online", "name=other"),
+        *("paths.artifacts=/elsewhere", "machine.threads=1", "machine.workers=7", "tracking.mode=online", "name=other"),
         *("predict.max_batch_tokens=99", "embedder.batch_size=3", "translate.seedx.batch_size=2"),
     ],
 )

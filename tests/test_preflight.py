@@ -445,13 +445,34 @@ def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_too(tmp_path):
 
 def test_a_gpu_is_named_and_both_memories_are_compared(tmp_path, monkeypatch):
     machine(monkeypatch, MachineFacts("cuda", (("Card X", int(24e9)),), 10**12))
-    arguments = [f"model.revision={COMMIT}", "model.dtype=bfloat16", "machine.devices=2"]
+    arguments = [f"model.revision={COMMIT}", "model.dtype=bfloat16"]
     found = look(tmp_path, "model.backbone=some/Big-14B", *arguments)
     assert only(found, "device: Card X, 24.0 GB of its memory free")[0] == "ok"
-    assert only(found, "machine.devices = 2", "GPUs on this machine: 1")[0] == "blocks"
     assert only(found, "memory for the backbone", "free of main memory")[0] == "ok"
     assert only(found, "memory for the backbone", "free of Card X", "does not fit")[0] == "blocks"
     assert not [f for f in found if "is meant for a GPU" in f.text]
+
+
+def test_workers_take_memory_each(tmp_path, monkeypatch):
+    arguments = ["model.backbone=some/Big-10B", f"model.revision={COMMIT}", "model.dtype=bfloat16"]
+    cards = (("Card X", int(50e9)), ("Card Y", int(50e9)))
+    alone = "in bfloat16 for the weights alone"
+    for facts, workers, place, level, told in (
+        (MachineFacts("cpu", (), int(90e9)), 3, "main memory", "ok", f"60.0 GB {alone} in 3 workers (estimate)"),
+        (MachineFacts("cpu", (), int(50e9)), 3, "main memory", "blocks", "60.0 GB"),
+        (MachineFacts("cuda", cards, 10**12), 2, "Card X", "ok", f"20.0 GB {alone} (estimate)"),
+        (MachineFacts("cuda", cards, 10**12), 3, "Card X", "note", f"40.0 GB {alone} in 2 workers"),
+        (MachineFacts("cuda", cards, 10**12), 5, "Card X", "blocks", f"60.0 GB {alone} in 3 workers"),
+    ):
+        machine(monkeypatch, facts)
+        found = look(tmp_path, *arguments, f"machine.workers={workers}")
+        assert only(found, "memory for the backbone", told, f"free of {place}")[0] == level
+        assert any("share one" in f.text for f in found) == (0 < len(facts.gpus) < workers)
+    assert only(found, "machine.workers = 5: GPUs on this machine: 2, so 3 share one")[0] == "note"
+    machine(monkeypatch, ROOMY)
+    monkeypatch.setattr(preflight_machine, "cores", lambda: 4)
+    assert only(look(tmp_path, "machine.workers=5"), "machine.workers = 5: CPU cores for them: 4")[0] == "note"
+    assert not [f for f in look(tmp_path, "machine.workers=4") if "machine.workers" in f.text]
 
 
 def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ SETTINGS = replace(
 
 @pytest.fixture
 def source(tmp_path):
-    return ModelSource(SETTINGS, tmp_path, Machine("cpu", 1, None))
+    return ModelSource(SETTINGS, tmp_path, Machine("cpu", None))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from analyticup.ablation import RowRun
     from analyticup.artifacts import Artifact
     from analyticup.bench.run import Plan
-    from analyticup.train import ModelSource
+    from analyticup.workers import Runner
 
 
 def _console() -> Console:
@@ -92,7 +92,8 @@ def _execute(console: Console, steps: object, total: int, artifacts: dict[str, A
             artifacts[step.status.node.title] = step.artifact
             if step.ran:
                 record = step.artifact.record
-                console.print(f"    {record['seconds']:.1f} s: {describe_counts(record['counts'])}", markup=False)
+                title, told = step.status.node.title, describe_counts(record["counts"])
+                console.print(f"    {title}: {record['seconds']:.1f} s: {told}", markup=False)
 
 
 def _say_absent_files(settings: Settings, console: Console) -> None:
@@ -124,18 +125,19 @@ def ablate(options: argparse.Namespace) -> int:
     """Runs every row of the table for every seed, then writes submissions/ablation-<name>."""
     from analyticup.ablation import TABLES, figures_by_name, make_table
     from analyticup.ablation_output import ablation_name, show, write
-    from analyticup.pipeline import model_source, resolve
+    from analyticup.pipeline import resolve
+    from analyticup.workers import make_runner
 
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
     settings, console, started = _settings(options), _console(), time.monotonic()
     rows = [row for row in TABLES[options.table] if row.task in settings.tasks]
     plans = {row.config: _ablation_settings(options, row.config) for row in rows}
-    source, runs = model_source(settings), {}
-    with _alone(settings, console):
+    runs = {}
+    with _alone(settings, console), make_runner(settings) as runner:
         for row in rows:
             console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold", markup=False)
-            runs[row.config] = [_ablation_run(row.task, own, source, console) for own in plans[row.config]]
+            runs[row.config] = [_ablation_run(row.task, own, runner, console) for own in plans[row.config]]
     table = make_table({name: [run.scored for run in seeds] for name, seeds in runs.items()}, rows)
     name = ablation_name(settings, options.table)
     folder = resolve(settings.paths.submissions) / name
@@ -156,13 +158,13 @@ def _ablation_settings(options: argparse.Namespace, config: str) -> list[Setting
     return [dataclasses.replace(first, seed=first.seed + number) for number in range(options.seeds)]
 
 
-def _ablation_run(task: str, settings: Settings, source: ModelSource, console: Console) -> RowRun:
+def _ablation_run(task: str, settings: Settings, runner: Runner, console: Console) -> RowRun:
     from analyticup.ablation import read_run
     from analyticup.environment import describe
     from analyticup.pipeline import PROJECT, build, execute, given_files
 
     nodes, artifacts = build(settings), {}
-    _execute(console, execute(settings, nodes, describe(PROJECT), source), len(nodes), artifacts)
+    _execute(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
     return read_run(task, artifacts, given_files(settings, nodes[-1].raw, artifacts.get("sample-all")))
 
 

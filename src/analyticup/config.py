@@ -293,9 +293,12 @@ class MachineSettings:
     """How to run, never what to compute: no part of an artifact's identity."""
 
     accelerator: str = "auto"
-    devices: int = 1
+    # Stages that run side by side, as trainings of several folds, each in a process of its own that loads the model; on
+    # a machine with GPUs each takes one of them in turn.
+    workers: int = 1
+    # Of each process; null = torch's own choice, or with several workers the cores divided among them.
     threads: int | None = None
-    # An interrupted training loses at most about this much; 0 = it starts again. With one device only.
+    # An interrupted training loses at most about this much; 0 = it starts again.
     checkpoint_minutes: float = 2.0
 
 
@@ -399,7 +402,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "threshold.high": (0, 1),
     "threshold.step": (0.0001, 1),
     "threshold.shrinkage_rows": (0, None),
-    "machine.devices": (1, None),
+    "machine.workers": (1, None),
     "machine.threads": (1, None),
     "machine.checkpoint_minutes": (0, None),
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from analyticup.config import TASKS, Settings
 from analyticup.config_loading import task_settings, to_dict
 from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError, machine_trouble
+from analyticup.workers import Runner, make_runner
 
 if TYPE_CHECKING:
     from analyticup.model.checkpoint import StepCheckpoint
@@ -358,39 +361,78 @@ class Done:
 
 
 def execute(
-    settings: Settings, nodes: list[Node], environment: Mapping[str, Any], source: ModelSource | None = None
+    settings: Settings, nodes: list[Node], environment: Mapping[str, Any], runner: Runner | None = None
 ) -> Iterator[Status | Done]:
-    """Runs what is not cached, in order; yields a Status before each node and a Done after it.
+    """Runs what is not cached, each node as soon as its inputs are there, those that stand first in the list first, as
+    many at once as the runner has workers. Yields a Status before each node and a Done after it.
 
     `environment` (versions, git revision, device) goes into the records. Whatever runs again lets everything that
-    follows from it run again. Runs with the same model settings may share a `source`, and with it what it has loaded.
+    follows from it run again. Several runs may share a `runner`, and with it what it has loaded.
     """
-    from analyticup.model.checkpoint import discard
+    with contextlib.ExitStack() as stack:
+        yield from _Execution(
+            settings, nodes, environment, runner or stack.enter_context(make_runner(settings))
+        ).steps()
 
-    artifacts = resolve(settings.paths.artifacts)
-    found: dict[str, Status] = {}
-    ran: set[str] = set()
-    source = source or model_source(settings)
-    group = f"{settings.name}-{nodes[-1].identity[:8]}"
-    for node in nodes:
-        status = _inspect(node, artifacts / node.name, found, ran)
-        yield status
-        artifact = status.artifact
-        if artifact is None:
-            inputs = {name: found[other.identity].artifact for name, other in node.inputs.items()}
-            artifact = _run(node, status.folder, inputs, settings, source, group, environment)
-            ran.add(node.identity)
-        found[node.identity] = Status(node, status.folder, artifact, status.reason)
+
+class _Execution:
+    """One run: the nodes that wait, that run and that are done."""
+
+    def __init__(self, settings: Settings, nodes: list[Node], environment: Mapping[str, Any], runner: Runner) -> None:
+        self.settings, self.environment, self.runner = settings, environment, runner
+        self.artifacts = resolve(settings.paths.artifacts)
+        self.group = f"{settings.name}-{nodes[-1].identity[:8]}"
+        self.waiting = list(nodes)
+        self.running: dict[Future[Artifact], Status] = {}
+        self.found: dict[str, Status] = {}
+        self.ran: set[str] = set()
+
+    def steps(self) -> Iterator[Status | Done]:
+        while self.waiting or self.running:
+            while len(self.running) < self.runner.count and (node := self._next()) is not None:
+                status = _inspect(node, self.artifacts / node.name, self.found, self.ran)
+                yield status
+                if status.artifact is not None:
+                    yield self._done(status, status.artifact)
+                else:
+                    self._start(status)
+            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+                status = self.running.pop(future)
+                with _naming(status.node):
+                    artifact = future.result()
+                self.ran.add(status.node.identity)
+                yield self._done(status, artifact)
+        with contextlib.suppress(OSError):
+            # Not before: a training beside may be about to write there.
+            _checkpoint_folder(self.settings).rmdir()
+
+    def _next(self) -> Node | None:
+        """The first node whose inputs are all there."""
+        for place, node in enumerate(self.waiting):
+            if all(other.identity in self.found for other in node.inputs.values()):
+                return self.waiting.pop(place)
+        return None
+
+    def _start(self, status: Status) -> None:
+        inputs = {name: self.found[other.identity].artifact for name, other in status.node.inputs.items()}
+        call = partial(_run, status.node, status.folder, inputs, self.settings, self.group, self.environment)
+        self.running[self.runner.submit(call, self.settings)] = status
+
+    def _done(self, status: Status, artifact: Artifact) -> Done:
+        from analyticup.model.checkpoint import discard
+
+        node = status.node
+        self.found[node.identity] = Status(node, status.folder, artifact, status.reason)
         if node.stage in TRAINING:
-            discard(_checkpoint_path(node, settings))
-        yield Done(status, artifact, ran=status.artifact is None)
+            discard(_checkpoint_path(node, self.settings))
+        return Done(status, artifact, ran=status.artifact is None)
 
 
 def model_source(settings: Settings) -> ModelSource:
     """The backbone of these settings, loaded when it is needed."""
     from analyticup.train import Machine, ModelSource
 
-    machine = Machine(settings.machine.accelerator, settings.machine.devices, settings.machine.threads)
+    machine = Machine(settings.machine.accelerator, settings.machine.threads)
     return ModelSource(settings, resolve(settings.paths.cache), machine)
 
 
@@ -407,7 +449,7 @@ def _step_checkpoint(
     """Where an interrupted training goes on: the same training, on the same device and packages. None = nowhere."""
     from analyticup.model.checkpoint import StepCheckpoint
 
-    if not settings.machine.checkpoint_minutes or settings.machine.devices > 1:
+    if not settings.machine.checkpoint_minutes:
         return None
     whose = {
         "node": node.identity,
@@ -419,8 +461,12 @@ def _step_checkpoint(
     return StepCheckpoint(path, fingerprint(whose), settings.machine.checkpoint_minutes)
 
 
+def _checkpoint_folder(settings: Settings) -> Path:
+    return resolve(settings.paths.artifacts) / "checkpoints"
+
+
 def _checkpoint_path(node: Node, settings: Settings) -> Path:
-    return resolve(settings.paths.artifacts) / "checkpoints" / f"{node.name}.safetensors"
+    return _checkpoint_folder(settings) / f"{node.name}.safetensors"
 
 
 def _run(
@@ -428,9 +474,9 @@ def _run(
     folder: Path,
     inputs: Mapping[str, Artifact],
     settings: Settings,
-    source: ModelSource,
     group: str,
     environment: Mapping[str, Any],
+    source: ModelSource,
 ) -> Artifact:
     started = time.monotonic()
     own = task_settings(settings, node.task) if node.task in TASKS else settings

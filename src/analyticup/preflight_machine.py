@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
 from analyticup.preflight_models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
+from analyticup.workers import cores
 
 # Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
 _TABLE_COPIES: Final = 6
@@ -44,7 +45,7 @@ def look_at_machine(settings: MachineSettings) -> MachineFacts:
         numbers = range(torch.cuda.device_count())
         gpus = [(torch.cuda.get_device_name(number), torch.cuda.mem_get_info(number)[0]) for number in numbers]
     try:
-        device = Machine(settings.accelerator, settings.devices, settings.threads).device
+        device = Machine(settings.accelerator, settings.threads).device
     except UserError as error:
         return MachineFacts("cpu", (), free_memory(), str(error))
     return MachineFacts(device, tuple(gpus), free_memory())
@@ -74,12 +75,16 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
         return
     for name, free in machine.gpus:
         yield Finding(OK, f"device: {name}, {size_text(free)} of its memory free")
-    if machine.gpus and settings.machine.devices > len(machine.gpus):
-        count = len(machine.gpus)
-        yield Finding(BLOCKS, f"machine.devices = {settings.machine.devices}: GPUs on this machine: {count}; lower it")
+    workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
+    if machine.gpus and workers > len(machine.gpus):
+        yield Finding(
+            NOTE, f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one"
+        )
+    if machine.device == "cpu" and workers > cores():
+        yield Finding(NOTE, f"{given}: CPU cores for them: {cores()}; more workers than cores gain nothing")
     if machine.device == "cpu":
         why = "machine.accelerator = cpu" if settings.machine.accelerator == "cpu" else "no GPU"
-        yield Finding(OK, f"device: {why}: CPU, {os.cpu_count()} cores")
+        yield Finding(OK, f"device: {why}: CPU, {cores()} cores")
     elif not machine.gpus:
         yield Finding(OK, f"device: {machine.device}")
     precision = choose_precision(settings.model.dtype, machine.device)
@@ -100,19 +105,31 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
                 NOTE, f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it"
             )
             continue
-        dtype = _loaded_dtype(model, settings, machine.device)
+        dtype, workers = _loaded_dtype(model, settings, machine.device), settings.machine.workers
+        # Of other models a task loads one.
+        most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
         for place, free in places:
+            count = min(most, workers if place == places[0][0] else _on_one_gpu(settings, machine))
             weights = f"memory for the {model.use}: {{}} in {dtype} for the weights alone"
-            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free)
+            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], count, place, free)
         if model.use == "backbone":
             what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
-            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), *places[-1])
+            count = _on_one_gpu(settings, machine) if machine.gpus else workers
+            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), count, *places[-1])
         if machine.device == "cpu" and model.parameters > _LARGE:
             yield Finding(NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long")
 
 
-def _fits(what: str, size: float, place: str, free: int) -> Finding:
-    """`what` has a {} where the size belongs."""
+def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
+    """How many workers share a GPU."""
+    return math.ceil(settings.machine.workers / max(1, len(machine.gpus)))
+
+
+def _fits(what: str, each: float, count: int, place: str, free: int) -> Finding:
+    """`what` has a {} where the size belongs, which `count` workers take `each`."""
+    size = count * each
+    if count > 1:
+        what += f" in {count} workers"
     level, told = OK, "fits into"
     if size > free:
         level, told = BLOCKS, "does not fit into"

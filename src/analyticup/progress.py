@@ -1,12 +1,19 @@
-"""Progress of long loops: a bar with rate and time left on a terminal, sparse plain lines elsewhere."""
+"""Progress of long loops: a bar with rate and time left on a terminal, sparse plain lines elsewhere.
+
+On a terminal the bars of worker processes stand below each other in the display of the process that started them.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -15,6 +22,12 @@ Item = TypeVar("Item")
 
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 5.0
+RELAY_SECONDS = 0.2
+
+# In a worker: where to say what a bar shows. (name, description, units done, total) is a bar, (name,) its end, a text
+# goes above the bars.
+_relay: Callable[[Any], None] | None = None
+_names = itertools.count()
 
 
 class Track(Generic[Item]):
@@ -38,6 +51,8 @@ class Track(Generic[Item]):
         self._last_line: float | None = None
         self._written = 0
         self._bar: Progress | None = None
+        self._name = (os.getpid(), next(_names))
+        self._relayed: float | None = None
 
     def __enter__(self) -> Track[Item]:
         self._started = self._clock()
@@ -48,6 +63,8 @@ class Track(Generic[Item]):
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif self._relayed is not None and _relay is not None:
+            _relay((self._name,))
         elif kind is None and self._last_line is not None and self._done != self._written:
             self._write_line()
 
@@ -66,7 +83,11 @@ class Track(Generic[Item]):
         # Short work stays silent, so that a run of many small stages is readable.
         if now - self._started < QUIET_SECONDS:
             return
-        if self._stream.isatty():
+        if _relay is not None:
+            if self._relayed is None or now - self._relayed >= RELAY_SECONDS:
+                self._relayed = now
+                _relay((self._name, self._description, self._done, self._total))
+        elif self._stream.isatty():
             self._update_bar()
         elif self._last_line is None or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
@@ -108,6 +129,75 @@ def track(
         return Track(None, work, description, stream, clock)
     total = len(work) if hasattr(work, "__len__") else None
     return Track(work, total, description, stream, clock)
+
+
+def relay_to(queue: Any) -> None:
+    """In a worker process: bars, and what is printed, go through the queue of a `Display` from now on."""
+    global _relay
+    _relay = queue.put
+    sys.stdout = sys.stderr = _RelayedText()
+
+
+class _RelayedText(io.TextIOBase):
+    """Hands on whole lines."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        if lines and _relay is not None:
+            _relay("\n".join(lines))
+        return len(text)
+
+
+class Display:
+    """The bars of several processes on one terminal; `queue` (multiprocessing.SimpleQueue) brings what they show."""
+
+    def __init__(self, queue: Any, stream: TextIO | None = None) -> None:
+        self.queue = queue
+        self._stream = stream if stream is not None else sys.stderr
+        self._bar: Progress | None = None
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Shows what is still in the queue, then takes the bars away."""
+        self.queue.put(None)
+        self._thread.join()
+
+    def _follow(self) -> None:
+        tasks: dict[Any, Any] = {}
+        while (said := self.queue.get()) is not None:
+            if isinstance(said, str):
+                self._print(said)
+            elif len(said) == 1:
+                self._open().remove_task(tasks.pop(said[0]))
+            else:
+                name, description, done, total = said
+                if name not in tasks:
+                    tasks[name] = self._open().add_task(description, total=total)
+                self._open().update(tasks[name], completed=done)
+            if self._bar is not None and not tasks:
+                # Stopped and not empty: what this process prints then finds the terminal as it was.
+                self._bar.stop()
+                self._bar = None
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _open(self) -> Progress:
+        if self._bar is None:
+            self._bar = _make_bar(self._stream)
+            self._bar.start()
+        return self._bar
+
+    def _print(self, text: str) -> None:
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False)
 
 
 def _make_bar(stream: TextIO) -> Progress:

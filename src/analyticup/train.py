@@ -34,7 +34,6 @@ class Machine:
     """What the models run on. `threads` None leaves it to torch."""
 
     accelerator: str
-    devices: int
     threads: int | None
 
     @cached_property
@@ -219,7 +218,7 @@ def make_trainer(
 
     return Trainer(
         accelerator="cpu" if machine.device == "cpu" else "gpu",
-        devices=1 if machine.device == "cpu" else machine.devices,
+        devices=1,
         max_epochs=settings.train.epochs,
         accumulate_grad_batches=settings.train.accumulate,
         gradient_clip_val=settings.train.clip_norm or None,

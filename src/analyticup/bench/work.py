@@ -58,7 +58,7 @@ class Work:
     @cached_property
     def source(self) -> LoadedSource:
         machine = self.settings.machine
-        return LoadedSource(self.settings, self.cache, Machine(machine.accelerator, machine.devices, machine.threads))
+        return LoadedSource(self.settings, self.cache, Machine(machine.accelerator, machine.threads))
 
     def encode(self, rows: DataFrame) -> EncodedRows:
         """The kit's prompts: the rivals get them token for token."""

@@ -6,7 +6,6 @@ adapters, optimiser state and the random state as tensors, the rest (schedule, l
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -72,11 +71,9 @@ class StepCheckpoint:
 
 
 def discard(path: Path) -> None:
-    """Removes a checkpoint file, and its folder where it was the last one there."""
+    """Removes a checkpoint file."""
     for file in (path, _scratch(path)):
         file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()
 
 
 def _scratch(path: Path) -> Path:

@@ -131,7 +131,7 @@ def batch_loader(
     share: bool = True,
     first: int = 0,
 ) -> Any:
-    """A DataLoader over ready-made batches, from the `first` on; Lightning shards it over devices by whole batches.
+    """A DataLoader over ready-made batches, from the `first` on.
 
     With `packing` they are packs, in which prompts `share` what they begin with.
     """

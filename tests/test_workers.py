@@ -1,0 +1,325 @@
+"""Stages side by side in worker processes: the same bytes, and no process or half-made folder left, however it ends."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from analyticup import pipeline, progress, workers
+from analyticup.artifacts import Artifact, publish_folder
+from analyticup.config import MachineSettings, PathSettings, Settings
+from analyticup.errors import UserError
+from analyticup.progress import Display, relay_to, track
+from analyticup.workers import InProcess, Workers, cores, make_runner
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    *("model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"),
+    *("machine.accelerator=cpu", "machine.workers=2", "tasks=[QI]"),
+    *("data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"),
+    # Long enough to be interrupted.
+    *("train.batch_rows=2", "train.epochs=3"),
+]
+
+
+def settings(count=2, **machine):
+    return Settings(machine=MachineSettings(accelerator="cpu", workers=count, **machine))
+
+
+# ---------------------------------------------------------------- calls, as workers import them
+
+
+def answer(folder, source, seconds=0.0):
+    time.sleep(seconds)
+    told = {"pid": os.getpid(), "threads": source.machine.threads, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    return Artifact(folder, told)
+
+
+def fail(error, source):
+    time.sleep(1)
+    raise error
+
+
+def die(source):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work_long(folder, source):
+    with publish_folder(folder):
+        time.sleep(100)
+
+
+def follow(source):
+    with track(4, "train QC fold0") as shown:
+        for _ in range(3):
+            time.sleep(0.75)
+            shown.advance()
+        print("converting")
+        time.sleep(0.5)
+        shown.advance()
+    return Artifact(Path("x"), {})
+
+
+def wait_for(condition, seconds=60):
+    for _ in range(seconds * 20):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+# ---------------------------------------------------------------- runners
+
+
+def test_one_worker_is_this_process():
+    with make_runner(settings(1)) as runner:
+        assert isinstance(runner, InProcess) and runner.count == 1
+        record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record
+    assert record["pid"] == os.getpid() and record["threads"] is None
+
+
+def test_workers_are_processes_with_their_share_of_the_cores(monkeypatch):
+    given = settings(2)
+    with make_runner(given) as runner:
+        call = functools.partial(answer, Path("x"), seconds=3)
+        records = [future.result().record for future in [runner.submit(call, given) for _ in range(2)]]
+        own = settings(2, threads=3)
+        assert runner.submit(functools.partial(answer, Path("x")), own).result().record["threads"] == 3
+    assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
+    assert {record["threads"] for record in records} == {max(1, cores() // 2)}
+    wait_for(lambda: not any(psutil.pid_exists(record["pid"]) for record in records), 10)
+
+
+def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
+    monkeypatch.setattr(pipeline, "model_source", lambda given: object())
+    sources = workers._Sources()
+    first = sources.of(settings())
+    assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
+    assert sources.of(Settings(paths=PathSettings(cache="elsewhere"), machine=settings().machine)) is not first
+
+
+@pytest.mark.parametrize(
+    ("given", "number", "seen"), [(None, 0, "0"), (None, 3, "1"), ("5,7", 1, "7"), ("GPU-a,GPU-b", 2, "GPU-a")]
+)
+def test_each_worker_sees_one_gpu_in_turn(monkeypatch, given, number, seen):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    # What the function sets is taken back.
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    workers._take_gpu(number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path):
+    with pytest.raises(UserError, match="rows are wrong"), make_runner(settings()) as runner:
+        runner.submit(functools.partial(work_long, tmp_path / "stage"), settings())
+        runner.submit(functools.partial(fail, UserError("rows are wrong")), settings()).result()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_is_killed_is_told_as_out_of_memory(tmp_path):
+    node = pipeline.Node("train", "QC", "fold0", {}, {}, {}, die)
+    with (
+        pytest.raises(UserError, match=r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"),
+        Workers(settings()) as runner,
+        pipeline._naming(node),
+    ):
+        runner.submit(die, settings()).result()
+
+
+# ---------------------------------------------------------------- order
+
+
+class Scripted:
+    """A runner whose calls end in the order that the test gives; a title with "!" ends in an error."""
+
+    def __init__(self, count, ends, monkeypatch):
+        self.count, self.running, self.ends = count, {}, iter(ends)
+        monkeypatch.setattr(pipeline, "wait", self.wait)
+
+    def submit(self, call, settings):
+        return self.running.setdefault(call.args[0].title, Future())
+
+    def wait(self, running, return_when):
+        title, failed, _ = next(self.ends).partition("!")
+        future = self.running.pop(title)
+        if failed:
+            future.set_exception(UserError(f"{title} failed"))
+        else:
+            future.set_result(Artifact(Path(title), {"digest": title}))
+        return SimpleNamespace(done={future})
+
+
+DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b"], "e": ["c", "d"]}
+
+
+def events(tmp_path, monkeypatch, count, ends):
+    """ "+" for a start, "-" for an end."""
+    made = {}
+    for name, needed in DIAMOND.items():
+        made[name] = pipeline.Node(name, "", "", {}, {other: made[other] for other in needed}, {}, answer)
+    monkeypatch.setattr(pipeline, "CODE_VERSIONS", dict.fromkeys(DIAMOND, 1))
+    given = Settings(paths=PathSettings(artifacts=str(tmp_path)))
+    steps = pipeline.execute(given, list(made.values()), {}, Scripted(count, ends, monkeypatch))
+    for step in steps:
+        yield f"+{step.node.title}" if isinstance(step, pipeline.Status) else f"-{step.status.node.title}"
+
+
+@pytest.mark.parametrize(
+    ("count", "ends", "expected"),
+    [
+        (1, "abcde", "+a -a +b -b +c -c +d -d +e -e"),
+        (2, "abcde", "+a -a +b +c -b +d -c -d +e -e"),
+        (2, "abdce", "+a -a +b +c -b +d -d -c +e -e"),
+        (9, "acbde", "+a -a +b +c -c -b +d -d +e -e"),
+    ],
+)
+def test_a_stage_starts_when_its_inputs_are_there_and_a_worker_is_free(tmp_path, monkeypatch, count, ends, expected):
+    assert list(events(tmp_path, monkeypatch, count, ends)) == expected.split()
+
+
+def test_nothing_starts_after_a_failure(tmp_path, monkeypatch):
+    found = []
+    with pytest.raises(UserError, match="c failed"):
+        found.extend(events(tmp_path, monkeypatch, 2, ["a", "c!"]))
+    seen = events(tmp_path, monkeypatch, 2, ["a", "c!"])
+    assert [next(seen) for _ in range(4)] == ["+a", "-a", "+b", "+c"]
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def command(folder, *more):
+    places = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
+    return [sys.executable, "-P", "-m", "analyticup", "run", *TINY, *places, *more]
+
+
+def start(folder):
+    folder.mkdir()
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            command(folder, "machine.checkpoint_minutes=1e-9"),
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
+            cwd=folder,
+        )
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def trained(folder):
+    """sha256 of every file of the trainings and predictions."""
+    records = [json.loads(path.read_text()) for path in (folder / "artifacts").glob("*/record.json")]
+    chosen = [one for one in records if one["stage"] in ("filter_model", "train", "predict")]
+    return {f"{one['stage']}-{one['part']}": one["files"] for one in chosen}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(
+        command(folder, "machine.workers=1"), env=environment(), cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
+def test_no_worker_outlives_the_run_and_the_next_one_ends_with_the_same_bytes(tmp_path, whole, how):
+    folder = tmp_path / "run"
+    run = start(folder)
+    try:
+        # Two trainings are under way and have written step checkpoints.
+        wait_for(lambda: len(list((folder / "artifacts" / "checkpoints").glob("[!.]*.safetensors"))) == 2, 120)
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert len(children) >= 2
+        if how == "Ctrl-C":
+            os.killpg(run.pid, signal.SIGINT)
+        else:
+            run.kill()
+        code = run.wait(30)
+        wait_for(lambda: not any(child.is_running() for child in children), 5)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    said = (folder / "log").read_text()
+    assert "Traceback" not in said
+    if how == "Ctrl-C":
+        assert code == 130 and said.endswith(
+            "interrupted; finished stages are kept, the same command goes on from there\n"
+        )
+        assert not list((folder / "artifacts").glob(".unfinished-*"))
+    again = subprocess.run(command(folder), env=environment(), cwd=folder, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(": goes on after batch ") == 2
+    assert len(trained(folder)) == 6 and trained(folder) == trained(whole)
+    assert not (folder / "artifacts" / "checkpoints").exists()
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(stream):
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
+
+
+def test_bars_of_several_processes_stand_in_one_display():
+    terminal = Terminal()
+    display = Display(queue.Queue(), terminal)
+    for said in (("one", 1), "train QC fold0", 3, 10), (("two", 1), "train QC fold1", 4, 20), "converting":
+        display.queue.put(said)
+    display.queue.put((("one", 1), "train QC fold0", 9, 10))
+    display.start()
+    display.stop()
+    assert "train QC fold0" in shown(terminal) and "9/10" in shown(terminal) and "4/20" in shown(terminal)
+    assert "converting\n" in shown(terminal)
+
+
+def test_after_the_last_bar_the_terminal_is_as_before():
+    terminal = Terminal()
+    display = Display(queue.Queue(), terminal)
+    for said in ((("one", 1), "train", 3, 10), (("one", 1),), "line"):
+        display.queue.put(said)
+    display.start()
+    display.stop()
+    assert shown(terminal).endswith("line\n")
+
+
+def test_a_worker_hands_on_its_bars_and_what_it_prints(monkeypatch):
+    told = queue.Queue()
+    monkeypatch.setattr(progress, "_relay", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    relay_to(told)
+    follow(None)
+    said = [told.get_nowait() for _ in range(told.qsize())]
+    name = said[0][0]
+    assert name[0] == os.getpid()
+    assert said == [(name, "train QC fold0", 3, 4), "converting", (name, "train QC fold0", 4, 4), (name,)]
