@@ -146,7 +146,10 @@ def test_the_table_on_noise_tells_how_each_filter_finds_the_turned_labels(tmp_pa
     places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
     tiny = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"]
     sizes = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"]
-    assert main(["ablate", "--table", "noise", "machine.accelerator=cpu", *tiny, *sizes, *places]) == 0
+    assert (
+        main(["ablate", "--table", "noise", "machine.accelerator=cpu", "machine.workers=1", *tiny, *sizes, *places])
+        == 0
+    )
     made = tmp_path / "submissions" / "ablation-noise-sample"
     assert {path.name for path in made.iterdir()} == {"table.md", "table.csv", "ablation.json"}
     quality = json.loads((made / "ablation.json").read_text())["filter"]

@@ -44,7 +44,13 @@ def sample_run(folder: Path, *settings: str) -> None:
 @pytest.mark.slow
 def test_a_run_of_a_tiny_model_needs_no_network(tmp_path: Path) -> None:
     rows = [f"data.sample.{split}_queries=26" for split in ("train", "dev", "test")]
-    tiny = ["model.backbone=random:qwen3", "model.lora.r=2", "translate.rows_per_language=4", "tasks=[QC]"]
+    tiny = [
+        "model.backbone=random:qwen3",
+        "model.lora.r=2",
+        "translate.rows_per_language=4",
+        "tasks=[QC]",
+        "machine.workers=1",
+    ]
     sample_run(tmp_path, *tiny, *rows)
 
 

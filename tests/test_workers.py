@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
 import queue
 import re
@@ -31,8 +30,9 @@ TINY = [
     *("model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"),
     *("machine.accelerator=cpu", "machine.workers=2", "tasks=[QI]"),
     *("data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"),
+    "translate.rows_per_language=4",
     # Long enough to be interrupted.
-    *("train.batch_rows=2", "train.epochs=3"),
+    *("train.batch_rows=2", "train.epochs=2"),
 ]
 
 
@@ -212,7 +212,6 @@ def command(folder, *more):
 
 
 def start(folder):
-    folder.mkdir()
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
             command(folder, "machine.checkpoint_minutes=1e-9"),
@@ -228,53 +227,40 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
 
-def trained(folder):
-    """sha256 of every file of the trainings and predictions."""
-    records = [json.loads(path.read_text()) for path in (folder / "artifacts").glob("*/record.json")]
-    chosen = [one for one in records if one["stage"] in ("filter_model", "train", "predict")]
-    return {f"{one['stage']}-{one['part']}": one["files"] for one in chosen}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(
-        command(folder, "machine.workers=1"), env=environment(), cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
-def test_no_worker_outlives_the_run_and_the_next_one_ends_with_the_same_bytes(tmp_path, whole, how):
-    folder = tmp_path / "run"
+def interrupt(folder, stage, how):
+    """Starts a run, interrupts it when both trainings of the stage are inside, and gives its exit code; no process may
+    be left."""
     run = start(folder)
     try:
-        # Two trainings are under way and have written step checkpoints.
-        wait_for(lambda: len(list((folder / "artifacts" / "checkpoints").glob("[!.]*.safetensors"))) == 2, 120)
+        checkpoints = folder / "artifacts" / "checkpoints"
+        wait_for(lambda: len(list(checkpoints.glob(f"{stage}-*.safetensors"))) == 2, 120)
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) >= 2
-        if how == "Ctrl-C":
-            os.killpg(run.pid, signal.SIGINT)
-        else:
-            run.kill()
+        how(run.pid)
         code = run.wait(30)
         wait_for(lambda: not any(child.is_running() for child in children), 5)
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
+    return code
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_an_interrupted_run_and_the_next_one_goes_on(tmp_path):
+    folder = tmp_path
+    # As Ctrl-C does, to every process of the terminal.
+    assert interrupt(folder, "filter_model", lambda pid: os.killpg(pid, signal.SIGINT)) == 130
     said = (folder / "log").read_text()
+    assert said.endswith("interrupted; finished stages are kept, the same command goes on from there\n")
+    assert not list((folder / "artifacts").glob(".unfinished-*"))
+    assert interrupt(folder, "train", lambda pid: os.kill(pid, signal.SIGKILL)) == -signal.SIGKILL
+    said += (folder / "log").read_text()
+    assert (
+        said.count("filter QI fold0: goes on after batch ") == said.count("filter QI fold1: goes on after batch ") == 1
+    )
     assert "Traceback" not in said
-    if how == "Ctrl-C":
-        assert code == 130 and said.endswith(
-            "interrupted; finished stages are kept, the same command goes on from there\n"
-        )
-        assert not list((folder / "artifacts").glob(".unfinished-*"))
-    again = subprocess.run(command(folder), env=environment(), cwd=folder, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count(": goes on after batch ") == 2
-    assert len(trained(folder)) == 6 and trained(folder) == trained(whole)
+    done = subprocess.run(command(folder), env=environment(), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr.count(": goes on after batch ") == 2
     assert not (folder / "artifacts" / "checkpoints").exists()
 
 
