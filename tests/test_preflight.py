@@ -470,6 +470,9 @@ def test_workers_take_memory_each(tmp_path, monkeypatch):
         assert any("share one" in f.text for f in found) == (0 < len(facts.gpus) < workers)
     assert only(found, "machine.workers = 5: GPUs on this machine: 2, so 3 share one")[0] == "note"
     machine(monkeypatch, ROOMY)
+    paper = look(tmp_path, f"translate.seedx.revision={COMMIT}", "machine.workers=3", config=CONFIGS / "paper.yaml")
+    # Two tasks.
+    assert only(paper, "memory for the translator")[1].count(" in 2 workers ") == 1
     monkeypatch.setattr(preflight_machine, "cores", lambda: 4)
     assert only(look(tmp_path, "machine.workers=5"), "machine.workers = 5: CPU cores for them: 4")[0] == "note"
     assert not [f for f in look(tmp_path, "machine.workers=4") if "machine.workers" in f.text]

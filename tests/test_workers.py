@@ -54,7 +54,7 @@ def fail(error, source):
     raise error
 
 
-def die(source):
+def die(job):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -97,6 +97,9 @@ def test_workers_are_processes_with_their_share_of_the_cores(monkeypatch):
     with make_runner(given) as runner:
         call = functools.partial(answer, Path("x"), seconds=3)
         records = [future.result().record for future in [runner.submit(call, given) for _ in range(2)]]
+        # Ctrl-C reaches idle workers too.
+        for record in records:
+            os.kill(record["pid"], signal.SIGINT)
         own = settings(2, threads=3)
         assert runner.submit(functools.partial(answer, Path("x")), own).result().record["threads"] == 3
     assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
@@ -134,14 +137,11 @@ def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_that_is_killed_is_told_as_out_of_memory(tmp_path):
+def test_a_worker_that_is_killed_is_told_as_out_of_memory(tmp_path, monkeypatch):
     node = pipeline.Node("train", "QC", "fold0", {}, {}, {}, die)
-    with (
-        pytest.raises(UserError, match=r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"),
-        Workers(settings()) as runner,
-        pipeline._naming(node),
-    ):
-        runner.submit(die, settings()).result()
+    given = Settings(machine=settings().machine, paths=PathSettings(artifacts=str(tmp_path)))
+    with pytest.raises(UserError, match=r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"):
+        list(pipeline.execute(given, [node], {}))
 
 
 # ---------------------------------------------------------------- order
