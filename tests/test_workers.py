@@ -23,7 +23,7 @@ from analyticup.artifacts import Artifact, publish_folder
 from analyticup.config import MachineSettings, PathSettings, Settings
 from analyticup.errors import UserError
 from analyticup.progress import Display, relay_to, track
-from analyticup.workers import InProcess, Workers, cores, make_runner
+from analyticup.workers import InProcess, cores, make_runner
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
