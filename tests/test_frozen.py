@@ -76,12 +76,11 @@ def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch, pa
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, monkeypatch, packing):
+def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, packing):
     model = adapted(random_qwen3, 1)
     enable_packing(model.get_base_model())
     free = FrozenStates(packing).of(decoder(model), 1, rows.tokens, "test")
-    monkeypatch.setattr(frozen_module, "KEPT_BYTES", 0)
-    tight = FrozenStates(packing)
+    tight = FrozenStates(packing, room=0)
     for _ in range(2):
         found = tight.of(decoder(model), 1, rows.tokens, "test")
         assert all(torch.equal(a, b) for a, b in zip(found, free, strict=True))

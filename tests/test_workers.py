@@ -22,6 +22,7 @@ from analyticup import pipeline, progress, workers
 from analyticup.artifacts import Artifact, publish_folder
 from analyticup.config import MachineSettings, PathSettings, Settings
 from analyticup.errors import UserError
+from analyticup.model.frozen import KEPT_BYTES
 from analyticup.progress import Display, relay_to, track
 from analyticup.workers import InProcess, cores, make_runner
 
@@ -45,7 +46,7 @@ def settings(count=2, **machine):
 
 def answer(folder, source, seconds=0.0):
     time.sleep(seconds)
-    told = {"pid": os.getpid(), "threads": source.machine.threads, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    told = {"pid": os.getpid(), "threads": source.machine.threads, "room": source.frozen._room}
     return Artifact(folder, told)
 
 
@@ -104,6 +105,7 @@ def test_workers_are_processes_with_their_share_of_the_cores(monkeypatch):
         assert runner.submit(functools.partial(answer, Path("x")), own).result().record["threads"] == 3
     assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
     assert {record["threads"] for record in records} == {max(1, cores() // 2)}
+    assert {record["room"] for record in records} == {KEPT_BYTES // 2}
     wait_for(lambda: not any(psutil.pid_exists(record["pid"]) for record in records), 10)
 
 

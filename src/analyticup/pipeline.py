@@ -370,9 +370,8 @@ def execute(
     follows from it run again. Several runs may share a `runner`, and with it what it has loaded.
     """
     with contextlib.ExitStack() as stack:
-        yield from _Execution(
-            settings, nodes, environment, runner or stack.enter_context(make_runner(settings))
-        ).steps()
+        runner = runner or stack.enter_context(make_runner(settings))
+        yield from _Execution(settings, nodes, environment, runner).steps()
 
 
 class _Execution:
@@ -432,7 +431,7 @@ def model_source(settings: Settings) -> ModelSource:
     """The backbone of these settings, loaded when it is needed."""
     from analyticup.train import Machine, ModelSource
 
-    machine = Machine(settings.machine.accelerator, settings.machine.threads)
+    machine = Machine(settings.machine.accelerator, settings.machine.threads, settings.machine.workers)
     return ModelSource(settings, resolve(settings.paths.cache), machine)
 
 

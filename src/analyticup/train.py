@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.config import ModelSettings, Settings
 from analyticup.errors import UserError
-from analyticup.model.frozen import FrozenStates
+from analyticup.model.frozen import KEPT_BYTES, FrozenStates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the models run on. `threads` None leaves it to torch."""
+    """What the models run on. `threads` None leaves it to torch; `workers` processes share the machine."""
 
     accelerator: str
     threads: int | None
+    workers: int = 1
 
     @cached_property
     def device(self) -> str:
@@ -58,7 +59,7 @@ class ModelSource:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
-        self.frozen = FrozenStates(self.settings.packing)
+        self.frozen = FrozenStates(self.settings.packing, KEPT_BYTES // machine.workers)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -23,10 +23,11 @@ BATCH_TOKENS = 4096
 
 
 class FrozenStates:
-    """Hidden states below the adapters, by prompt; kept in memory for the whole run."""
+    """Hidden states below the adapters, by prompt; `room` bytes of them are kept in memory for the whole run."""
 
-    def __init__(self, packing: bool) -> None:
+    def __init__(self, packing: bool, room: int = KEPT_BYTES) -> None:
         self._packing = packing
+        self._room = room
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self._bytes = 0
 
@@ -46,7 +47,7 @@ class FrozenStates:
                 progress.advance(len(batch))
         found = [self._kept[key] if key in self._kept else made[key] for key in keys]
         for key, states in made.items():
-            if self._bytes < KEPT_BYTES:
+            if self._bytes < self._room:
                 self._kept[key] = states
                 self._bytes += states.nbytes
         return found
