@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 
-from analyticup.config import LoraSettings, PromptSettings
+from analyticup.config import LoraSettings, PromptSettings, Settings
 from analyticup.model import frozen as frozen_module
 from analyticup.model.backbone import (
     add_adapter,
@@ -23,6 +23,7 @@ from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import enable_packing
 from analyticup.model.prompt import PromptEncoder
+from analyticup.train import Machine, ModelSource, with_states
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,12 @@ def test_the_model_is_as_it_was_afterwards(rows):
         raise RuntimeError
     after = (decoder(model).layers, decoder(model).norm, decoder(model).config)
     assert all(a is b for a, b in zip(before, after, strict=True))
+
+
+def test_states_are_computed_on_the_machines_device(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(Machine, "device", "meta")
+    source = ModelSource(Settings(), tmp_path, Machine("auto", None))
+    seen = []
+    monkeypatch.setattr(source.frozen, "of", lambda run, *rest: seen.append(next(run.parameters()).device.type))
+    with_states(rows, adapted(random_qwen3, 1), 1, source, "test")
+    assert seen == ["meta"]

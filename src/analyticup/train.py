@@ -115,6 +115,8 @@ def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelS
 
     if not frozen or not rows.tokens:
         return rows
+    # Lightning would move it only later.
+    model.to(source.machine.device)
     return replace(rows, states=source.frozen.of(decoder(model), frozen, rows.tokens, description))
 
 
