@@ -43,6 +43,19 @@ def test_the_target_may_stand_first_and_each_side_keeps_its_name_and_limit(token
     assert text(tokenizer, ids) == "<bos>Item: ABCDE\nQuery: abc\nRelevant:"
 
 
+def test_a_text_is_tokenised_once_and_reads_the_same_each_time(tokenizer, monkeypatch):
+    encoder = PromptEncoder(tokenizer, PromptSettings(max_query_tokens=4, max_target_tokens=6))
+    queries, targets = ["red bag", "shoe", "red bag"], ["bags", "bags", "shoe"]
+    seen, tokens = [], encoder._tokens
+    monkeypatch.setattr(encoder, "_tokens", lambda texts: seen.extend(texts) or tokens(texts))
+    first = encoder.encode(queries, targets)
+    # A text in both places is cut at two lengths.
+    assert seen == [" red bag", " shoe", " bags", " shoe"]
+    assert encoder.encode(queries[::-1], targets[::-1]) == first[::-1]
+    assert encoder.encode(["new"], ["bags"]) == PromptEncoder(tokenizer, encoder.settings).encode(["new"], ["bags"])
+    assert seen[4:] == [" new"]
+
+
 def test_a_tokenizer_without_bos_gets_none():
     tokenizer = random_tokenizer()
     assert text(tokenizer, encode(tokenizer, "a", "b")) == "Query: a\nItem: b\nRelevant:"

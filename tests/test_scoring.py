@@ -76,3 +76,10 @@ def test_merged_adapters_score_as_they_do_beside_the_weights(rows, source):
     merged = score(rows, model, source)
     assert np.abs(without - beside).max() > 1e-3
     np.testing.assert_allclose(merged, beside, rtol=1e-5, atol=1e-6)
+
+
+def test_the_encoder_is_kept_for_each_prompt(source):
+    other = replace(SETTINGS, prompt=replace(SETTINGS.prompt, target_name="Category"))
+    assert source.encoder(SETTINGS) is source.encoder(replace(SETTINGS, seed=5))
+    assert source.encoder(other) is not source.encoder(SETTINGS)
+    assert source.encoder(other).settings.target_name == "Category"

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,13 +52,14 @@ class Machine:
 
 
 class ModelSource:
-    """Loads the backbone of a run's settings; the tokenizer, which takes seconds, is loaded once, and a converted copy
-    of the weights is hashed once."""
+    """Loads the backbone of a run's settings; the tokenizer, which takes seconds, is loaded once, a distinct text is
+    tokenised once, and a converted copy of the weights is hashed once."""
 
     def __init__(self, settings: Settings, cache: Path, machine: Machine) -> None:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
+        self._encoders: dict[tuple[Any, ...], PromptEncoder] = {}
         self.frozen = FrozenStates(self.settings.packing, KEPT_BYTES // machine.workers)
 
     @cached_property
@@ -78,7 +79,10 @@ class ModelSource:
     def encoder(self, settings: Settings) -> PromptEncoder:
         from analyticup.model.prompt import PromptEncoder
 
-        return PromptEncoder(self.tokenizer, settings.prompt)
+        key = astuple(settings.prompt)
+        if key not in self._encoders:
+            self._encoders[key] = PromptEncoder(self.tokenizer, settings.prompt)
+        return self._encoders[key]
 
     def backbone(self) -> Any:
         import torch

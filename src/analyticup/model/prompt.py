@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,14 +27,16 @@ class PromptEncoder:
 
     `target_first` swaps the two lines.
 
-    The prompt's pieces are tokenised apart, so that a distinct text is tokenised once, truncation never touches the
-    label position, and no text of a user can become a special token (`<bos>` in a query stays plain characters).
+    The prompt's pieces are tokenised apart, so that truncation never touches the label position, and no text of a user
+    can become a special token (`<bos>` in a query stays plain characters). A distinct text is tokenised once in the
+    encoder's life: folds and stages meet the same ones again and again.
     The wording is assumed: no source gives the paper's prompt.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
+        self._known: dict[int, dict[str, array[int]]] = {}
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         names = [settings.query_name, settings.target_name]
         first, second = reversed(names) if settings.target_first else names
@@ -62,11 +65,14 @@ class PromptEncoder:
             pairs = [(target, query) for query, target in pairs]
         return [[*self.head, *first, *self.middle, *second, *self.tail] for first, second in pairs]
 
-    def _distinct(self, texts: Sequence[str], limit: int) -> dict[str, list[int]]:
-        distinct = list(dict.fromkeys(texts))
+    def _distinct(self, texts: Sequence[str], limit: int) -> Mapping[str, Sequence[int]]:
         # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
-        cut = [" " + text[: limit * 16] for text in distinct]
-        return {text: ids[:limit] for text, ids in zip(distinct, self._tokens(cut), strict=True)}
+        cut = {text: " " + text[: limit * 16] for text in texts}
+        known = self._known.setdefault(limit, {})
+        new = [text for text in dict.fromkeys(cut.values()) if text not in known]
+        # Lists of numbers would take several times the memory.
+        known.update((text, array("i", ids[:limit])) for text, ids in zip(new, self._tokens(new), strict=True))
+        return {text: known[short] for text, short in cut.items()}
 
     def label_words(self) -> LabelWords:
         """The label words' ids, with the blank before them; raises UserError where a word is not one token."""
