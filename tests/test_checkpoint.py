@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from analyticup.config import Settings
 from analyticup.model.backbone import save_adapter
-from analyticup.model.checkpoint import StepCheckpoint, discard
+from analyticup.model.checkpoint import StepCheckpoint, discard, tidy
 from analyticup.train import Machine, ModelSource, train_fold
 
 EVERY_STEP = 1e-9
@@ -193,3 +193,16 @@ def test_a_failed_write_keeps_the_checkpoint_before_and_leaves_no_scratch(tmp_pa
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["fold.safetensors"]
     discard(checkpoint.path)
     assert list(checkpoint.path.parent.iterdir()) == []
+
+
+def test_leftovers_of_killed_writes_go_and_other_trainings_checkpoints_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    tidy(folder)
+    folder.mkdir()
+    for name in (".tmpJac1bz", ".unfinished-train-QC-fold0.safetensors", "train-QC-fold1.safetensors"):
+        (folder / name).touch()
+    tidy(folder)
+    assert [path.name for path in folder.iterdir()] == ["train-QC-fold1.safetensors"]
+    discard(folder / "train-QC-fold1.safetensors")
+    tidy(folder)
+    assert not folder.exists()

@@ -222,6 +222,8 @@ def start(folder):
             env=environment(),
             start_new_session=True,
             cwd=folder,
+            # A shell starts what it puts into the background deaf to Ctrl-C, these tests maybe too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
 

@@ -387,6 +387,8 @@ class _Execution:
         self.ran: set[str] = set()
 
     def steps(self) -> Iterator[Status | Done]:
+        from analyticup.model.checkpoint import tidy
+
         while self.waiting or self.running:
             while len(self.running) < self.runner.count and (node := self._next()) is not None:
                 status = _inspect(node, self.artifacts / node.name, self.found, self.ran)
@@ -401,9 +403,7 @@ class _Execution:
                     artifact = future.result()
                 self.ran.add(status.node.identity)
                 yield self._done(status, artifact)
-        with contextlib.suppress(OSError):
-            # Not before: a training beside may be about to write there.
-            _checkpoint_folder(self.settings).rmdir()
+        tidy(_checkpoint_folder(self.settings))
 
     def _next(self) -> Node | None:
         """The first node whose inputs are all there."""

@@ -6,6 +6,7 @@ adapters, optimiser state and the random state as tensors, the rest (schedule, l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -74,6 +75,16 @@ def discard(path: Path) -> None:
     """Removes a checkpoint file."""
     for file in (path, _scratch(path)):
         file.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed writes left in a folder of checkpoints, and the folder where none is left. No training may be
+    under way."""
+    # safetensors writes to a hidden file of its own first.
+    for path in folder.glob(".*"):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _scratch(path: Path) -> Path:
