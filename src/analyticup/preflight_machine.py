@@ -96,7 +96,9 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
 def memory_findings(settings: Settings, models: list[Model], machine: MachineFacts) -> Iterable[Finding]:
     """Weights against free memory, one model at a time; on their way to a GPU they pass through main memory."""
     yield Finding(OK, f"memory: {size_text(machine.free_memory)} of main memory free")
-    places = [("main memory", machine.free_memory), *machine.gpus[:1]]
+    workers = settings.machine.workers
+    places = [("main memory", machine.free_memory, workers)]
+    places += [(name, free, _on_one_gpu(settings, machine)) for name, free in machine.gpus[:1]]
     for model in models:
         if model.kind == "random":
             continue
@@ -105,17 +107,15 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
                 NOTE, f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it"
             )
             continue
-        dtype, workers = _loaded_dtype(model, settings, machine.device), settings.machine.workers
+        dtype = _loaded_dtype(model, settings, machine.device)
         # Of other models a task loads one.
         most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
-        for place, free in places:
-            count = min(most, workers if place == places[0][0] else _on_one_gpu(settings, machine))
+        for place, free, sharing in places:
             weights = f"memory for the {model.use}: {{}} in {dtype} for the weights alone"
-            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], count, place, free)
+            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free, min(most, sharing))
         if model.use == "backbone":
             what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
-            count = _on_one_gpu(settings, machine) if machine.gpus else workers
-            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), count, *places[-1])
+            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), *places[-1])
         if machine.device == "cpu" and model.parameters > _LARGE:
             yield Finding(NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long")
 
@@ -125,7 +125,7 @@ def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
     return math.ceil(settings.machine.workers / max(1, len(machine.gpus)))
 
 
-def _fits(what: str, each: float, count: int, place: str, free: int) -> Finding:
+def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:
     """`what` has a {} where the size belongs, which `count` workers take `each`."""
     size = count * each
     if count > 1:
