@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import FEW_STEPS, ROOT, SAMPLE_ROWS, TINY, places
 
 from analyticup.__main__ import main
 from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table
 from analyticup.ablation_output import to_csv, to_markdown
 from analyticup.config_loading import load_settings, task_settings
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = [row for rows in TABLES.values() for row in rows]
 ABLATION = ROOT / "configs" / "ablation"
 TWO = (Row("QC", "base", "SFT", None), Row("QC", "more", "+ more", "base"))
@@ -114,11 +113,10 @@ def test_markdown_and_csv_hold_every_entry():
     assert float(records[0]["value"]) == entry(table, "base")["f1"]["value"] and records[0]["gain"] == ""
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys):
-    places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
-    tiny = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"]
-    sizes = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"]
-    command = ["ablate", "tasks=[QI]", "machine.accelerator=cpu", *tiny, *sizes, *places]
+    telling = ["tasks=[QI]", "model.backbone=random:qwen3", "model.lora.layers=1", *FEW_STEPS[:2], *SAMPLE_ROWS]
+    command = ["ablate", *telling, "machine.accelerator=cpu", "tracking.mode=disabled", *places(tmp_path)]
     assert main([*command, "--seeds", "2"]) == 0
     made = tmp_path / "submissions" / "ablation-sample"
     assert {path.name for path in made.iterdir()} == {"table.md", "table.csv", "ablation.json", "QI.png"}
@@ -128,10 +126,8 @@ def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys
     ]
     assert all(one["seeds"] == 2 for one in content["table"])
     # What decides no figure is not told.
-    given = " ".join(["tasks=[QI]", *tiny[:3], *sizes])
-    assert (
-        (made / "table.md").read_text().startswith(f"`configs/sample.yaml` with {given}, scored on dev rows, 2 seed(s)")
-    )
+    about = f"`configs/sample.yaml` with {' '.join(telling)}, scored on dev rows, 2 seed(s)"
+    assert (made / "table.md").read_text().startswith(about)
     folders = [path.name for path in (tmp_path / "artifacts").iterdir()]
     # Two seeds; the filter's threshold changes nothing before it, so three rows' worth of trainings stand for four.
     assert sum(name.startswith("translate-QI") for name in folders) == 2
@@ -143,13 +139,7 @@ def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys
 
 
 def test_the_table_on_noise_tells_how_each_filter_finds_the_turned_labels(tmp_path):
-    places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
-    tiny = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"]
-    sizes = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"]
-    assert (
-        main(["ablate", "--table", "noise", "machine.accelerator=cpu", "machine.workers=1", *tiny, *sizes, *places])
-        == 0
-    )
+    assert main(["ablate", "--table", "noise", *TINY, *places(tmp_path)]) == 0
     made = tmp_path / "submissions" / "ablation-noise-sample"
     assert {path.name for path in made.iterdir()} == {"table.md", "table.csv", "ablation.json"}
     quality = json.loads((made / "ablation.json").read_text())["filter"]

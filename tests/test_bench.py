@@ -229,6 +229,7 @@ class Writes:
         return Done(rows=2)
 
 
+@pytest.mark.slow
 def test_rounds_are_interleaved_each_variant_in_its_own_process(tmp_path):
     log = tmp_path / "log"
     results = measure([Entry("part", name, Writes(name, log)) for name in "AB"], rounds=3)

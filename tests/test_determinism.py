@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import FEW_STEPS, ROOT, TINY_MODEL, places
 
 pytest.importorskip("lightning")
 
-ROOT = Path(__file__).resolve().parents[1]
 # They hold seconds, or, in the report, what the stages took.
 TIMED = ("record.json", "manifest.json", "report.html", "report.json")
 FEW_ROWS = [
@@ -22,7 +22,8 @@ FEW_ROWS = [
     "QI.data.train_rows=44",
     "machine.accelerator=cpu",
 ]
-TINY = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.dropout=0.2"]
+# Dropout draws from the random state in every step.
+TINY = [*TINY_MODEL, *FEW_STEPS, "model.lora.dropout=0.2"]
 PLAIN = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
 # The locale is Turkish where it is installed (its i has no dot), else it falls back to C.
 OTHER = {
@@ -39,8 +40,7 @@ def run(folder: Path, surroundings: dict[str, str], *settings: str) -> dict[str,
     folder.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
     environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **surroundings}
-    places = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
-    command = [sys.executable, "-P", "-m", "analyticup", "run", *FEW_ROWS, *settings, *places]
+    command = [sys.executable, "-P", "-m", "analyticup", "run", *FEW_ROWS, *places(folder), *settings]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     found = {}
@@ -64,7 +64,8 @@ def test_folder_locale_time_zone_hash_seed_and_workers_change_no_byte(tmp_path: 
     two = run(tmp_path / "zwei Ordner, tiefer", OTHER, *TINY, "machine.workers=2")
     assert len(one) > 40 and one == two
     # Nor do larger or smaller batches of scoring change a training or a prediction.
-    batches = run(tmp_path / "three", PLAIN, *TINY, "machine.workers=1", "predict.max_batch_tokens=97")
+    cached = f"paths.cache={tmp_path / 'one' / 'cache'}"
+    batches = run(tmp_path / "three", PLAIN, *TINY, cached, "machine.workers=1", "predict.max_batch_tokens=97")
     assert submitted_and_trained(batches) == submitted_and_trained(one)
 
 

@@ -180,6 +180,7 @@ def validate_with(parts: dict[str, Path], name: str) -> Callable[[Path, list[byt
     return read
 
 
+@pytest.mark.slow
 def test_malformed_files_end_in_a_full_account_or_in_one_line(tmp_path: Path) -> None:
     parts = score_parts(tmp_path)
     tried = Tried(tmp_path)

@@ -252,6 +252,7 @@ def test_a_run_comes_by_every_point(place: Place, tmp_path: Path) -> None:
     assert [str(point) for point, path in noted.items() if not path.exists()] == []
 
 
+@pytest.mark.slow
 def test_one_run_killed_again_and_again(place: Place, whole: Place) -> None:
     check_chain(place, whole, CHAIN)
 

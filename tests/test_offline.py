@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import ROOT, TINY, places
 
-ROOT = Path(__file__).resolve().parents[1]
 # A namespace of its own, with loopback (processes of one run talk over it) and nothing else.
 ALONE = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 REACHES_OUT = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
@@ -34,8 +34,7 @@ def namespace(tmp_path: Path) -> None:
 
 
 def sample_run(folder: Path, *settings: str) -> None:
-    places = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
-    command = [sys.executable, "-P", "-m", "analyticup", "run", "machine.accelerator=cpu", *settings, *places]
+    command = [sys.executable, "-P", "-m", "analyticup", "run", *settings, *places(folder)]
     done = alone(*command, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "submissions" / "sample" / "submit.zip").is_file()
@@ -43,17 +42,10 @@ def sample_run(folder: Path, *settings: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_of_a_tiny_model_needs_no_network(tmp_path: Path) -> None:
-    rows = [f"data.sample.{split}_queries=26" for split in ("train", "dev", "test")]
-    tiny = [
-        "model.backbone=random:qwen3",
-        "model.lora.r=2",
-        "translate.rows_per_language=4",
-        "tasks=[QC]",
-        "machine.workers=1",
-    ]
-    sample_run(tmp_path, *tiny, *rows)
+    # Tracking stays on: offline, it must ask nothing of the network either.
+    sample_run(tmp_path, *TINY, "tasks=[QC]", "tracking.mode=offline")
 
 
 @pytest.mark.long
 def test_the_sample_run_needs_no_network(tmp_path: Path) -> None:
-    sample_run(tmp_path)
+    sample_run(tmp_path, "machine.accelerator=cpu")

@@ -9,26 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny_runs import ROOT, TINY, places
 
 from analyticup import pipeline, stages
 from analyticup.__main__ import main
 from analyticup.config_loading import load_settings, task_settings
 from analyticup.errors import CheckFailed
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "configs" / "sample.yaml"
-TINY = [
-    "model.backbone=random:qwen3",
-    "model.lora.r=2",
-    "tracking.mode=disabled",
-    "machine.accelerator=cpu",
-    # Tests replace functions of this process.
-    "machine.workers=1",
-    "data.sample.train_queries=40",
-    "data.sample.dev_queries=26",
-    "data.sample.test_queries=26",
-    "translate.rows_per_language=4",
-]
 SUBMISSION_FILES = {
     *("submit_QC.txt", "submit_QI.txt", "submit.zip", "scores_QC.parquet", "scores_QI.parquet"),
     *("dev/submit_QC.txt", "dev/submit_QI.txt", "dev/submit.zip", "dev/scores_QC.parquet", "dev/scores_QI.parquet"),
@@ -37,8 +25,7 @@ SUBMISSION_FILES = {
 
 
 def run_main(folder: Path, *more: str, command: str = "run", config: Path = SAMPLE) -> int:
-    places = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
-    return main([command, "--config", str(config), *TINY, *places, *more])
+    return main([command, "--config", str(config), *TINY, *places(folder), *more])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -66,6 +53,7 @@ def one(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
+@pytest.mark.slow
 def test_run_writes_exactly_these_files_and_they_are_valid(finished: Path) -> None:
     made = finished / "submissions" / "sample"
     assert set(digests(made)) == SUBMISSION_FILES
@@ -422,7 +410,8 @@ def test_the_guard_keeps_no_negative_that_its_out_of_fold_judge_takes_for_a_posi
 
     guard = 0.544
     asked = [f"QC.negatives.{name}" for name in ("share=1", "hardness=easy", f"guard_above={guard}")]
-    overrides = ["tasks=[QC]", *asked]
+    # Enough steps for judges that disagree.
+    overrides = ["tasks=[QC]", "train.epochs=2", "QC.train.batch_rows=8", *asked]
     assert run_main(tmp_path, *overrides) == 0
     rows = pd.read_parquet(one(tmp_path, "negatives-QC-*") / "rows.parquet")
     counts = json.loads((one(tmp_path, "negatives-QC-*") / "record.json").read_text())["counts"]["by rule"]

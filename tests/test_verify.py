@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pipeline import SAMPLE, TINY, digests, one, run_main
+from test_pipeline import SAMPLE, digests, one, run_main
+from tiny_runs import TINY
 
 from analyticup import pipeline
 from analyticup.__main__ import main
@@ -129,6 +130,7 @@ def title(path: Path, folder: Path) -> str:
     return place(path, folder).name.rpartition("-")[0]
 
 
+@pytest.mark.slow
 def test_every_injected_damage_is_found_and_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(11)
     published = sorted((copy / "submissions" / "sample").glob("**/*.*"))

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from tiny_runs import ROOT, TINY, places
 
 from analyticup import pipeline, progress, workers
 from analyticup.artifacts import Artifact, publish_folder
@@ -26,15 +27,8 @@ from analyticup.model.frozen import KEPT_BYTES
 from analyticup.progress import Display, relay_to, track
 from analyticup.workers import InProcess, cores, make_runner
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    *("model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=1", "tracking.mode=disabled"),
-    *("machine.accelerator=cpu", "machine.workers=2", "tasks=[QI]"),
-    *("data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"),
-    "translate.rows_per_language=4",
-    # Long enough to be interrupted.
-    *("train.batch_rows=2", "train.epochs=2"),
-]
+# Trainings that are long enough to be interrupted.
+LONG = [*TINY, "machine.workers=2", "tasks=[QI]", "model.lora.layers=1", "train.batch_rows=2", "train.epochs=2"]
 
 
 def settings(count=2, **machine):
@@ -200,8 +194,7 @@ def test_nothing_starts_after_a_failure(tmp_path, monkeypatch):
 
 
 def command(folder, *more):
-    places = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
-    return [sys.executable, "-P", "-m", "analyticup", "run", *TINY, *places, *more]
+    return [sys.executable, "-P", "-m", "analyticup", "run", *LONG, *places(folder), *more]
 
 
 def start(folder):

@@ -1,0 +1,25 @@
+"""Whole runs on a tiny random model and few rows: what several test files ask of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE_ROWS = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"]
+TINY_MODEL = ["model.backbone=random:qwen3", "model.lora.r=2", "machine.accelerator=cpu"]
+# A few optimiser steps: such a model learns nothing anyway.
+FEW_STEPS = ["train.epochs=1", "train.batch_rows=32", "QC.train.batch_rows=32"]
+TINY = [
+    *TINY_MODEL,
+    *FEW_STEPS,
+    *SAMPLE_ROWS,
+    "translate.rows_per_language=4",
+    "tracking.mode=disabled",
+    # Tests replace functions of this process.
+    "machine.workers=1",
+]
+
+
+def places(folder: Path) -> list[str]:
+    """All that a run writes, below one folder."""
+    return [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
