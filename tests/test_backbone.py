@@ -35,6 +35,8 @@ from analyticup.model.module import label_hidden, output_matrix
 from analyticup.model.objective import margins
 from analyticup.model.prompt import PromptEncoder
 
+pytestmark = pytest.mark.arithmetic
+
 SRC = Path(__file__).resolve().parents[1] / "src"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

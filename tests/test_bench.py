@@ -119,6 +119,7 @@ def test_rivals_train_the_same_adapters(work):
     assert adapters(peers.classifier(work, peers.plain_classifier(work))) == expected
 
 
+@pytest.mark.arithmetic
 def test_generate_gives_the_scores_that_the_kit_gives(work):
     ours, theirs, text = KitScoring(work), peers.GenerateScoring(work), peers.PipelineScoring(work)
     done = [done_by(variant) for variant in (ours, theirs, text, peers.ClassifierScoring(work))]

@@ -8,6 +8,8 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from analyticup.bootstrap import interval, query_weights, weighted_figures
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture(scope="module")
 def rows():

@@ -19,6 +19,8 @@ from analyticup.model.backbone import save_adapter
 from analyticup.model.checkpoint import StepCheckpoint, discard, tidy
 from analyticup.train import Machine, ModelSource, train_fold
 
+pytestmark = pytest.mark.arithmetic
+
 EVERY_STEP = 1e-9
 
 

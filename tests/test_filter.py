@@ -9,6 +9,8 @@ from analyticup.config import FilterSettings
 from analyticup.corpus.rows import COLUMNS, make_rows
 from analyticup.filter import apply_remedy, find_suspects, label_credibility
 
+pytestmark = pytest.mark.arithmetic
+
 DISAGREEMENT, AMBIGUITY, CONFIDENT = "disagreement", "ambiguity", "confident-learning"
 
 

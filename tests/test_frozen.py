@@ -26,6 +26,8 @@ from analyticup.model.packing import enable_packing
 from analyticup.model.prompt import PromptEncoder
 from analyticup.train import Machine, ModelSource, with_states
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture(scope="module")
 def rows():

@@ -8,6 +8,8 @@ import pytest
 
 from analyticup.metrics import binary_metrics, f1_at_thresholds, per_language
 
+pytestmark = pytest.mark.arithmetic
+
 
 def sample(rows: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

@@ -7,6 +7,8 @@ from analyticup.augment.translators.mined import MinedTranslator, length_ratio, 
 from analyticup.config import MinedSettings
 from analyticup.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 
 class PlaneEmbedder:
     """Unit vectors by text: close in meaning = close in angle (degrees)."""

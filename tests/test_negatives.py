@@ -12,6 +12,8 @@ from analyticup.config import NegativesSettings, Settings
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, normalise, query_key, save_rows
 from analyticup.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 SETTINGS = NegativesSettings(share=1.0, neighbours=5, low=0.5, high=0.99)
 
 

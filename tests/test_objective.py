@@ -25,6 +25,8 @@ from analyticup.model.module import (
 from analyticup.model.objective import label_nll, margins, two_way
 from analyticup.model.prompt import PromptEncoder
 
+pytestmark = pytest.mark.arithmetic
+
 LABELS = [1, 0, 1, 1, 0]
 OBJECTIVES = [
     TrainSettings(objective="label_nll"),

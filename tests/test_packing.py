@@ -30,6 +30,8 @@ from analyticup.model.packing import (
 )
 from analyticup.model.prompt import LabelWords
 
+pytestmark = pytest.mark.arithmetic
+
 VOCABULARY = 120
 # Common beginnings longer than the window of Gemma's local layers; a prompt that begins another; one prompt twice; one
 # that has nothing in common with the rest.

@@ -15,6 +15,8 @@ from analyticup.config import LoraSettings, ModelSettings, Settings
 from analyticup.model.backbone import add_adapter
 from analyticup.train import Machine, ModelSource, score_rows
 
+pytestmark = pytest.mark.arithmetic
+
 SETTINGS = replace(
     Settings(), model=ModelSettings(backbone="random:qwen3", dtype="float32", lora=LoraSettings(r=4, layers=1))
 )

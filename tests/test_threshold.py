@@ -20,6 +20,8 @@ from analyticup.threshold import (
     thresholds_of,
 )
 
+pytestmark = pytest.mark.arithmetic
+
 LABELS = np.array([1, 1, 0, 1, 0, 0])
 SCORES = np.array([0.9, 0.8, 0.7, 0.4, 0.3, 0.1])
 

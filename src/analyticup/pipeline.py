@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,29 +62,28 @@ class Node:
     def title(self) -> str:
         return "-".join(part for part in (self.stage, self.task, self.part) if part)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """sha256 over stage, code version, own settings, sha256 of raw files and the inputs' identities: no path, no
         device, no worker count."""
-        return self.identity_by(CODE_VERSIONS)
+        return self._identity(CODE_VERSIONS[self.stage], {name: node.identity for name, node in self.inputs.items()})
 
-    def identity_by(self, code_versions: Mapping[str, int]) -> str:
-        """The identity that other versions of the stages' code would give."""
-        return fingerprint(
-            {
-                "stage": self.stage,
-                "task": self.task,
-                "part": self.part,
-                "code": code_versions[self.stage],
-                "settings": dict(self.settings),
-                "raw": dict(self.raw),
-                "inputs": {name: node.identity_by(code_versions) for name, node in self.inputs.items()},
-            }
-        )
+    def _identity(self, code: int, inputs: Mapping[str, str]) -> str:
+        own = {"stage": self.stage, "task": self.task, "part": self.part, "code": code}
+        return fingerprint({**own, "settings": dict(self.settings), "raw": dict(self.raw), "inputs": dict(inputs)})
 
     @property
     def name(self) -> str:
         return f"{self.title}-{self.identity[:8]}"
+
+
+def identities_by(nodes: Sequence[Node], code_versions: Mapping[str, int]) -> dict[str, str]:
+    """Title -> the identity that other versions of the stages' code would give; `nodes` in the order of execution."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        inputs = {name: found[other.title] for name, other in node.inputs.items()}
+        found[node.title] = node._identity(code_versions[node.stage], inputs)
+    return found
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def _graph(run: _Run) -> Item:
 
     They are computed with the stages' code versions of then; a version that changed since is named.
     """
-    from analyticup.pipeline import CODE_VERSIONS, build
+    from analyticup.pipeline import CODE_VERSIONS, build, identities_by
 
     stages = run.manifest["stages"]
     try:
@@ -263,7 +263,7 @@ def _graph(run: _Run) -> Item:
     except UserError as error:
         return Item(NEAR, "settings", f"not checked: {_line(error)}")
     then = CODE_VERSIONS | {node.stage: stages[node.title]["code"] for node in nodes if node.title in stages}
-    wanted = {node.title: node.identity_by(then) for node in nodes}
+    wanted = identities_by(nodes, then)
     strange = sorted(wanted.keys() ^ stages.keys())
     other = [title for title in wanted if title in stages and stages[title]["identity"] != wanted[title]]
     faults = [f"the settings and the manifest do not have the same stages: {', '.join(strange)}"] if strange else []
