@@ -58,16 +58,17 @@ def given(monkeypatch):
 # ---------------------------------------------------------------- help and parsing
 
 
-def test_help_answers_in_under_a_second():
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        run = fresh("--help")
-        seconds.append(time.monotonic() - started)
-    assert run.returncode == 0
-    assert all(f"\n    {name} " in run.stdout for name in entry.COMMANDS)
-    # The best of three: the machine may be busy with something else.
-    assert min(seconds) < 1.0
+def test_help_takes_hardly_longer_than_python_itself():
+    seconds = {"help": [], "python": []}
+    for _ in range(5):
+        for name, start in (("help", lambda: fresh("--help")), ("python", lambda: fresh(code="import argparse"))):
+            started = time.monotonic()
+            run = start()
+            seconds[name].append(time.monotonic() - started)
+            assert run.returncode == 0
+    # Side by side, and the best of five: machines differ, and may be busy with something else.
+    assert min(seconds["help"]) < 10 * min(seconds["python"])
+    assert all(f"\n    {name} " in fresh("--help").stdout for name in entry.COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["validate", "--help"], ["--version"]])
