@@ -12,7 +12,8 @@ ENV HF_HOME=/app/artifacts/cache/huggingface \
 WORKDIR /app
 
 # `test --version` sets up and needs no source, so that a change of code leaves this large layer alone.
-COPY run.sh requirements.txt requirements.lock requirements-cpu.lock requirements-cuda.lock ./
+COPY run.sh requirements.txt ./
+COPY .ci/requirements*.lock .ci/
 RUN ./run.sh test --version
 
 # Give --build-arg UID="$(id -u)" where folders of the host are mounted for writing.

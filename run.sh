@@ -37,8 +37,10 @@ find_python() {
 
 requirements_hash() {
   # The interpreter belongs to it: a .venv of another Python is no longer the same set-up.
-  { cat "$root"/requirements{.txt,.lock,-cpu.lock,-cuda.lock}; "$1" -c 'import sys; print(sys.version, sys.prefix)'; } | "$1" -c \
-    'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
+  {
+    cat "$root/requirements.txt" "$root"/.ci/requirements{,-cpu,-cuda}.lock
+    "$1" -c 'import sys; print(sys.version, sys.prefix)'
+  } | "$1" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
 is_set_up() {
@@ -75,9 +77,9 @@ pip_install() {
 install_torch() {
   local said
   # As pip itself prefers it where it sees both.
-  said="$(pip_install requirements-cpu.lock --require-hashes --no-deps 2>&1)" && return
+  said="$(pip_install .ci/requirements-cpu.lock --require-hashes --no-deps 2>&1)" && return
   case "$said" in
-    *"No matching distribution"*) pip_install requirements-cuda.lock --require-hashes --no-deps ;;
+    *"No matching distribution"*) pip_install .ci/requirements-cuda.lock --require-hashes --no-deps ;;
     *) echo "$said" >&2 && exit 2 ;;
   esac
 }
@@ -85,15 +87,15 @@ install_torch() {
 install_packages() {
   local said
   if ! is_locked_platform; then
-    echo "run.sh: requirements.lock is for CPython 3.11 and 3.12 on Linux x86-64; requirements.txt is taken instead, without hashes" >&2
+    echo "run.sh: .ci/requirements.lock is for CPython 3.11 and 3.12 on Linux x86-64; requirements.txt is taken instead, without hashes" >&2
     pip_install requirements.txt
     return
   fi
   # --no-deps, as the two builds of torch need different packages; `check` sees that none is missing.
   install_torch
-  pip_install requirements.lock --require-hashes --no-deps
+  pip_install .ci/requirements.lock --require-hashes --no-deps
   said="$("$venv/bin/python" -m pip check --disable-pip-version-check)" ||
-    fail "requirements.lock does not fit together (${said%%$'\n'*}); write it anew with .ci/lock.py"
+    fail ".ci/requirements.lock does not fit together (${said%%$'\n'*}); write it anew with .ci/lock.py"
 }
 
 set_up() {

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["cyclonedx-python-lib[json-validation]==11.12.0", "packaging==26.3", "uv==0.13.9"]
 # ///
-"""Writes requirements.lock, its two additions for torch and sbom.cdx.json from requirements.txt: `uv run .ci/lock.py`.
+"""Writes the locks and sbom.cdx.json beside this file from requirements.txt: `uv run .ci/lock.py`.
 
 Takes the newest release of whatever requirements.txt does not pin. Needs a package index.
 """
@@ -22,7 +22,8 @@ from packaging.markers import Marker
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from analyticup.weights import PACKAGED_SHA256  # noqa: E402
@@ -188,9 +189,9 @@ def main() -> None:
         "requirements-cuda.lock": cuda,
     }
     for name, part in parts.items():
-        (ROOT / name).write_text(lock_text(name, part), encoding="utf-8")
+        (FOLDER / name).write_text(lock_text(name, part), encoding="utf-8")
         print(f"{name}: {len(part)} packages")
-    (ROOT / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch]), encoding="utf-8")
+    (FOLDER / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from analyticup.weights import PACKAGED_SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
+NAMES = (".ci/requirements.lock", ".ci/requirements-cpu.lock", ".ci/requirements-cuda.lock")
 RELEASE = re.compile(r'([\w.-]+)==([\w.+]+)( ; python_version == "3\.1[12]")?((?: --hash=sha256:[0-9a-f]{64})+)')
 
 
@@ -40,7 +40,7 @@ def test_every_line_is_a_pin_with_hashes_and_stands_in_one_lock() -> None:
 
 def test_every_direct_pin_is_locked_in_that_version() -> None:
     direct = {tuple(line.split("==")) for line in lines("requirements.txt")}
-    assert direct <= releases("requirements.lock").keys() | releases("requirements-cuda.lock").keys()
+    assert direct <= releases(NAMES[0]).keys() | releases(NAMES[2]).keys()
 
 
 def test_torch_is_locked_in_one_version_for_both_builds_and_both_pythons() -> None:
@@ -60,7 +60,7 @@ def test_a_lock_takes_wheels_only_and_names_no_index(name: str) -> None:
 
 
 def bill(kind: str) -> list[dict]:
-    document = json.loads((ROOT / "sbom.cdx.json").read_text(encoding="utf-8"))
+    document = json.loads((ROOT / ".ci" / "sbom.cdx.json").read_text(encoding="utf-8"))
     return [component for component in document["components"] if component["type"] == kind]
 
 

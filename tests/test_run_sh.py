@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-LOCKS = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
+LOCKS = (".ci/requirements.lock", ".ci/requirements-cpu.lock", ".ci/requirements-cuda.lock")
 
 # Calls with -c are the real interpreter's: the hash of the requirements must be a real one.
 STUB = r"""#!/bin/bash
@@ -57,7 +57,7 @@ class Kit:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a kit"
-        self.root.mkdir()
+        (self.root / ".ci").mkdir(parents=True)
         for name in ("run.sh", "requirements.txt", *LOCKS):
             shutil.copy(PROJECT / name, self.root / name)
         self.venv = folder / "environment"
@@ -108,8 +108,8 @@ def test_first_use_sets_up_then_runs_with_the_arguments_as_they_are(kit: Kit) ->
     assert done.returncode == 0, done.stderr
     assert kit.calls("venv") == [f"-m venv --clear {kit.venv}"]
     torch, rest = kit.calls("pip install")
-    assert f"-r {kit.root}/requirements-cpu.lock --require-hashes --no-deps" in torch
-    assert f"-r {kit.root}/requirements.lock --require-hashes --no-deps" in rest
+    assert f"-r {kit.root}/.ci/requirements-cpu.lock --require-hashes --no-deps" in torch
+    assert f"-r {kit.root}/.ci/requirements.lock --require-hashes --no-deps" in rest
     assert "arguments=[-P][-m][analyticup][plan][name=two words][x=*]" in done.stdout
     assert f"setting up {kit.venv}" in done.stderr
 
@@ -144,8 +144,8 @@ def test_where_pip_sees_no_cpu_build_the_cuda_build_of_torch_comes(kit: Kit) -> 
     done = kit.run("--version", STUB_CPU_TORCH=message)
     assert done.returncode == 0, done.stderr
     _, cuda, rest = kit.calls("pip install")
-    assert f"-r {kit.root}/requirements-cuda.lock --require-hashes --no-deps" in cuda
-    assert f"-r {kit.root}/requirements.lock --require-hashes --no-deps" in rest
+    assert f"-r {kit.root}/.ci/requirements-cuda.lock --require-hashes --no-deps" in cuda
+    assert f"-r {kit.root}/.ci/requirements.lock --require-hashes --no-deps" in rest
     # Not finding it is no fault.
     assert message not in done.stderr
 
@@ -154,7 +154,7 @@ def test_a_cpu_build_with_another_hash_is_not_passed_over(kit: Kit) -> None:
     failed = kit.run("--version", STUB_CPU_TORCH="ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
     assert failed.returncode == 2
     assert "DO NOT MATCH THE HASHES" in failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith("run.sh: pip could not install requirements-cpu.lock")
+    assert failed.stderr.splitlines()[-1].startswith("run.sh: pip could not install .ci/requirements-cpu.lock")
     assert len(kit.calls("pip install")) == 1
 
 
@@ -178,7 +178,7 @@ def test_what_the_lock_is_not_for_takes_the_plain_requirements_and_says_so(kit: 
 def test_a_lock_that_lacks_a_package_is_one_clear_line(kit: Kit) -> None:
     failed = kit.run("--version", STUB_CHECK_FAILS="1")
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("run.sh: requirements.lock does not fit together (a 1 requires b)")
+    assert failed.stderr.splitlines()[-1].startswith("run.sh: .ci/requirements.lock does not fit together (a 1 requires b)")
     assert kit.run("--version").returncode == 0
     assert len(kit.calls("pip check")) == 1
 
@@ -222,7 +222,7 @@ def test_failing_pip_is_one_clear_line_and_tried_again(kit: Kit) -> None:
     assert failed.returncode == 2
     assert failed.stdout == ""
     *before, last = failed.stderr.splitlines()
-    assert last.startswith("run.sh: pip could not install requirements.lock")
+    assert last.startswith("run.sh: pip could not install .ci/requirements.lock")
     assert before[-1] == "ERROR: No matching distribution found"
     assert kit.run("--version").returncode == 0
     assert len(kit.calls("pip check")) == 1
