@@ -4,7 +4,8 @@
 # ///
 """Writes the locks and sbom.cdx.json beside this file from requirements.txt: `uv run .ci/lock.py`.
 
-Takes the newest release of whatever requirements.txt does not pin. Needs a package index.
+Takes the newest release of whatever requirements.txt does not pin. Needs a package index. What is locked already stays
+with `UV_CONSTRAINT=".ci/requirements.lock .ci/requirements-cuda.lock" uv run .ci/lock.py`.
 """
 
 from __future__ import annotations

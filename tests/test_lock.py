@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -41,6 +45,29 @@ def test_every_line_is_a_pin_with_hashes_and_stands_in_one_lock() -> None:
 def test_every_direct_pin_is_locked_in_that_version() -> None:
     direct = {tuple(line.split("==")) for line in lines("requirements.txt")}
     assert direct <= releases(NAMES[0]).keys() | releases(NAMES[2]).keys()
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The top-level names that a source file imports, inside its functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def normalised(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_every_imported_package_is_named_in_the_requirements() -> None:
+    names = {name for file in (ROOT / "src").rglob("*.py") for name in imported(file)}
+    # What is not installed, as an extra may not be, goes by its import name.
+    distributions = packages_distributions()
+    wanted = {name: distributions.get(name, [name]) for name in names - sys.stdlib_module_names - {"analyticup"}}
+    named = {line.split("==")[0] for file in ("requirements.txt", ".ci/requirements-gpu.txt") for line in lines(file)}
+    assert {"torch", "sklearn"} <= wanted.keys()
+    assert {name for name, found in wanted.items() if named.isdisjoint(map(normalised, found))} == set()
 
 
 def test_torch_is_locked_in_one_version_for_both_builds_and_both_pythons() -> None:

@@ -178,7 +178,9 @@ def test_what_the_lock_is_not_for_takes_the_plain_requirements_and_says_so(kit: 
 def test_a_lock_that_lacks_a_package_is_one_clear_line(kit: Kit) -> None:
     failed = kit.run("--version", STUB_CHECK_FAILS="1")
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("run.sh: .ci/requirements.lock does not fit together (a 1 requires b)")
+    assert failed.stderr.splitlines()[-1].startswith(
+        "run.sh: .ci/requirements.lock does not fit together (a 1 requires b)"
+    )
     assert kit.run("--version").returncode == 0
     assert len(kit.calls("pip check")) == 1
 
