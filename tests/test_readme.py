@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from analyticup.__main__ import COMMANDS, make_parser
-from analyticup.config import TASK_SECTIONS, TASKS
-from analyticup.config_loading import load_settings
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import TASK_SECTIONS, TASKS
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -125,10 +125,8 @@ def test_yaml_examples_load(tmp_path: Path) -> None:
 
 def known_keys() -> set[str]:
     """Every setting and section, as `translate.mined.k`."""
-    import dataclasses
-
-    from analyticup.config import Settings
-    from analyticup.config_loading import to_dict
+    from analyticup.settings.loading import to_dict
+    from analyticup.settings.schema import Settings
 
     def names(tree: dict[str, object], prefix: str) -> set[str]:
         found = set()
@@ -137,7 +135,7 @@ def known_keys() -> set[str]:
         return found
 
     keys = names(to_dict(Settings()), "")
-    assert {field.name for field in dataclasses.fields(Settings)} <= keys
+    assert set(Settings.model_fields) <= keys
     return keys | {f"{task}.{key}" for task in TASKS for key in keys if key.split(".")[0] in TASK_SECTIONS}
 
 

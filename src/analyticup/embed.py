@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from analyticup.artifacts import file_sha256
 from analyticup.cache import Cache, batches
-from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.progress import track
+from analyticup.settings.schema import EmbedderSettings
 from analyticup.weights import check_packaged
 
 if TYPE_CHECKING:

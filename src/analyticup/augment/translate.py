@@ -10,11 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyticup.augment import proportional_quotas, read_mapping, seeded_key
-from analyticup.config import TranslateSettings
+from analyticup.augment import proportional_quotas, seeded_key
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import COLUMNS, make_rows, normalise
 from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings, read_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,16 +60,6 @@ def missing_languages(train_rows: DataFrame, *others: DataFrame) -> list[str]:
     found = set().union(*(set(rows["language"]) for rows in others)) - trained
     order = list(LANGUAGES)
     return sorted(found, key=lambda code: (order.index(code) if code in LANGUAGES else len(order), code))
-
-
-def read_volumes(entries: Sequence[str]) -> dict[str, int]:
-    """{"de": 500} from ["de=500"]; UserError for another form, and for what is no whole number of 0 or more."""
-    volumes = {}
-    for language, number in read_mapping(entries, "translate.volumes").items():
-        if not (number.isascii() and number.isdigit()):
-            raise UserError(f"translate.volumes: {language}={number}: the rows must be a whole number, 0 or more")
-        volumes[language] = int(number)
-    return volumes
 
 
 def translate_rows(

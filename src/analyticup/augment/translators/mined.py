@@ -13,14 +13,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from analyticup.augment.translators.base import Translation
-from analyticup.config import MinedSettings
 from analyticup.corpus.rows import normalise
 from analyticup.embed import nearest
 from analyticup.errors import UserError
+from analyticup.settings.loading import to_dict
+from analyticup.settings.schema import MinedSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ class MinedTranslator:
         self._embedder = embedder
         self._settings = settings
         self._pairs: dict[str, DataFrame] = {}
-        content = repr((self._pool, embedder.identity, sorted(asdict(settings).items())))
+        content = repr((self._pool, embedder.identity, sorted(to_dict(settings).items())))
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         self.identity = f"mined:{digest[:16]}"
 
