@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.ablation import Row, RowRun, Scored
 from analyticup.bootstrap import FIGURES
-from analyticup.expected import decides_no_figure
-from analyticup.settings.schema import Settings
+from analyticup.settings.schema import Settings, run_only
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +36,7 @@ def write(
 
     every = [run for seeds in runs.values() for run in seeds]
     scored_on = ", ".join(sorted({run.split for run in every}))
-    telling = [text for text in overrides if not decides_no_figure(text)]
+    telling = [text for text in overrides if not run_only(text.partition("=")[0])]
     given = f" with {' '.join(telling)}" if telling else ""
     about = (
         f"`configs/{settings.name}.yaml`{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: "

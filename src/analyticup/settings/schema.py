@@ -211,7 +211,7 @@ class ModelSettings(Section):
     revision: Text | None = Field(None, description="Commit of a hub id.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the backbone.")
     lora: LoraSettings = Field(LoraSettings(), description="The adapters.")
-    gradient_checkpointing: bool = Field(False, description="Less memory in training, for more time.")
+    gradient_checkpointing: RunOnly[bool] = Field(False, description="Less memory in training, for more time.")
     # What several prompts begin with is run only once (in training only without lora.dropout): faster, the same figures
     # but for rounding. Rates with and without: README, Speed.
     packing: bool = Field(True, description="Run a batch of prompts without padding.")
@@ -597,3 +597,14 @@ def run_only(key: str) -> bool:
     bare = split_task(key)[1]
     meant = [leaf.run_only for name, leaf in leaves().items() if name == bare or name.startswith(f"{bare}.")]
     return bool(meant) and all(meant)
+
+
+def decisive(section: Section) -> dict[str, Any]:
+    """What decides figures, as plain dicts and lists: all settings but those marked RunOnly."""
+    found: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if _RUN_ONLY not in field.metadata:
+            found[name] = decisive(value) if isinstance(value, Section) else value
+    # A task's own values stand under their full keys.
+    return found | {task: {k: v for k, v in found[task].items() if not run_only(k)} for task in TASKS if task in found}
