@@ -76,11 +76,9 @@ def translate_rows(
     nothing, and a new row keeps the group of its source, so that no fold trains on it while judging its source.
     Returns (rows table, language -> counts of rows, language -> pairs); per language `asked` equals the sum of the
     other COUNTS: "unchanged" equals its source, "exists" stands among the given rows already (any label), "duplicate"
-    came out twice, "not sampled" was more than asked for. Raises UserError where rows_per_language < 0, `volumes`
-    cannot be read, or no labelled row is in one of the source languages.
+    came out twice, "not sampled" was more than asked for. Raises UserError where no labelled row is in one of the
+    source languages.
     """
-    if settings.rows_per_language < 0:
-        raise UserError(f"translate.rows_per_language is {settings.rows_per_language}; it must be 0 or more")
     volumes = read_volumes(settings.volumes)
     taken = {(normalise(query), normalise(target)) for query, target in zip(rows["query"], rows["target"], strict=True)}
     originals = _source_rows(rows, settings.source_languages).to_dict("records")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from analyticup.augment.translators.base import Translation
 from analyticup.corpus.rows import normalise
 from analyticup.embed import nearest
-from analyticup.errors import UserError
 from analyticup.settings.schema import MinedSettings, decisive
 
 if TYPE_CHECKING:
