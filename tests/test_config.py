@@ -135,6 +135,15 @@ def test_settings_go_to_other_processes_and_come_back(empty):
         ("train.lr=.nan", "train.lr = nan: must be a finite number"),
         ("train.lr=.inf", "train.lr = inf: must be a finite number"),
         ("train.lr=true", "train.lr = True: must be a finite number"),
+        ('train.lr="1"', "train.lr = '1': must be a finite number"),
+        ('train.lr="1e-4 "', "train.lr = '1e-4 ': must be a finite number"),
+        ("train.lr=1e999", "train.lr = inf: must be a finite number"),
+        ('train.epochs="1"', "train.epochs = '1': must be a whole number"),
+        ("train.epochs=2.0", "train.epochs = 2.0: must be a whole number"),
+        (
+            "QC.translate.volumes=[de]",
+            "QC.translate.volumes: 'de' is not of the form language=value, e.g. QC.translate.volumes=[de=...]",
+        ),
         ("negatives.enabled=1", "negatives.enabled = 1: must be true or false"),
         ('negatives.enabled="false"', "negatives.enabled = 'false': must be true or false"),
         ("prompt.positive_word=yes", "prompt.positive_word = True: must be a text (quote it)"),
@@ -369,6 +378,17 @@ def test_null_clears_what_a_parent_set_where_nothing_is_a_value(tmp_path):
 @pytest.mark.parametrize("text", ["QC:\n", "QC: {translate: }\n", "QI: {negatives: {}}\ntrain:\n"])
 def test_an_empty_section_says_nothing(tmp_path, text):
     assert load_settings(write(tmp_path, "mine.yaml", text), []) == Settings()
+
+
+def test_all_that_is_wrong_with_one_section_is_told_at_once(empty):
+    given = ("translate.translator=marian", "translate.volumes=de", "QI.translate.machine.codes=[x]", "folds.n=1")
+    told = [line.partition("': ")[2][:40] for line in errors(empty, *given)]
+    assert told == [
+        "folds.n = 1: must be between 2 and 100",
+        "translate.translator = marian: set trans",
+        "translate.volumes: 'de' is not of the fo",
+        "QI.translate.machine.codes: 'x' is not o",
+    ]
 
 
 def test_the_last_argument_wins(empty):
