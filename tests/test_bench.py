@@ -34,12 +34,12 @@ from analyticup.bench.kit import KitScoring, KitTraining
 from analyticup.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
 from analyticup.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.bench.work import Work
-from analyticup.config import LoraSettings
-from analyticup.config_loading import load_settings, task_settings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, task_settings
+from analyticup.settings.schema import LoraSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=null", "machine.accelerator=cpu"]
@@ -67,7 +67,7 @@ def work(tmp_path):
     save_rows(make_rows(columns), tmp_path / "rows.parquet")
     changes = [*TINY, "model.dtype=float32", "train.batch_rows=4", "train.max_batch_tokens=100000"]
     settings = task_settings(load_settings(ROOT / "configs" / "small.yaml", changes), "QC")
-    return Work(replace(settings, train=replace(settings.train, epochs=1)), tmp_path / "rows.parquet", tmp_path)
+    return Work(settings.replace(**{"train.epochs": 1}), tmp_path / "rows.parquet", tmp_path)
 
 
 def done_by(variant):
@@ -90,8 +90,8 @@ def test_all_trainings_see_the_same_rows_and_take_as_many_steps(work):
 
 
 def test_gradient_accumulation_makes_as_many_steps_everywhere(work):
-    train = replace(work.settings.train, batch_rows=2, accumulate=2)
-    halved = replace(work, settings=replace(work.settings, train=train))
+    settings = work.settings.replace(**{"train.batch_rows": 2, "train.accumulate": 2})
+    halved = replace(work, settings=settings)
     assert [done_by(kind(halved)).steps for kind in (KitTraining, peers.CausalTraining)] == [3, 3]
 
 

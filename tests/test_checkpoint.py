@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from analyticup.config import Settings
 from analyticup.model.backbone import save_adapter
 from analyticup.model.checkpoint import StepCheckpoint, discard, tidy
+from analyticup.settings.schema import Settings, TrainSettings
 from analyticup.train import Machine, ModelSource, train_fold
 
 pytestmark = pytest.mark.arithmetic
@@ -42,10 +41,8 @@ def rows(count: int, seed: int) -> pd.DataFrame:
 
 def settings(**train: object) -> Settings:
     """Dropout draws from the random state in every step; 7 batches in each of 3 epochs."""
-    given = Settings()
-    given.model.backbone, given.model.lora.r, given.model.lora.dropout = "random:qwen3", 2, 0.3
-    own = {"epochs": 3, "batch_rows": 4, "lr": 0.01, **train}
-    return replace(given, train=replace(given.train, **own))
+    model = {"model.backbone": "random:qwen3", "model.lora.r": 2, "model.lora.dropout": 0.3}
+    return Settings(train=TrainSettings(**{"epochs": 3, "batch_rows": 4, "lr": 0.01, **train})).replace(**model)
 
 
 class Training:

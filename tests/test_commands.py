@@ -20,7 +20,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 HEAVY = {
     "torch", "transformers", "pandas", "numpy", "datasets", "pyarrow", "sklearn", "faiss",
-    "lightning", "peft", "scipy", "wandb", "rich", "yaml", "omegaconf",
+    "lightning", "peft", "scipy", "wandb", "rich", "yaml", "omegaconf", "pydantic",
 }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -14,11 +13,11 @@ import torch
 from closeness import assert_same_sums
 from safetensors.torch import load_file
 
-from analyticup.config import LoraSettings, Settings
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, random_qwen3, save_adapter
 from analyticup.model.compiling import compiled
 from analyticup.model.module import decoder, label_hidden
+from analyticup.settings.schema import LoraSettings, ModelSettings, PredictSettings, Settings, TrainSettings
 from analyticup.train import Machine, ModelSource, score_rows, train_fold
 
 pytestmark = pytest.mark.arithmetic
@@ -38,13 +37,11 @@ def rows(count: int) -> pd.DataFrame:
 
 
 def settings(layers=None, compile_min_steps=None, compile_min_rows=None, **model):
-    given = Settings()
-    lora = replace(given.model.lora, r=2, layers=layers)
-    return replace(
-        given,
-        model=replace(given.model, backbone="random:qwen3", dtype="float32", lora=lora, **model),
-        train=replace(given.train, epochs=2, batch_rows=4, lr=0.01, compile_min_steps=compile_min_steps),
-        predict=replace(given.predict, compile_min_rows=compile_min_rows),
+    lora = LoraSettings(r=2, layers=layers)
+    return Settings(
+        model=ModelSettings(backbone="random:qwen3", dtype="float32", lora=lora, **model),
+        train=TrainSettings(epochs=2, batch_rows=4, lr=0.01, compile_min_steps=compile_min_steps),
+        predict=PredictSettings(compile_min_rows=compile_min_rows),
     )
 
 

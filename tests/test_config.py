@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from analyticup.config import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, Settings
-from analyticup.config_loading import load_settings, task_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, settings_from_dict, task_settings, to_dict
+from analyticup.settings.schema import (
+    COMMON_KEYS,
+    TASK_SECTIONS,
+    MachineTranslationSettings,
+    NegativesSettings,
+    Settings,
+    leaves,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "expected.yaml")
@@ -54,13 +64,59 @@ def test_no_config_text_gives_the_defaults(empty):
     assert task_settings(Settings(), "QC") == Settings()
 
 
-def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_allow(empty):
-    settings = to_dict(Settings())
-    for key in [*CHOICES, *RANGES]:
-        value = settings
-        for part in key.split("."):
-            value = value[part]
-        assert load_settings(empty, [f"{key}={'null' if value is None else value}"]) == Settings()
+@pytest.mark.parametrize("key", leaves())
+def test_every_setting_is_described_and_its_default_is_allowed(empty, key):
+    section, field = leaves()[key].section, leaves()[key].field
+    assert section.__doc__ and field.description and len(field.description.splitlines()) == 1
+    value = field.default
+    given = "null" if value is None else json.dumps(value)
+    assert load_settings(empty, [f"{key}={given}"]) == Settings()
+
+
+BOUNDS = {key: leaf for key, leaf in leaves().items() if leaf.low is not None}
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+def test_a_value_at_a_bound_is_taken_and_one_beyond_it_is_refused(empty, key):
+    leaf = BOUNDS[key]
+    step = 1 if "int" in str(leaf.field.annotation) else 0.001
+    for bound, beyond in ((leaf.low, leaf.low - step), (leaf.high, (leaf.high or 0) + step)):
+        if bound is not None:
+            leaf.section.model_validate({leaf.name: bound}, context=[])
+            assert error(empty, f"{key}={beyond}").startswith(f"argument '{key}={beyond}': {key} = {beyond}: must be ")
+
+
+@pytest.mark.parametrize("key", [key for key, leaf in leaves().items() if leaf.choices])
+def test_every_choice_is_taken_and_another_text_is_refused(empty, key):
+    for choice in leaves()[key].choices:
+        assert load_settings(empty, [f"{key}={choice}", "translate.machine.model=x"])
+    told = f"{key} = 'other-one': not one of {', '.join(leaves()[key].choices)}"
+    assert told in error(empty, f"{key}=other-one")
+
+
+def test_settings_are_checked_wherever_they_are_made_and_cannot_be_changed():
+    for wrong in ({"share": -1.0}, {"low": 0.95}, {"low": float("nan")}, {"sharre": 1.0}, {"origins": []}):
+        with pytest.raises(ValidationError):
+            NegativesSettings(**wrong)
+        with pytest.raises(ValidationError):
+            NegativesSettings().replace(**wrong)
+    with pytest.raises(ValidationError):
+        MachineTranslationSettings(codes=["de"])
+    with pytest.raises(ValidationError):
+        Settings().seed = 3
+
+
+def test_a_copy_with_other_values_leaves_the_rest_as_it_is():
+    before = Settings(seed=5)
+    after = before.replace(**{"name": "x", "train.lr": 0.5, "train.epochs": 3, "model.lora.r": 2})
+    assert (after.name, after.seed, after.train.lr, after.train.epochs, after.model.lora.r) == ("x", 5, 0.5, 3, 2)
+    assert before == Settings(seed=5) and after.train.schedule == before.train.schedule
+
+
+def test_settings_go_to_other_processes_and_come_back(empty):
+    settings = load_settings(empty, ["QC.folds.n=3", "translate.languages=[de]"])
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert settings_from_dict(json.loads(json.dumps(to_dict(settings))), "manifest.json", []) == settings
 
 
 @pytest.mark.parametrize(
@@ -71,7 +127,7 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("QC.lr=1", "unknown key 'QC.lr'; the nearest valid key is 'QC.train.lr'"),
         ("train.lr.peak=1", "unknown key 'train.lr.peak'; the nearest valid key is 'train.lr'"),
         ("model.lora={rank: 8}", "unknown key 'model.lora.rank'; the nearest valid key is 'model.lora.r'"),
-        ("zzz=1", "unknown key 'zzz'; see src/analyticup/config.py for all keys"),
+        ("zzz=1", "unknown key 'zzz'; see src/analyticup/settings/schema.py for all keys"),
         ("train.epochs=1.5", "train.epochs = 1.5: must be a whole number"),
         ("train.epochs=true", "train.epochs = True: must be a whole number"),
         ("train.epochs=null", "train.epochs = None: must be a whole number"),
@@ -79,6 +135,15 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("train.lr=.nan", "train.lr = nan: must be a finite number"),
         ("train.lr=.inf", "train.lr = inf: must be a finite number"),
         ("train.lr=true", "train.lr = True: must be a finite number"),
+        ('train.lr="1"', "train.lr = '1': must be a finite number"),
+        ('train.lr="1e-4 "', "train.lr = '1e-4 ': must be a finite number"),
+        ("train.lr=1e999", "train.lr = inf: must be a finite number"),
+        ('train.epochs="1"', "train.epochs = '1': must be a whole number"),
+        ("train.epochs=2.0", "train.epochs = 2.0: must be a whole number"),
+        (
+            "QC.translate.volumes=[de]",
+            "QC.translate.volumes: 'de' is not of the form language=value, e.g. QC.translate.volumes=[de=...]",
+        ),
         ("negatives.enabled=1", "negatives.enabled = 1: must be true or false"),
         ('negatives.enabled="false"', "negatives.enabled = 'false': must be true or false"),
         ("prompt.positive_word=yes", "prompt.positive_word = True: must be a text (quote it)"),
@@ -100,11 +165,11 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("folds.n=1", "folds.n = 1: must be between 2 and 100"),
         ("QI.folds.n=1", "QI.folds.n = 1: must be between 2 and 100"),
         ("filter.max_share=1.5", "filter.max_share = 1.5: must be between 0 and 1"),
-        ("filter.max_share=-1", "filter.max_share = -1.0: must be between 0 and 1"),
+        ("filter.max_share=-1", "filter.max_share = -1: must be between 0 and 1"),
         ("train.epochs=0", "train.epochs = 0: must be at least 1"),
         ("train.label_smoothing=0.5", "train.label_smoothing = 0.5: must be between 0 and 0.49"),
         ("QI.train.label_smoothing=-0.1", "QI.train.label_smoothing = -0.1: must be between 0 and 0.49"),
-        ("train.dpo_beta=0", "train.dpo_beta = 0.0: must be at least 0.001"),
+        ("train.dpo_beta=0", "train.dpo_beta = 0: must be at least 0.001"),
         (
             "name=../up",
             "name = '../up': use at most 100 letters, digits, '.', '_' and '-': it names a folder",
@@ -125,7 +190,7 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
             "QI.negatives.same_leaf=allow",
             "QI.negatives.same_leaf: the targets of QI are titles, not category paths; set it for QC alone",
         ),
-        ("negatives.positive_share=0", "negatives.positive_share = 0.0: must be between 0.01 and 1"),
+        ("negatives.positive_share=0", "negatives.positive_share = 0: must be between 0.01 and 1"),
         (
             "QC.threshold.high=0.01",
             "threshold.low = 0.05 is above QC.threshold.high = 0.01; change one of them",
@@ -313,6 +378,17 @@ def test_null_clears_what_a_parent_set_where_nothing_is_a_value(tmp_path):
 @pytest.mark.parametrize("text", ["QC:\n", "QC: {translate: }\n", "QI: {negatives: {}}\ntrain:\n"])
 def test_an_empty_section_says_nothing(tmp_path, text):
     assert load_settings(write(tmp_path, "mine.yaml", text), []) == Settings()
+
+
+def test_all_that_is_wrong_with_one_section_is_told_at_once(empty):
+    given = ("translate.translator=marian", "translate.volumes=de", "QI.translate.machine.codes=[x]", "folds.n=1")
+    told = [line.partition("': ")[2][:40] for line in errors(empty, *given)]
+    assert told == [
+        "folds.n = 1: must be between 2 and 100",
+        "translate.translator = marian: set trans",
+        "translate.volumes: 'de' is not of the fo",
+        "QI.translate.machine.codes: 'x' is not o",
+    ]
 
 
 def test_the_last_argument_wins(empty):

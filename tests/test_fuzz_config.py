@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analyticup.artifacts import fingerprint
-from analyticup.config import CHOICES, RANGES, TASKS, Settings
-from analyticup.config_loading import load_settings, task_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, task_settings, to_dict
+from analyticup.settings.schema import TASKS, Settings, leaves
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -85,8 +85,8 @@ ANY_KEY = st.one_of(
     st.text(max_size=6),
 )
 ANY_VALUE = st.one_of(st.sampled_from(VALUES), st.text(max_size=8), st.floats().map(str), st.integers().map(str))
-CHOSEN = [f"{key}={value}" for key, choices in CHOICES.items() for value in choices]
-BOUNDS = [f"{key}={bound}" for key, bounds in RANGES.items() for bound in bounds if bound is not None]
+CHOSEN = [f"{key}={value}" for key, leaf in leaves().items() for value in leaf.choices]
+BOUNDS = [f"{key}={bound}" for key, leaf in leaves().items() for bound in (leaf.low, leaf.high) if bound is not None]
 OVERRIDE = st.one_of(
     st.builds("{}={}".format, ANY_KEY, ANY_VALUE), st.sampled_from(CHOSEN + BOUNDS), st.text(max_size=20)
 )

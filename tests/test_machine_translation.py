@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from analyticup.augment.translators import CachedTranslator, Translation, build_translator
 from analyticup.augment.translators.machine import MachineTranslator, pair_folders
-from analyticup.config import MachineTranslationSettings, Settings, TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import MachineTranslationSettings, Settings, TranslateSettings
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -83,7 +82,7 @@ def _script(model, chain, size):
 
 def test_a_translation_ends_at_the_end_token(marian_tokenizer, tmp_path):
     for beams in (1, 3):
-        settings = replace(marian(marian_tokenizer, tmp_path, ["rotes", "kleid"]), beams=beams)
+        settings = marian(marian_tokenizer, tmp_path, ["rotes", "kleid"]).replace(beams=beams)
         translator = MachineTranslator(settings)
         assert (
             translator.translate(["red dress", "dress for women"], "de", ["en", "en"])
@@ -128,7 +127,7 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     assert [call["input_ids"].shape[1] for call in seen] == [2, 7]
     assert {call["max_new_tokens"] for call in seen} == {8}
     results = translator.translate(texts, "de", sources)
-    single = MachineTranslator(replace(settings, batch_size=1))
+    single = MachineTranslator(settings.replace(batch_size=1))
     assert results == [single.translate([text], "de", ["en"])[0] for text in texts]
 
 
@@ -187,9 +186,9 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
     marian(marian_tokenizer, tmp_path / "opus-en-de", ["bag"])
     assert MachineTranslator(settings).identity != identity
     with pytest.raises(UserError, match=r"translate\.machine\.revision: one commit cannot pin"):
-        MachineTranslator(replace(settings, revision=COMMIT))
+        MachineTranslator(settings.replace(revision=COMMIT))
     with pytest.raises(UserError, match=r"translate\.machine\.model: no folder of the form .*none-\{source\}"):
-        MachineTranslator(replace(settings, model=str(tmp_path / "none-{source}")))
+        MachineTranslator(settings.replace(model=str(tmp_path / "none-{source}")))
 
 
 def nllb(folder):
@@ -221,7 +220,7 @@ def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
     assert {call["forced_bos_token_id"] for call in seen} == {code("arb_Arab")}
     with pytest.raises(UserError, match=r"translate\.machine\.codes: .* knows no language 'pol_Latn' \(for pl\)"):
         translator.translate(["bag"], "pl", ["en"])
-    bare = MachineTranslator(replace(nllb(tmp_path), codes=["en=eng_Latn"]))
+    bare = MachineTranslator(nllb(tmp_path).replace(codes=["en=eng_Latn"]))
     with pytest.raises(UserError, match=r"translate\.machine\.codes has no 'de'; add de=CODE"):
         bare.translate(["bag"], "de", ["en"])
 
@@ -243,23 +242,19 @@ def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
     [
         ({"model": None}, r"translate\.machine\.model is not set"),
         ({"revision": "main"}, r"translate\.machine\.revision is 'main'; pin a/b"),
-        ({"beams": 0}, r"translate\.machine\.beams is 0"),
-        ({"batch_size": 0}, r"translate\.machine\.batch_size is 0"),
-        ({"max_new_tokens": 0}, r"translate\.machine\.max_new_tokens is 0"),
-        ({"codes": ["de"]}, r"translate\.machine\.codes: 'de' is not of the form"),
     ],
 )
-def test_settings_out_of_range_are_named(change, told):
+def test_settings_that_cannot_work_are_named(change, told):
     with pytest.raises(UserError, match=told):
-        MachineTranslator(replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change))
+        MachineTranslator(MachineTranslationSettings(**{"model": "a/b", "revision": COMMIT, **change}))
 
 
 def test_what_changes_translations_changes_the_identity_and_batches_do_not():
     settings = MachineTranslationSettings(model="a/b", revision=COMMIT)
     identity = MachineTranslator(settings).identity
-    assert MachineTranslator(replace(settings, batch_size=1)).identity == identity
+    assert MachineTranslator(settings.replace(batch_size=1)).identity == identity
     for change in ({"beams": 1}, {"max_new_tokens": 9}, {"revision": COMMIT[::-1]}, {"codes": ["de=deu_Latn"]}):
-        assert MachineTranslator(replace(settings, **change)).identity != identity
+        assert MachineTranslator(settings.replace(**change)).identity != identity
 
 
 def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
@@ -284,7 +279,7 @@ def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
     from analyticup.pipeline import _translate_identity
 
     def identity(**change):
-        machine = replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change)
+        machine = MachineTranslationSettings(**{"model": "a/b", "revision": COMMIT, **change})
         return _translate_identity(Settings(translate=TranslateSettings(translator="marian", machine=machine)))
 
     assert identity(batch_size=1) == identity()

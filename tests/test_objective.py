@@ -10,7 +10,6 @@ from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random
 from torch.nn.functional import cross_entropy
 
-from analyticup.config import CHOICES, LoraSettings, PromptSettings, TrainSettings
 from analyticup.model.backbone import add_adapter, random_qwen3, random_tokenizer
 from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
@@ -24,6 +23,7 @@ from analyticup.model.module import (
 )
 from analyticup.model.objective import label_nll, margins, two_way
 from analyticup.model.prompt import PromptEncoder
+from analyticup.settings.schema import LoraSettings, PromptSettings, TrainSettings, leaves
 
 pytestmark = pytest.mark.arithmetic
 
@@ -177,7 +177,7 @@ def test_a_training_step_equals_the_plain_loss_and_its_gradient(model, base, row
 
 
 def test_every_objective_that_can_be_chosen_is_tested_and_gives_another_loss(model, batch, words):
-    assert {train.objective for train in OBJECTIVES} == set(CHOICES["train.objective"])
+    assert {train.objective for train in OBJECTIVES} == set(leaves()["train.objective"].choices)
     with torch.no_grad():
         found = [float(make_module(model, words, train, steps=1).training_step(batch, 0)) for train in OBJECTIVES]
     assert all(abs(a - b) > 1e-4 for i, a in enumerate(found) for b in found[:i])

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from analyticup.__main__ import COMMANDS, make_parser
-from analyticup.config import Settings
-from analyticup.config_loading import load_settings
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 CODE = PROJECT / "src" / "analyticup"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,15 +9,13 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random
 
-from analyticup.config import LoraSettings, ModelSettings, Settings
 from analyticup.model.backbone import add_adapter
+from analyticup.settings.schema import LoraSettings, ModelSettings, Settings
 from analyticup.train import Machine, ModelSource, score_rows
 
 pytestmark = pytest.mark.arithmetic
 
-SETTINGS = replace(
-    Settings(), model=ModelSettings(backbone="random:qwen3", dtype="float32", lora=LoraSettings(r=4, layers=1))
-)
+SETTINGS = Settings(model=ModelSettings(backbone="random:qwen3", dtype="float32", lora=LoraSettings(r=4, layers=1)))
 
 
 @pytest.fixture
@@ -40,8 +36,7 @@ def adapted(source):
 
 
 def score(rows, model, source, max_batch_tokens=2048, packing=True):
-    predict = replace(SETTINGS.predict, max_batch_tokens=max_batch_tokens)
-    settings = replace(SETTINGS, predict=predict, model=replace(SETTINGS.model, packing=packing))
+    settings = SETTINGS.replace(**{"predict.max_batch_tokens": max_batch_tokens, "model.packing": packing})
     return score_rows(rows, model, settings, source, "test")
 
 
@@ -82,7 +77,7 @@ def test_merged_adapters_score_as_they_do_beside_the_weights(rows, source):
 
 
 def test_the_encoder_is_kept_for_each_prompt(source):
-    other = replace(SETTINGS, prompt=replace(SETTINGS.prompt, target_name="Category"))
-    assert source.encoder(SETTINGS) is source.encoder(replace(SETTINGS, seed=5))
+    other = SETTINGS.replace(prompt=SETTINGS.prompt.replace(target_name="Category"))
+    assert source.encoder(SETTINGS) is source.encoder(SETTINGS.replace(seed=5))
     assert source.encoder(other) is not source.encoder(SETTINGS)
     assert source.encoder(other).settings.target_name == "Category"

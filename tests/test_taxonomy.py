@@ -2,7 +2,6 @@
 
 import pytest
 
-from analyticup.config import CHOICES
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.corpus.taxonomy import (
     RELATIONS,
@@ -14,6 +13,7 @@ from analyticup.corpus.taxonomy import (
     same_leaf,
     split_path,
 )
+from analyticup.settings.schema import leaves
 
 CASES = [
     ("cars, boats & tools,outer parts,locks & keys", ["cars, boats & tools", "outer parts", "locks & keys"]),
@@ -97,7 +97,7 @@ def test_relation(one: str, other: str, expected: str) -> None:
 
 
 def test_the_settings_name_all_relations() -> None:
-    assert CHOICES["negatives.relations"] == RELATIONS
+    assert leaves()["negatives.relations"].choices == RELATIONS
 
 
 def test_languages_of_the_competition() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 VERSION = "0.1.0"
 COMMANDS = ("run", "plan", "check", "validate", "score", "report", "verify", "ablate", "bench")
 EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
-all of them stand in src/analyticup/config.py. Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
+all of them stand in src/analyticup/settings/schema.py.
+Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.ablation import Row, RowRun, Scored
 from analyticup.bootstrap import FIGURES
-from analyticup.config import Settings
-from analyticup.expected import decides_no_figure
+from analyticup.settings.schema import Settings, run_only
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,13 +30,13 @@ def write(
     overrides: Sequence[str],
 ) -> None:
     from analyticup.artifacts import write_atomically
-    from analyticup.config_loading import to_dict
     from analyticup.pipeline import resolve
+    from analyticup.settings.loading import to_dict
     from analyticup.tracking import log_table
 
     every = [run for seeds in runs.values() for run in seeds]
     scored_on = ", ".join(sorted({run.split for run in every}))
-    telling = [text for text in overrides if not decides_no_figure(text)]
+    telling = [text for text in overrides if not run_only(text.partition("=")[0])]
     given = f" with {' '.join(telling)}" if telling else ""
     about = (
         f"`configs/{settings.name}.yaml`{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: "

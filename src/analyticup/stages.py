@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.artifacts import Artifact
-from analyticup.config import Settings
 from analyticup.errors import CheckFailed
 from analyticup.seeds import derive_seed
+from analyticup.settings.loading import task_settings, to_dict
+from analyticup.settings.schema import Settings, read_volumes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +124,7 @@ def _scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
 
 
 def translate(job: Job) -> Counts:
-    from analyticup.augment.translate import missing_languages, read_volumes, translate_rows
+    from analyticup.augment.translate import missing_languages, translate_rows
     from analyticup.augment.translation_report import write_report
     from analyticup.augment.translators import build_translator
     from analyticup.corpus.rows import load_rows, save_rows
@@ -281,7 +282,7 @@ def _train(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, che
         check_no_leakage(training, held_out)
     settings = job.settings
     seed = derive_seed(settings.seed, purpose, job.task, job.part)
-    config = {"task": job.task, "part": job.part, "purpose": purpose, "rows": len(training), **vars(settings.train)}
+    config = {"task": job.task, "part": job.part, "purpose": purpose, "rows": len(training), **to_dict(settings.train)}
     name = f"{purpose}-{job.task}-{job.part}"
     with tracked_run(settings.tracking, job.logs, job.group, name, config) as logger:
         description = f"{purpose} {job.title}"
@@ -484,7 +485,6 @@ def submit(job: Job) -> Counts:
 
 
 def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
-    from analyticup.config_loading import task_settings
     from analyticup.corpus.scores import load_table, save_table
     from analyticup.ensemble import VOTE_CUT
     from analyticup.submission import format_problems, validate_submission, write_submission

@@ -3,10 +3,9 @@ the paper; for the task, or by language and then drawn towards the task's."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import ThresholdSettings
+from analyticup.settings.schema import ThresholdSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,7 +122,7 @@ def measure_optimism(
     """
     from sklearn.metrics import f1_score
 
-    ways = {"task": dataclasses.replace(settings, per_language=False)}
+    ways = {"task": settings.replace(per_language=False)}
     if settings.per_language and settings.enabled and settings.mode == "sweep":
         ways["language"] = settings
     measured = {}

@@ -6,14 +6,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import ModelSettings, Settings
 from analyticup.errors import UserError
 from analyticup.model.frozen import KEPT_BYTES, FrozenStates
+from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ class ModelSource:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
-        self._encoders: dict[tuple[Any, ...], PromptEncoder] = {}
+        self._encoders: dict[PromptSettings, PromptEncoder] = {}
         self.frozen = FrozenStates(self.settings.packing, KEPT_BYTES // machine.workers)
 
     @cached_property
@@ -74,15 +74,14 @@ class ModelSource:
 
         if source_kind(self.settings) != "gguf":
             return self.settings
-        return replace(self.settings, backbone=local_folder(self.settings, self.cache))
+        return self.settings.replace(backbone=local_folder(self.settings, self.cache))
 
     def encoder(self, settings: Settings) -> PromptEncoder:
         from analyticup.model.prompt import PromptEncoder
 
-        key = astuple(settings.prompt)
-        if key not in self._encoders:
-            self._encoders[key] = PromptEncoder(self.tokenizer, settings.prompt)
-        return self._encoders[key]
+        if settings.prompt not in self._encoders:
+            self._encoders[settings.prompt] = PromptEncoder(self.tokenizer, settings.prompt)
+        return self._encoders[settings.prompt]
 
     def backbone(self) -> Any:
         import torch

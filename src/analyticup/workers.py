@@ -13,15 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from analyticup import progress
 from analyticup.artifacts import Artifact
-from analyticup.config import MachineSettings, Settings
 from analyticup.errors import ADVICE, UserError
+from analyticup.settings.schema import MachineSettings, Settings
 
 if TYPE_CHECKING:
     from analyticup.train import ModelSource
@@ -117,8 +116,8 @@ class _Sources:
 
         key = (settings.model, settings.paths, settings.machine)
         if self._source is None or key != self._key:
-            machine = replace(settings.machine, threads=settings.machine.threads or self._threads)
-            self._key, self._source = key, model_source(replace(settings, machine=machine))
+            own = settings.replace(**{"machine.threads": settings.machine.threads or self._threads})
+            self._key, self._source = key, model_source(own)
         return self._source
 
 

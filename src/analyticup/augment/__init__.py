@@ -1,13 +1,9 @@
-"""New training rows made from the given ones, and what their makers share: seeded order, proportional quotas and
-settings of the form `name=value`.
-"""
+"""New training rows made from the given ones, and what their makers share: seeded order and proportional quotas."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-
-from analyticup.errors import UserError
+from collections.abc import Mapping
 
 
 def seeded_key(seed: int, *parts: str) -> str:
@@ -30,16 +26,3 @@ def proportional_quotas(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     for key in by_remainder[:left]:
         quotas[key] += 1
     return quotas
-
-
-def read_mapping(entries: Sequence[str], key: str) -> dict[str, str]:
-    """{"de": "500"} from ["de=500"]; UserError, naming the setting `key`, for another form or a name given twice."""
-    found: dict[str, str] = {}
-    for entry in entries:
-        name, equals, value = (part.strip() for part in entry.partition("="))
-        if not (name and equals and value):
-            raise UserError(f"{key}: {entry!r} is not of the form language=value, e.g. {key}=[de=...]")
-        if name in found:
-            raise UserError(f"{key} names {name!r} twice; keep one of them")
-        found[name] = value
-    return found

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.augment import proportional_quotas, seeded_key
 from analyticup.augment.negative_rules import BAND, EASY, Ask, Rules, has_label
-from analyticup.config import NegativesSettings
 from analyticup.corpus.rows import COLUMNS, empty_rows, make_rows, normalise
 from analyticup.embed import nearest
 from analyticup.errors import UserError
+from analyticup.settings.schema import NegativesSettings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -69,10 +69,13 @@ def sample_negatives(
     With `guard_above`, a candidate with p(yes) >= guard_above by `scorer` is refused and the row's next one tried,
     all rows at once, in at most `neighbours` rounds. The order of `rows` changes nothing. Returns (rows table,
     counts): `positives`, `asked`, `no source`, `no candidate left`, `kept` and `kept easy` count rows (asked =
-    no source + no candidate left + kept), the others candidates that a rule removed. Raises UserError for settings
-    out of range or a guard without a scorer, before anything is embedded; ValueError for scores that are none.
+    no source + no candidate left + kept), the others candidates that a rule removed. Raises UserError for a guard
+    without a scorer, before anything is embedded; ValueError for scores that are none.
     """
-    _check(settings, scorer)
+    if settings.guard_above is not None and scorer is None:
+        raise UserError(
+            f"negatives.guard_above is {settings.guard_above}, but no model scores the candidates; set it to null"
+        )
     count: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     records = rows.to_dict("records")
     positives = [row for row in records if _is_positive(row, settings)]
@@ -250,27 +253,3 @@ def _new_row(source: dict[str, Any], target: str, number: int) -> dict[str, Any]
 
 def _is_positive(row: dict[str, Any], settings: NegativesSettings) -> bool:
     return has_label(row, 1) and row["origin"] in settings.origins and bool(normalise(row["target"]))
-
-
-def _check(settings: NegativesSettings, scorer: Scorer | None) -> None:
-    if not 0 <= settings.share < math.inf:
-        raise UserError(f"negatives.share is {settings.share}; it must be a number from 0")
-    if settings.positive_share is not None and not 0 < settings.positive_share <= 1:
-        raise UserError(f"negatives.positive_share is {settings.positive_share}; it must be above 0 and at most 1")
-    if settings.neighbours < 1:
-        raise UserError(f"negatives.neighbours is {settings.neighbours}; it must be at least 1")
-    if not -1 <= settings.low <= settings.high <= 1:
-        raise UserError(
-            f"negatives.low is {settings.low} and negatives.high {settings.high}; "
-            "they must lie within -1..1, low not above high"
-        )
-    if not settings.origins:
-        raise UserError("negatives.origins is empty; name at least one of original, translation")
-    if not settings.relations:
-        raise UserError("negatives.relations is empty; name at least one of sibling, cousin, other")
-    if settings.guard_above is not None and not 0 <= settings.guard_above <= 1:
-        raise UserError(f"negatives.guard_above is {settings.guard_above}; it must lie within 0..1, or be null")
-    if settings.guard_above is not None and scorer is None:
-        raise UserError(
-            f"negatives.guard_above is {settings.guard_above}, but no model scores the candidates; set it to null"
-        )

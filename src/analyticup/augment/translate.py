@@ -10,11 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyticup.augment import proportional_quotas, read_mapping, seeded_key
-from analyticup.config import TranslateSettings
+from analyticup.augment import proportional_quotas, seeded_key
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import COLUMNS, make_rows, normalise
 from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings, read_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,16 +62,6 @@ def missing_languages(train_rows: DataFrame, *others: DataFrame) -> list[str]:
     return sorted(found, key=lambda code: (order.index(code) if code in LANGUAGES else len(order), code))
 
 
-def read_volumes(entries: Sequence[str]) -> dict[str, int]:
-    """{"de": 500} from ["de=500"]; UserError for another form, and for what is no whole number of 0 or more."""
-    volumes = {}
-    for language, number in read_mapping(entries, "translate.volumes").items():
-        if not (number.isascii() and number.isdigit()):
-            raise UserError(f"translate.volumes: {language}={number}: the rows must be a whole number, 0 or more")
-        volumes[language] = int(number)
-    return volumes
-
-
 def translate_rows(
     rows: DataFrame,
     settings: TranslateSettings,
@@ -86,11 +76,9 @@ def translate_rows(
     nothing, and a new row keeps the group of its source, so that no fold trains on it while judging its source.
     Returns (rows table, language -> counts of rows, language -> pairs); per language `asked` equals the sum of the
     other COUNTS: "unchanged" equals its source, "exists" stands among the given rows already (any label), "duplicate"
-    came out twice, "not sampled" was more than asked for. Raises UserError where rows_per_language < 0, `volumes`
-    cannot be read, or no labelled row is in one of the source languages.
+    came out twice, "not sampled" was more than asked for. Raises UserError where no labelled row is in one of the
+    source languages.
     """
-    if settings.rows_per_language < 0:
-        raise UserError(f"translate.rows_per_language is {settings.rows_per_language}; it must be 0 or more")
     volumes = read_volumes(settings.volumes)
     taken = {(normalise(query), normalise(target)) for query, target in zip(rows["query"], rows["target"], strict=True)}
     originals = _source_rows(rows, settings.source_languages).to_dict("records")

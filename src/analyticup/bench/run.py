@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.bench.harness import Entry, Result, measure
 from analyticup.bench.table import MATMUL, to_record, with_limit
-from analyticup.config import Settings
 from analyticup.errors import UserError
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -93,15 +93,14 @@ def run_bench(
 
 def _works(settings: Settings, plan: Plan, scratch: Path) -> tuple[dict[str, Work], list[str]]:
     from analyticup.bench.work import Work
-    from analyticup.config_loading import task_settings
     from analyticup.corpus.rows import save_rows
     from analyticup.pipeline import resolve
+    from analyticup.settings.loading import task_settings
 
     task = settings.tasks[0]
     own = task_settings(settings, task)
-    lora = replace(own.model.lora, layers=None)
     # A round is one epoch; adapters are in all layers wherever the line does not say otherwise.
-    own = replace(own, model=replace(own.model, lora=lora), train=replace(own.train, epochs=1))
+    own = own.replace(**{"model.lora.layers": None, "train.epochs": 1})
     tables = _tables(own, task, plan, scratch)
     for name, table in tables.items():
         save_rows(table, scratch / f"{name}.parquet")
@@ -129,7 +128,7 @@ def _tables(own: Settings, task: str, plan: Plan, scratch: Path) -> dict[str, Da
         write_sample(own.data.sample, own.seed, scratch / "sample")
         files = {path.name: path for path in (scratch / "sample").glob("*.txt")}
     else:
-        files = raw_files(replace(own, tasks=[task]))
+        files = raw_files(own.replace(tasks=[task]))
     scored = next(split for split in ("dev", "test") if f"{split}_{task}.txt" in files)
     wanted = {"training": ("train", plan.train_rows), "scoring": (scored, plan.score_rows)}
     tables = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.bench.flops import Shape, shape_of
 from analyticup.bench.harness import Unavailable
-from analyticup.config import Settings
+from analyticup.settings.schema import Settings
 from analyticup.train import Machine, ModelSource
 
 if TYPE_CHECKING:
@@ -75,20 +75,17 @@ class Work:
 
     def with_layers(self, layers: int | None) -> Work:
         """The same work with adapters in that many upper layers, None = in all."""
-        model = replace(self.settings.model, lora=replace(self.settings.model.lora, layers=layers))
-        return replace(self, settings=replace(self.settings, model=model))
+        return replace(self, settings=self.settings.replace(**{"model.lora.layers": layers}))
 
     def without_packing(self) -> Work:
         """The same work with padded prompts, on the backbone as Transformers loads it."""
-        return replace(self, settings=replace(self.settings, model=replace(self.settings.model, packing=False)))
+        return replace(self, settings=self.settings.replace(**{"model.packing": False}))
 
     def with_compilation(self) -> Work:
         """The same work with every training and scoring compiled; raises Unavailable without a compiler."""
         from analyticup.model.compiling import compiler_fault
 
-        train = replace(self.settings.train, compile_min_steps=1)
-        predict = replace(self.settings.predict, compile_min_rows=1)
-        settings = replace(self.settings, train=train, predict=predict)
+        settings = self.settings.replace(**{"train.compile_min_steps": 1, "predict.compile_min_rows": 1})
         if fault := compiler_fault(settings):
             raise Unavailable(fault)
         return replace(self, settings=settings)

@@ -27,7 +27,7 @@ from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
 
 if TYPE_CHECKING:
-    from analyticup.config import SampleSettings
+    from analyticup.settings.schema import SampleSettings
 
 _SEEN: Final = {"QC": ("en", "fr", "es", "ko", "pt", "ja"), "QI": ("en", "fr", "es", "pt", "th", "ja", "ko")}
 _HELD_OUT: Final = {"QC": (*_SEEN["QC"], "de", "it", "pl", "ar"), "QI": tuple(LANGUAGES)}
@@ -455,15 +455,10 @@ def write_sample(settings: SampleSettings, seed: int, out_dir: Path) -> None:
 
     `{dev,test}_{task}.labels.txt` hold the true labels, `train_{task}.truth.txt` those of the train rows
     before `settings.label_noise` (a share, 0 to 1) of them were flipped. Same settings and seed, same bytes.
-    Held-out files are drawn first: more training queries leave them as they are. UserError for impossible
-    settings.
+    Held-out files are drawn first: more training queries leave them as they are. UserError where the tables
+    have too few query texts.
     """
     sizes = {"test": settings.test_queries, "dev": settings.dev_queries, "train": settings.train_queries}
-    for split, count in sizes.items():
-        if count < 1:
-            raise UserError(f"data.sample.{split}_queries={count}: set it to 1 or more")
-    if not 0 <= settings.label_noise <= 1:
-        raise UserError(f"data.sample.label_noise={settings.label_noise}: set it to a share between 0 and 1")
     catalogue = Catalogue(choose_concepts(load_concepts(), settings.concepts, seed), load_attributes())
     taken: set[str] = set()
     for split, count in sizes.items():

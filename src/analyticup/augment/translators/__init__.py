@@ -6,18 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from analyticup.augment.translators.base import CachedTranslator, Translation, Translator
-from analyticup.config import TranslateSettings
-from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings
 
 if TYPE_CHECKING:
     from analyticup.embed import Embedder
 
-__all__ = ["TRANSLATORS", "CachedTranslator", "Translation", "Translator", "build_translator"]
-
-TRANSLATORS = ("lexicon", "mined", "seedx", "marian")
+__all__ = ["CachedTranslator", "Translation", "Translator", "build_translator"]
 
 
 def build_translator(
@@ -31,7 +28,7 @@ def build_translator(
 
     `pool` holds unlabelled queries by language and is read by `mined` alone, as is the embedder, which is
     made only then. The mined and lexicon ones are not cached: the former depends on all texts asked for
-    together, the latter is faster than a cache. Raises UserError for an unknown name.
+    together, the latter is faster than a cache.
     """
     if settings.translator == "lexicon":
         from analyticup.augment.translators.lexicon import LexiconTranslator
@@ -49,4 +46,4 @@ def build_translator(
         from analyticup.augment.translators.machine import MachineTranslator
 
         return CachedTranslator(MachineTranslator(settings.machine), cache_dir, settings.machine.batch_size)
-    raise UserError(f"translate.translator is {settings.translator!r}; use one of {', '.join(TRANSLATORS)}")
+    assert_never(settings.translator)

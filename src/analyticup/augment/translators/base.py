@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from analyticup.cache import Cache, batches
-from analyticup.errors import UserError
 from analyticup.progress import track
 
 
@@ -47,8 +46,6 @@ class CachedTranslator:
     """Asks `inner` for each (text, target language) once; keeps refusals too, batch by batch on disk."""
 
     def __init__(self, inner: Translator, cache_dir: Path, batch_size: int) -> None:
-        if batch_size < 1:
-            raise UserError(f"translate batch size is {batch_size}; it must be at least 1")
         self.identity = inner.identity
         self.selective = inner.selective
         self.uses_source = inner.uses_source

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyticup.augment import read_mapping
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.outputs import RULES, first_line, judged
 from analyticup.cache import batches
-from analyticup.config import MachineTranslationSettings
 from analyticup.corpus.languages import ISO
 from analyticup.embed import model_identity
 from analyticup.errors import UserError
+from analyticup.settings.schema import MachineTranslationSettings, read_mapping
 
 _KEY = "translate.machine"
 
@@ -25,10 +24,7 @@ class MachineTranslator:
     uses_source = True
 
     def __init__(self, settings: MachineTranslationSettings) -> None:
-        """Raises UserError for numbers out of range, and for models that are not there or not pinned."""
-        for name in ("beams", "batch_size", "max_new_tokens"):
-            if getattr(settings, name) < 1:
-                raise UserError(f"{_KEY}.{name} is {getattr(settings, name)}; it must be at least 1")
+        """Raises UserError for models that are not there or not pinned."""
         if not settings.model:
             raise UserError(f"{_KEY}.model is not set; give a local folder, or a hub id with its revision")
         self._settings = settings

@@ -13,14 +13,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from analyticup.augment.translators.base import Translation
-from analyticup.config import MinedSettings
 from analyticup.corpus.rows import normalise
 from analyticup.embed import nearest
-from analyticup.errors import UserError
+from analyticup.settings.schema import MinedSettings, decisive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +54,12 @@ class MinedTranslator:
     uses_source = False
 
     def __init__(self, pool: Mapping[str, Sequence[str]], embedder: Embedder, settings: MinedSettings) -> None:
-        """`pool`: language -> queries. Raises UserError for settings out of range, at once."""
-        _check(settings)
+        """`pool`: language -> queries."""
         self._pool = {language: sorted(set(pool[language])) for language in sorted(pool)}
         self._embedder = embedder
         self._settings = settings
         self._pairs: dict[str, DataFrame] = {}
-        content = repr((self._pool, embedder.identity, sorted(asdict(settings).items())))
+        content = repr((self._pool, embedder.identity, sorted(decisive(settings).items())))
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         self.identity = f"mined:{digest[:16]}"
 
@@ -200,16 +197,3 @@ def _only_drops_words(left: str, right: str) -> bool:
 def _plain_words(text: str) -> set[str]:
     decomposed = unicodedata.normalize("NFD", text)
     return set(re.findall(r"\w+", "".join(mark for mark in decomposed if not unicodedata.combining(mark))))
-
-
-def _check(settings: MinedSettings) -> None:
-    if settings.k < 1:
-        raise UserError(f"translate.mined.k is {settings.k}; it must be at least 1")
-    if settings.min_words < 1:
-        raise UserError(f"translate.mined.min_words is {settings.min_words}; it must be at least 1")
-    if not -1 <= settings.min_similarity <= 1:
-        raise UserError(f"translate.mined.min_similarity is {settings.min_similarity}; a cosine lies within -1..1")
-    if settings.max_length_ratio < 1:
-        raise UserError(f"translate.mined.max_length_ratio is {settings.max_length_ratio}; it must be at least 1")
-    if settings.margin < 0:
-        raise UserError(f"translate.mined.margin is {settings.margin}; it must be 0 or more")

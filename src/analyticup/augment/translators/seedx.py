@@ -8,10 +8,10 @@ from typing import Any
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.outputs import RULES, first_line, judged
 from analyticup.cache import batches
-from analyticup.config import SeedXSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.embed import model_identity
 from analyticup.errors import UserError
+from analyticup.settings.schema import SeedXSettings
 
 # Assumed to part a translation from an explanation that was not asked for.
 _REASONING = "[COT]"
@@ -23,10 +23,7 @@ class SeedXTranslator:
     selective = False
 
     def __init__(self, settings: SeedXSettings) -> None:
-        """Raises UserError for numbers out of range or a model not pinned (see `model_identity`)."""
-        for name in ("beams", "batch_size", "max_new_tokens"):
-            if getattr(settings, name) < 1:
-                raise UserError(f"translate.seedx.{name} is {getattr(settings, name)}; it must be at least 1")
+        """Raises UserError for a model not pinned (see `model_identity`)."""
         self._settings = settings
         weights = model_identity(settings.model, settings.revision, key="translate.seedx")
         how = f"beams={settings.beams},max={settings.max_new_tokens},source={settings.source_tag},rules={RULES}"

@@ -1,0 +1,1 @@
+"""Every setting (`schema`) and how it is given (`loading`)."""
