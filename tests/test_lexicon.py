@@ -1,9 +1,10 @@
 import pytest
 
-from analyticup.augment.translators import Translation, build_translator
+from analyticup.augment.translators import Tools, Translation, build_translator
 from analyticup.augment.translators.lexicon import LexiconTranslator
 from analyticup.config import TranslateSettings
 from analyticup.errors import UserError
+from analyticup.train import Machine
 
 LANGUAGE_COLUMNS = "en\tfr\tja\tde\tpl\tvn"
 CONCEPTS = f"""concept\tpath\taccessory_of\talias_en\t{LANGUAGE_COLUMNS}
@@ -69,7 +70,7 @@ def test_the_lexicon_of_the_sample_corpus_reads_its_own_tables(tmp_path):
         raise AssertionError("the lexicon needs no embedder")
 
     settings = TranslateSettings(translator="lexicon")
-    lexicon = build_translator(settings, cache_dir=tmp_path, embedder_factory=no_embedder, pool={})
+    lexicon = build_translator(settings, Tools(tmp_path, Machine("cpu", None), {}, no_embedder))
     translations = [
         lexicon.translate(["black frying pan 28cm"], code)[0].text for code in ("de", "it", "pl", "ar", "vn", "id")
     ]

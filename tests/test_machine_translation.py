@@ -9,13 +9,19 @@ from itertools import pairwise
 
 import pytest
 
-from analyticup.augment.translators import CachedTranslator, Translation, build_translator
+from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.machine import MachineTranslator, pair_folders
 from analyticup.config import MachineTranslationSettings, Settings, TranslateSettings
 from analyticup.errors import UserError
+from analyticup.train import Machine
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
+CPU = Machine("cpu", None)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def no_embedder():
+    raise AssertionError("a translator with a model of its own needs no embedder")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def _script(model, chain, size):
 def test_a_translation_ends_at_the_end_token(marian_tokenizer, tmp_path):
     for beams in (1, 3):
         settings = replace(marian(marian_tokenizer, tmp_path, ["rotes", "kleid"]), beams=beams)
-        translator = MachineTranslator(settings)
+        translator = MachineTranslator(settings, CPU)
         assert (
             translator.translate(["red dress", "dress for women"], "de", ["en", "en"])
             == [Translation("rotes kleid")] * 2
@@ -118,7 +124,7 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     settings = marian(marian_tokenizer, tmp_path)
     texts = ["red", "two words for women and men", "bag", "red dress for women", "shoe", "dress and bag", "men"]
     sources = ["en"] * len(texts)
-    translator = MachineTranslator(settings)
+    translator = MachineTranslator(settings, CPU)
     translator._load(translator._model_for("en", "de"))
     together = translator._complete(texts, settings.model, "en", "de")
     alone = [translator._complete([text], settings.model, "en", "de")[0] for text in texts]
@@ -128,7 +134,7 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     assert [call["input_ids"].shape[1] for call in seen] == [2, 7]
     assert {call["max_new_tokens"] for call in seen} == {8}
     results = translator.translate(texts, "de", sources)
-    single = MachineTranslator(replace(settings, batch_size=1))
+    single = MachineTranslator(replace(settings, batch_size=1), CPU)
     assert results == [single.translate([text], "de", ["en"])[0] for text in texts]
 
 
@@ -137,7 +143,7 @@ def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatc
     settings = TranslateSettings(translator="marian", machine=machine)
 
     def build():
-        return build_translator(settings, cache_dir=tmp_path / "cache", embedder_factory=None, pool={})
+        return build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
 
     first = build()
     assert isinstance(first, CachedTranslator) and not first.selective and first.uses_source
@@ -152,13 +158,12 @@ def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatc
 
 
 def test_outputs_are_cleaned_and_refused_with_their_reason(monkeypatch):
-    monkeypatch.setattr("analyticup.augment.translators.machine.model_identity", lambda *_, **__: "x")
     monkeypatch.setattr(
         MachineTranslator,
         "_complete",
-        lambda self, texts, *_: [f'"{text} Kleid"\nmore' if text else "" for text in texts],
+        lambda self, texts, **_: [f'"{text} Kleid"\nmore' if text else "" for text in texts],
     )
-    translator = MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT))
+    translator = MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT), CPU)
     assert translator.translate(["x", ""], "de", ["en", "fr"]) == [
         Translation("x Kleid"),
         Translation(None, refused="empty"),
@@ -176,7 +181,7 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
         ("en", "de"): "opus-en-de",
         ("fr", "vn"): "opus-fr-vi",
     }
-    translator = MachineTranslator(settings)
+    translator = MachineTranslator(settings, CPU)
     assert translator.translate(["red dress", "robe"], "de", ["en", "fr"]) == [
         Translation("rotes kleid"),
         Translation(None, refused="no model for its languages"),
@@ -185,11 +190,11 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
     assert translator._loaded == str(tmp_path / "opus-fr-vi")
     identity = translator.identity
     marian(marian_tokenizer, tmp_path / "opus-en-de", ["bag"])
-    assert MachineTranslator(settings).identity != identity
+    assert MachineTranslator(settings, CPU).identity != identity
     with pytest.raises(UserError, match=r"translate\.machine\.revision: one commit cannot pin"):
-        MachineTranslator(replace(settings, revision=COMMIT))
+        MachineTranslator(replace(settings, revision=COMMIT), CPU)
     with pytest.raises(UserError, match=r"translate\.machine\.model: no folder of the form .*none-\{source\}"):
-        MachineTranslator(replace(settings, model=str(tmp_path / "none-{source}")))
+        MachineTranslator(replace(settings, model=str(tmp_path / "none-{source}")), CPU)
 
 
 def nllb(folder):
@@ -213,7 +218,7 @@ def nllb(folder):
 
 
 def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
-    translator = MachineTranslator(nllb(tmp_path))
+    translator = MachineTranslator(nllb(tmp_path), CPU)
     translator.translate(["red dress"], "de", ["en"])
     code = translator._tokenizer.convert_tokens_to_ids
     seen = calls(translator)(["bag", "sac"], "ar", ["en", "fr"])
@@ -221,7 +226,7 @@ def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
     assert {call["forced_bos_token_id"] for call in seen} == {code("arb_Arab")}
     with pytest.raises(UserError, match=r"translate\.machine\.codes: .* knows no language 'pol_Latn' \(for pl\)"):
         translator.translate(["bag"], "pl", ["en"])
-    bare = MachineTranslator(replace(nllb(tmp_path), codes=["en=eng_Latn"]))
+    bare = MachineTranslator(replace(nllb(tmp_path), codes=["en=eng_Latn"]), CPU)
     with pytest.raises(UserError, match=r"translate\.machine\.codes has no 'de'; add de=CODE"):
         bare.translate(["bag"], "de", ["en"])
 
@@ -235,7 +240,7 @@ def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
-        MachineTranslator(settings).translate(["bag"], "de", ["en"])
+        MachineTranslator(settings, CPU).translate(["bag"], "de", ["en"])
 
 
 @pytest.mark.parametrize(
@@ -251,15 +256,15 @@ def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
 )
 def test_settings_out_of_range_are_named(change, told):
     with pytest.raises(UserError, match=told):
-        MachineTranslator(replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change))
+        MachineTranslator(replace(MachineTranslationSettings(model="a/b", revision=COMMIT), **change), CPU)
 
 
 def test_what_changes_translations_changes_the_identity_and_batches_do_not():
     settings = MachineTranslationSettings(model="a/b", revision=COMMIT)
-    identity = MachineTranslator(settings).identity
-    assert MachineTranslator(replace(settings, batch_size=1)).identity == identity
+    identity = MachineTranslator(settings, CPU).identity
+    assert MachineTranslator(replace(settings, batch_size=1), CPU).identity == identity
     for change in ({"beams": 1}, {"max_new_tokens": 9}, {"revision": COMMIT[::-1]}, {"codes": ["de=deu_Latn"]}):
-        assert MachineTranslator(replace(settings, **change)).identity != identity
+        assert MachineTranslator(replace(settings, **change), CPU).identity != identity
 
 
 def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):

@@ -3,18 +3,24 @@ from itertools import pairwise
 
 import pytest
 
-from analyticup.augment.translators import CachedTranslator, Translation, build_translator
+from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.seedx import SeedXTranslator, build_prompt, clean
 from analyticup.config import SeedXSettings, TranslateSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
+from analyticup.train import Machine
 
+CPU = Machine("cpu", None)
 SENTENCES = [
     "red dress for women",
     "rotes Kleid für Damen",
     "Translate the following sentence into German:\n",
 ]
 SENTENCES += [f" <{code}>" for code in ISO.values()]
+
+
+def no_embedder():
+    raise AssertionError("a translator with a model of its own needs no embedder")
 
 
 @pytest.mark.parametrize(
@@ -139,24 +145,24 @@ def scripted_model(tokenizer, folder, output):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_translation_stops_at_the_end_token_and_is_cleaned(tokenizer, tmp_path, beams):
     settings = replace(scripted_model(tokenizer, tmp_path, " rotKle\nmü"), beams=beams)
-    translator = SeedXTranslator(settings)
+    translator = SeedXTranslator(settings, CPU)
     assert translator.translate(["red dress", "a longer red dress for women"], "de") == [Translation("rotKle")] * 2
 
 
 def test_outputs_are_refused_with_their_reason(tokenizer, tmp_path):
-    translator = SeedXTranslator(scripted_model(tokenizer, tmp_path, "赤"))
+    translator = SeedXTranslator(scripted_model(tokenizer, tmp_path, "赤"), CPU)
     reasons = [translation.refused for translation in translator.translate(["赤", "red", "赤"], "de")]
     assert reasons == ["unchanged", "foreign letters", "unchanged"]
 
 
 def test_a_batch_gives_what_each_text_gives_alone(random_model):
     texts = ["red dress", "a", "Damen", "red dress for women and men", "for", "Kleid", "two words", "red"]
-    translator = SeedXTranslator(random_model)
+    translator = SeedXTranslator(random_model, CPU)
     together = translator._complete([build_prompt(text, "de") for text in texts])
     alone = [translator._complete([build_prompt(text, "de")])[0] for text in texts]
     assert together == alone and len(set(together)) > 1
     results = translator.translate(texts, "de")
-    assert results == [SeedXTranslator(replace(random_model, batch_size=1)).translate([t], "de")[0] for t in texts]
+    assert results == [SeedXTranslator(replace(random_model, batch_size=1), CPU).translate([t], "de")[0] for t in texts]
 
 
 def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(random_model, monkeypatch):
@@ -164,8 +170,8 @@ def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(rand
     monkeypatch.setattr(
         SeedXTranslator, "_complete", lambda self, prompts: seen.extend(prompts) or ["x"] * len(prompts)
     )
-    SeedXTranslator(random_model).translate(["bag"], "vn", ["en"])
-    named = SeedXTranslator(replace(random_model, source_tag=True))
+    SeedXTranslator(random_model, CPU).translate(["bag"], "vn", ["en"])
+    named = SeedXTranslator(replace(random_model, source_tag=True), CPU)
     named.translate(["sac", "bag"], "vn", ["fr", "en"])
     assert seen == [
         "Translate the following sentence into Vietnamese:\nbag <vi>",
@@ -177,7 +183,7 @@ def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(rand
 
 
 def test_the_model_is_loaded_at_the_first_call_only(random_model):
-    translator = SeedXTranslator(random_model)
+    translator = SeedXTranslator(random_model, CPU)
     assert translator._model is None
     translator.translate(["bag"], "de")
     model = translator._model
@@ -194,27 +200,27 @@ def test_weights_in_pickle_form_are_not_loaded(tokenizer, random_model, tmp_path
     tokenizer.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        SeedXTranslator(replace(random_model, model=str(tmp_path))).translate(["bag"], "de")
+        SeedXTranslator(replace(random_model, model=str(tmp_path)), CPU).translate(["bag"], "de")
 
 
 def test_what_changes_translations_changes_the_identity_and_batches_do_not(random_model):
-    identity = SeedXTranslator(random_model).identity
-    assert SeedXTranslator(replace(random_model, batch_size=1)).identity == identity
+    identity = SeedXTranslator(random_model, CPU).identity
+    assert SeedXTranslator(replace(random_model, batch_size=1), CPU).identity == identity
     for change in ({"beams": 4}, {"max_new_tokens": 9}, {"source_tag": True}):
-        assert SeedXTranslator(replace(random_model, **change)).identity != identity
+        assert SeedXTranslator(replace(random_model, **change), CPU).identity != identity
 
 
 @pytest.mark.parametrize("name", ["beams", "batch_size", "max_new_tokens"])
 def test_numbers_out_of_range_are_named(random_model, name):
     with pytest.raises(UserError, match=f"translate.seedx.{name} is 0"):
-        SeedXTranslator(replace(random_model, **{name: 0}))
+        SeedXTranslator(replace(random_model, **{name: 0}), CPU)
 
 
 def test_build_translator_caches_seedx(tokenizer, tmp_path):
     settings = TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path / "model", "rotKle"))
 
     def build():
-        return build_translator(settings, cache_dir=tmp_path / "cache", embedder_factory=None, pool={})
+        return build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
 
     assert build().translate(["red"], "de") == [Translation("rotKle")]
     again = build()
