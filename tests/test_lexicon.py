@@ -76,3 +76,11 @@ def test_the_lexicon_of_the_sample_corpus_reads_its_own_tables(tmp_path):
     ]
     assert all(translation.endswith(" 28cm") and "pan " not in translation for translation in translations)
     assert len(set(translations)) == 6
+
+
+def test_the_stage_is_identified_by_the_same_tables_as_the_translator():
+    from analyticup.config import Settings
+    from analyticup.pipeline import _translate_identity
+
+    part = _translate_identity(Settings(translate=TranslateSettings(translator="lexicon")))
+    assert LexiconTranslator().identity == f"lexicon:{part['tables'][:16]}"

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -299,3 +300,29 @@ def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
         assert _translate_identity(own) != _translate_identity(
             Settings(translate=TranslateSettings(translator="lexicon"))
         )
+
+
+def test_the_identity_stays_as_caches_know_it():
+    settings = MachineTranslationSettings(model="a/b", revision=COMMIT, codes=["de=deu_Latn"])
+    told = f"marian:a/b@{COMMIT}:beams=4,max=96,codes=[('de', 'deu_Latn')],rules=1"
+    assert MachineTranslator(settings, CPU).identity == told
+
+
+def test_the_model_goes_where_the_machine_says(marian_tokenizer, tmp_path, monkeypatch):
+    import torch
+
+    settings = marian(marian_tokenizer, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    translator = MachineTranslator(settings, CPU)
+    translator._load(settings.model)
+    assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
+    elsewhere = MachineTranslator(settings, SimpleNamespace(device="meta"))
+    elsewhere._load(settings.model)
+    assert elsewhere._model.device.type == "meta"
+
+
+def test_a_cached_translator_that_needs_the_source_is_not_asked_without(marian_tokenizer, tmp_path):
+    settings = TranslateSettings(translator="marian", machine=marian(marian_tokenizer, tmp_path / "model", ["bag"]))
+    translator = build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
+    with pytest.raises(UserError, match="marian needs the source languages, but none were given"):
+        translator.translate(["bag"], "de")
