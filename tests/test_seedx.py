@@ -1,16 +1,18 @@
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.seedx import SeedXTranslator, build_prompt, clean
-from analyticup.config import SeedXSettings, TranslateSettings
+from analyticup.config import SeedXSettings, Settings, TranslateSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
 from analyticup.train import Machine
 
 CPU = Machine("cpu", None)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SENTENCES = [
     "red dress for women",
     "rotes Kleid für Damen",
@@ -226,3 +228,66 @@ def test_build_translator_caches_seedx(tokenizer, tmp_path):
     again = build()
     assert isinstance(again, CachedTranslator) and not again.selective
     assert again.translate(["red"], "de") == [Translation("rotKle")] and again.inner._model is None
+
+
+def test_the_stage_is_identified_as_the_translator_is(random_model, monkeypatch):
+    from analyticup.pipeline import _translate_identity
+
+    def identity(**change):
+        seedx = replace(random_model, **change)
+        return _translate_identity(Settings(translate=TranslateSettings(translator="seedx", seedx=seedx)))
+
+    before = identity()
+    assert before["model"] == SeedXTranslator(random_model, CPU).identity
+    assert identity(batch_size=1) == before and identity(beams=4) != before and identity(source_tag=True) != before
+    monkeypatch.setattr("analyticup.augment.translators.generation.RULES", 99)
+    assert identity() != before
+
+
+def test_other_weights_in_the_same_folder_are_another_stage(tokenizer, tmp_path):
+    from analyticup.pipeline import _translate_identity
+
+    settings = Settings(
+        translate=TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path, "rotKle"))
+    )
+    before = _translate_identity(settings)
+    scripted_model(tokenizer, tmp_path, "rot")
+    assert _translate_identity(settings) != before
+
+
+def test_without_a_commit_a_plan_can_be_shown_but_nothing_is_translated(tmp_path):
+    from analyticup.pipeline import _translate_identity
+
+    settings = TranslateSettings(translator="seedx")
+    open_, pinned = (
+        _translate_identity(Settings(translate=replace(settings, seedx=SeedXSettings(revision=revision))))
+        for revision in (None, COMMIT)
+    )
+    assert open_ != pinned
+    with pytest.raises(UserError, match=r"translate\.seedx\.revision is None; pin ByteDance-Seed/Seed-X-PPO-7B"):
+        build_translator(settings, Tools(tmp_path, CPU, {}, no_embedder))
+
+
+def test_the_identity_stays_as_caches_know_it():
+    told = f"seedx:ByteDance-Seed/Seed-X-PPO-7B@{COMMIT}:beams=4,max=96,source=False,rules=1"
+    assert SeedXTranslator(SeedXSettings(revision=COMMIT), CPU).identity == told
+
+
+def test_the_model_goes_where_the_machine_says(random_model, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    translator = SeedXTranslator(random_model, CPU)
+    translator._load(random_model.model)
+    assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
+    elsewhere = SeedXTranslator(random_model, SimpleNamespace(device="meta"))
+    elsewhere._load(random_model.model)
+    assert elsewhere._model.device.type == "meta"
+
+
+def test_a_folder_below_home_is_loaded(random_model, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    folder = Path(random_model.model)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert SeedXTranslator(replace(random_model, model=f"~/{folder.name}"), CPU).translate(["bag"], "de")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.generation import GeneratingTranslator
 from analyticup.augment.translators.outputs import first_line, judged
-from analyticup.config import EmbedderSettings, SeedXSettings
+from analyticup.config import SeedXSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
 from analyticup.model.pins import check_pinned, model_identity
@@ -35,10 +34,6 @@ class SeedXTranslator(GeneratingTranslator):
         # Here and not in the identity, so that configs/paper.yaml, which leaves the commit open, can be planned.
         check_pinned(settings.model, settings.revision, key=self.key)
         self.uses_source = settings.source_tag
-
-    @classmethod
-    def decides(cls, settings: SeedXSettings, embedder: EmbedderSettings) -> dict[str, Any]:
-        return {"seedx": {key: value for key, value in asdict(settings).items() if key != "batch_size"}}
 
     @classmethod
     def _weights(cls, settings: SeedXSettings) -> str:
