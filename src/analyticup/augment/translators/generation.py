@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from analyticup.augment.translators.base import CachedTranslator, Tools
 from analyticup.augment.translators.outputs import RULES
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 class GenerationSettings(Protocol):
     """What the settings of every such translator hold."""
 
-    model: Any
+    model: Any  # str, or None where it must be set
     revision: str | None
     beams: int
     batch_size: int
     max_new_tokens: int
 
 
-class GeneratingTranslator:
+S = TypeVar("S", bound=GenerationSettings)
+
+
+class GeneratingTranslator(Generic[S]):
     """Keeps one model loaded, the last one used, on the machine's device. Subclasses add what is theirs: `_weights`,
     `_how` and `translate`."""
 
@@ -41,7 +44,7 @@ class GeneratingTranslator:
     uses_embedder: ClassVar[bool] = False
     uses_source: bool
 
-    def __init__(self, settings: Any, machine: Machine) -> None:
+    def __init__(self, settings: S, machine: Machine) -> None:
         """Raises UserError for numbers out of range and for what `identity_of` refuses."""
         for name in ("beams", "batch_size", "max_new_tokens"):
             if getattr(settings, name) < 1:
@@ -54,31 +57,31 @@ class GeneratingTranslator:
         self._tokenizer: Any = None
 
     @classmethod
-    def build(cls, settings: Any, tools: Tools) -> CachedTranslator:
+    def build(cls, settings: S, tools: Tools) -> CachedTranslator:
         return CachedTranslator(cls(settings, tools.machine), tools.cache_dir, settings.batch_size)
 
     @classmethod
-    def decides(cls, settings: Any, embedder: EmbedderSettings) -> dict[str, Any]:
+    def decides(cls, settings: S, embedder: EmbedderSettings) -> dict[str, Any]:
         return {"model": cls.identity_of(settings)}
 
     @classmethod
-    def identity_of(cls, settings: Any) -> str:
+    def identity_of(cls, settings: S) -> str:
         """Weights, settings and output rules; `batch_size` and device are left out."""
         how = f"beams={settings.beams},max={settings.max_new_tokens},{cls._how(settings)},rules={RULES}"
         return f"{cls.name}:{cls._weights(settings)}:{how}"
 
     @classmethod
-    def models(cls, settings: Any) -> list[str]:
+    def models(cls, settings: S) -> list[str]:
         """Folders or hub ids of what may be loaded."""
         return [settings.model or ""]
 
     @classmethod
-    def _weights(cls, settings: Any) -> str:
+    def _weights(cls, settings: S) -> str:
         """The weights' part of the identity."""
         raise NotImplementedError
 
     @classmethod
-    def _how(cls, settings: Any) -> str:
+    def _how(cls, settings: S) -> str:
         """What else of its settings changes a translation, as `name=value`."""
         raise NotImplementedError
 

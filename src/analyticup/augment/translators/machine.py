@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _KEY = "translate.machine"
 
 
-class MachineTranslator(GeneratingTranslator):
+class MachineTranslator(GeneratingTranslator[MachineTranslationSettings]):
     """Loads a model when its languages are asked for, bf16 on CUDA and float32 elsewhere."""
 
     name: ClassVar[str] = "marian"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _REASONING = "[COT]"
 
 
-class SeedXTranslator(GeneratingTranslator):
+class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
     """Loads its model at the first call, bf16 on CUDA and float32 elsewhere."""
 
     name: ClassVar[str] = "seedx"
