@@ -12,7 +12,7 @@ from tiny_runs import FEW_STEPS, ROOT, SAMPLE_ROWS, TINY, places
 from analyticup.__main__ import main
 from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table
 from analyticup.ablation_output import to_csv, to_markdown
-from analyticup.config_loading import load_settings, task_settings
+from analyticup.settings.loading import load_settings, task_settings
 
 ROWS = [row for rows in TABLES.values() for row in rows]
 ABLATION = ROOT / "configs" / "ablation"

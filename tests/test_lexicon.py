@@ -2,8 +2,8 @@ import pytest
 
 from analyticup.augment.translators import Tools, Translation, build_translator
 from analyticup.augment.translators.lexicon import LexiconTranslator
-from analyticup.config import TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings
 from analyticup.train import Machine
 
 LANGUAGE_COLUMNS = "en\tfr\tja\tde\tpl\tvn"
@@ -79,8 +79,8 @@ def test_the_lexicon_of_the_sample_corpus_reads_its_own_tables(tmp_path):
 
 
 def test_the_stage_is_identified_by_the_same_tables_as_the_translator():
-    from analyticup.config import Settings
     from analyticup.pipeline import _translate_identity
+    from analyticup.settings.schema import Settings
 
     part = _translate_identity(Settings(translate=TranslateSettings(translator="lexicon")))
     assert LexiconTranslator().identity == f"lexicon:{part['tables'][:16]}"

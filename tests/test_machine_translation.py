@@ -12,8 +12,8 @@ import pytest
 
 from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.machine import MachineTranslator, pair_folders
-from analyticup.config import MachineTranslationSettings, Settings, TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import MachineTranslationSettings, Settings, TranslateSettings
 from analyticup.train import Machine
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]

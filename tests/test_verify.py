@@ -17,7 +17,7 @@ from tiny_runs import TINY
 from analyticup import pipeline
 from analyticup.__main__ import main
 from analyticup.artifacts import sealed
-from analyticup.config_loading import load_settings, settings_from_dict, to_dict
+from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
 
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2")
 # The report and the manifest hold how long each stage took.

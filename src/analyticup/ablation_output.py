@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.ablation import Row, RowRun, Scored
 from analyticup.bootstrap import FIGURES
-from analyticup.config import Settings
 from analyticup.expected import decides_no_figure
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +31,8 @@ def write(
     overrides: Sequence[str],
 ) -> None:
     from analyticup.artifacts import write_atomically
-    from analyticup.config_loading import to_dict
     from analyticup.pipeline import resolve
+    from analyticup.settings.loading import to_dict
     from analyticup.tracking import log_table
 
     every = [run for seeds in runs.values() for run in seeds]

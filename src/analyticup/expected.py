@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analyticup.config import Settings
-from analyticup.config_loading import load_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, to_dict
+from analyticup.settings.schema import Settings
 
 OK, NEAR, FAIL = "OK", "near", "FAIL"
 # How a run runs, and where its files lie, is no part of what it should come to.

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup import stages
 from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_folder, read_artifact, write_record
-from analyticup.config import TASKS, Settings
-from analyticup.config_loading import task_settings, to_dict
 from analyticup.corpus import tables_sha256
 from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError, machine_trouble
+from analyticup.settings.loading import task_settings, to_dict
+from analyticup.settings.schema import TASKS, Settings
 from analyticup.workers import Runner, make_runner
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from analyticup.augment.translators import translation_models, translator_of
-from analyticup.config import ModelSettings, Settings
-from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.model.pins import existing_folder, is_commit, is_hub_id
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
+from analyticup.settings.loading import task_settings
+from analyticup.settings.schema import ModelSettings, Settings
 
 # Parameters by the models' own cards; other hub models are judged by a name such as "14B".
 KNOWN_PARAMETERS: Final = {

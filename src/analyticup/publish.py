@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analyticup.artifacts import Artifact, file_sha256, is_sealed, remove_unfinished, replace_together, sealed
-from analyticup.config import Settings
-from analyticup.config_loading import to_dict
+from analyticup.settings.loading import to_dict
+from analyticup.settings.schema import Settings
 
 MANIFEST = "manifest.json"
 

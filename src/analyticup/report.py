@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from analyticup.config import FilterSettings
+    from analyticup.settings.schema import FilterSettings
     from analyticup.stages import Job
 
 # Thresholds shown of the sweep; the record holds all.
@@ -20,7 +20,7 @@ SHOWN_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def collect(job: Job) -> dict[str, Any]:
     """Everything the report shows. Label files are read here and by `score`, by no other stage."""
-    from analyticup.config_loading import task_settings
+    from analyticup.settings.loading import task_settings
 
     figures: dict[str, Any] = {"name": job.settings.name, "stages": {}, "out_of_fold": {}, "scores": {}, "filter": {}}
     for task in job.settings.tasks:
@@ -106,10 +106,10 @@ def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: Fil
     import numpy as np
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    from analyticup.config import CHOICES
     from analyticup.corpus.rows import load_rows
     from analyticup.corpus.scores import load_table
     from analyticup.filter import find_suspects, label_credibility
+    from analyticup.settings.schema import CHOICES
 
     rows = load_rows(ingested.file("train.parquet"))
     score = load_table(filtered.file("scores.parquet")).set_index("row_id")["score"].loc[rows["row_id"]].to_numpy()

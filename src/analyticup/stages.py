@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.artifacts import Artifact
-from analyticup.config import Settings
 from analyticup.errors import CheckFailed
 from analyticup.seeds import derive_seed
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -481,9 +481,9 @@ def submit(job: Job) -> Counts:
 
 
 def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
-    from analyticup.config_loading import task_settings
     from analyticup.corpus.scores import load_table, save_table
     from analyticup.ensemble import VOTE_CUT
+    from analyticup.settings.loading import task_settings
     from analyticup.submission import format_problems, validate_submission, write_submission
     from analyticup.threshold import thresholds_of
 

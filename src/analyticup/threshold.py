@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import ThresholdSettings
+from analyticup.settings.schema import ThresholdSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

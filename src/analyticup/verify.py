@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from analyticup.artifacts import Artifact, file_sha256, foreign_names, is_sealed, read_artifact
-from analyticup.config import Settings
-from analyticup.config_loading import settings_from_dict, task_settings
 from analyticup.errors import UserError
 from analyticup.expected import FAIL, NEAR, OK
 from analyticup.publish import MANIFEST
+from analyticup.settings.loading import settings_from_dict, task_settings
+from analyticup.settings.schema import Settings
 
 # Where things lie on this machine; every other setting is the manifest's.
 PLACES = ("paths.artifacts", "paths.cache", "data.dir")

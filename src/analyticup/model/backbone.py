@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import LoraSettings, ModelSettings
 from analyticup.errors import UserError
 from analyticup.model.gguf import CONVERSION_VERSION, GGUF, converted_gguf, gguf_sha256
 from analyticup.model.pins import existing_folder, folder_sha256, is_commit, is_hub_id, loadable
+from analyticup.settings.schema import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
     import torch

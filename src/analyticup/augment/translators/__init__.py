@@ -11,8 +11,8 @@ from analyticup.augment.translators.lexicon import LexiconTranslator
 from analyticup.augment.translators.machine import MachineTranslator
 from analyticup.augment.translators.mined import MinedTranslator
 from analyticup.augment.translators.seedx import SeedXTranslator
-from analyticup.config import EmbedderSettings, TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
 __all__ = [
     "TRANSLATORS",

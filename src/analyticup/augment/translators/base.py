@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from analyticup.cache import Cache, batches
-from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.progress import track
+from analyticup.settings.schema import EmbedderSettings
 
 if TYPE_CHECKING:
     from analyticup.embed import Embedder

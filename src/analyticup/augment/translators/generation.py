@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from analyticup.augment.translators.base import CachedTranslator, Tools
 from analyticup.augment.translators.outputs import RULES
 from analyticup.cache import batches
-from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.model.pins import loadable
+from analyticup.settings.schema import EmbedderSettings
 
 if TYPE_CHECKING:
     import torch

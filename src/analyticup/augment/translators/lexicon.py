@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from analyticup.augment.translators.base import Tools, Translation
-from analyticup.config import EmbedderSettings
 from analyticup.corpus import TABLES, tables_sha256
 from analyticup.corpus.rows import normalise
 from analyticup.errors import UserError
+from analyticup.settings.schema import EmbedderSettings
 
 # Columns of the tables that are no language.
 _OTHER_COLUMNS = {"concept", "path", "accessory_of", "alias_en", "kind", "attribute"}

@@ -11,10 +11,10 @@ from analyticup.augment import read_mapping
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.generation import GeneratingTranslator
 from analyticup.augment.translators.outputs import first_line, judged
-from analyticup.config import MachineTranslationSettings
 from analyticup.corpus.languages import ISO
 from analyticup.errors import UserError
 from analyticup.model.pins import check_pinned, model_identity
+from analyticup.settings.schema import MachineTranslationSettings
 
 if TYPE_CHECKING:
     from analyticup.train import Machine

@@ -17,10 +17,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analyticup.augment.translators.base import Tools, Translation
-from analyticup.config import EmbedderSettings, MinedSettings
 from analyticup.corpus.rows import normalise
 from analyticup.embedder_identity import embedder_identity
 from analyticup.errors import UserError
+from analyticup.settings.schema import EmbedderSettings, MinedSettings
 
 if TYPE_CHECKING:
     import numpy as np

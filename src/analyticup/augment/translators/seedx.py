@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.generation import GeneratingTranslator
 from analyticup.augment.translators.outputs import first_line, judged
-from analyticup.config import SeedXSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
 from analyticup.model.pins import check_pinned, model_identity
+from analyticup.settings.schema import SeedXSettings
 
 if TYPE_CHECKING:
     from analyticup.train import Machine
