@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from analyticup.weights import PACKAGED_SHA256  # noqa: E402
+from analyticup.model.pins import PACKAGED_SHA256  # noqa: E402
 
 PYTHONS = ((3, 11), (3, 12))
 # glibc 2.28 is what torch's wheels ask for.

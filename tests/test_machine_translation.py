@@ -5,16 +5,23 @@ from __future__ import annotations
 import io
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
-from analyticup.augment.translators import CachedTranslator, Translation, build_translator
+from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.machine import MachineTranslator, pair_folders
 from analyticup.errors import UserError
 from analyticup.settings.schema import MachineTranslationSettings, Settings, TranslateSettings
+from analyticup.train import Machine
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
+CPU = Machine("cpu", None)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def no_embedder():
+    raise AssertionError("a translator with a model of its own needs no embedder")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def _script(model, chain, size):
 def test_a_translation_ends_at_the_end_token(marian_tokenizer, tmp_path):
     for beams in (1, 3):
         settings = marian(marian_tokenizer, tmp_path, ["rotes", "kleid"]).replace(beams=beams)
-        translator = MachineTranslator(settings)
+        translator = MachineTranslator(settings, CPU)
         assert (
             translator.translate(["red dress", "dress for women"], "de", ["en", "en"])
             == [Translation("rotes kleid")] * 2
@@ -117,7 +124,7 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     settings = marian(marian_tokenizer, tmp_path)
     texts = ["red", "two words for women and men", "bag", "red dress for women", "shoe", "dress and bag", "men"]
     sources = ["en"] * len(texts)
-    translator = MachineTranslator(settings)
+    translator = MachineTranslator(settings, CPU)
     translator._load(translator._model_for("en", "de"))
     together = translator._complete(texts, settings.model, "en", "de")
     alone = [translator._complete([text], settings.model, "en", "de")[0] for text in texts]
@@ -127,7 +134,7 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     assert [call["input_ids"].shape[1] for call in seen] == [2, 7]
     assert {call["max_new_tokens"] for call in seen} == {8}
     results = translator.translate(texts, "de", sources)
-    single = MachineTranslator(settings.replace(batch_size=1))
+    single = MachineTranslator(settings.replace(batch_size=1), CPU)
     assert results == [single.translate([text], "de", ["en"])[0] for text in texts]
 
 
@@ -136,7 +143,7 @@ def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatc
     settings = TranslateSettings(translator="marian", machine=machine)
 
     def build():
-        return build_translator(settings, cache_dir=tmp_path / "cache", embedder_factory=None, pool={})
+        return build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
 
     first = build()
     assert isinstance(first, CachedTranslator) and not first.selective and first.uses_source
@@ -151,13 +158,12 @@ def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatc
 
 
 def test_outputs_are_cleaned_and_refused_with_their_reason(monkeypatch):
-    monkeypatch.setattr("analyticup.augment.translators.machine.model_identity", lambda *_, **__: "x")
     monkeypatch.setattr(
         MachineTranslator,
         "_complete",
-        lambda self, texts, *_: [f'"{text} Kleid"\nmore' if text else "" for text in texts],
+        lambda self, texts, **_: [f'"{text} Kleid"\nmore' if text else "" for text in texts],
     )
-    translator = MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT))
+    translator = MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT), CPU)
     assert translator.translate(["x", ""], "de", ["en", "fr"]) == [
         Translation("x Kleid"),
         Translation(None, refused="empty"),
@@ -175,7 +181,7 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
         ("en", "de"): "opus-en-de",
         ("fr", "vn"): "opus-fr-vi",
     }
-    translator = MachineTranslator(settings)
+    translator = MachineTranslator(settings, CPU)
     assert translator.translate(["red dress", "robe"], "de", ["en", "fr"]) == [
         Translation("rotes kleid"),
         Translation(None, refused="no model for its languages"),
@@ -184,11 +190,11 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
     assert translator._loaded == str(tmp_path / "opus-fr-vi")
     identity = translator.identity
     marian(marian_tokenizer, tmp_path / "opus-en-de", ["bag"])
-    assert MachineTranslator(settings).identity != identity
+    assert MachineTranslator(settings, CPU).identity != identity
     with pytest.raises(UserError, match=r"translate\.machine\.revision: one commit cannot pin"):
-        MachineTranslator(settings.replace(revision=COMMIT))
+        MachineTranslator(settings.replace(revision=COMMIT), CPU)
     with pytest.raises(UserError, match=r"translate\.machine\.model: no folder of the form .*none-\{source\}"):
-        MachineTranslator(settings.replace(model=str(tmp_path / "none-{source}")))
+        MachineTranslator(settings.replace(model=str(tmp_path / "none-{source}")), CPU)
 
 
 def nllb(folder):
@@ -212,7 +218,7 @@ def nllb(folder):
 
 
 def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
-    translator = MachineTranslator(nllb(tmp_path))
+    translator = MachineTranslator(nllb(tmp_path), CPU)
     translator.translate(["red dress"], "de", ["en"])
     code = translator._tokenizer.convert_tokens_to_ids
     seen = calls(translator)(["bag", "sac"], "ar", ["en", "fr"])
@@ -220,7 +226,7 @@ def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
     assert {call["forced_bos_token_id"] for call in seen} == {code("arb_Arab")}
     with pytest.raises(UserError, match=r"translate\.machine\.codes: .* knows no language 'pol_Latn' \(for pl\)"):
         translator.translate(["bag"], "pl", ["en"])
-    bare = MachineTranslator(nllb(tmp_path).replace(codes=["en=eng_Latn"]))
+    bare = MachineTranslator(nllb(tmp_path).replace(codes=["en=eng_Latn"]), CPU)
     with pytest.raises(UserError, match=r"translate\.machine\.codes has no 'de'; add de=CODE"):
         bare.translate(["bag"], "de", ["en"])
 
@@ -234,7 +240,7 @@ def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
-        MachineTranslator(settings).translate(["bag"], "de", ["en"])
+        MachineTranslator(settings, CPU).translate(["bag"], "de", ["en"])
 
 
 @pytest.mark.parametrize(
@@ -246,15 +252,15 @@ def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
 )
 def test_settings_that_cannot_work_are_named(change, told):
     with pytest.raises(UserError, match=told):
-        MachineTranslator(MachineTranslationSettings(**{"model": "a/b", "revision": COMMIT, **change}))
+        MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT).replace(**change), CPU)
 
 
 def test_what_changes_translations_changes_the_identity_and_batches_do_not():
     settings = MachineTranslationSettings(model="a/b", revision=COMMIT)
-    identity = MachineTranslator(settings).identity
-    assert MachineTranslator(settings.replace(batch_size=1)).identity == identity
+    identity = MachineTranslator(settings, CPU).identity
+    assert MachineTranslator(settings.replace(batch_size=1), CPU).identity == identity
     for change in ({"beams": 1}, {"max_new_tokens": 9}, {"revision": COMMIT[::-1]}, {"codes": ["de=deu_Latn"]}):
-        assert MachineTranslator(settings.replace(**change)).identity != identity
+        assert MachineTranslator(settings.replace(**change), CPU).identity != identity
 
 
 def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
@@ -289,3 +295,29 @@ def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
         assert _translate_identity(own) != _translate_identity(
             Settings(translate=TranslateSettings(translator="lexicon"))
         )
+
+
+def test_the_identity_stays_as_caches_know_it():
+    settings = MachineTranslationSettings(model="a/b", revision=COMMIT, codes=["de=deu_Latn"])
+    told = f"marian:a/b@{COMMIT}:beams=4,max=96,codes=[('de', 'deu_Latn')],rules=1"
+    assert MachineTranslator(settings, CPU).identity == told
+
+
+def test_the_model_goes_where_the_machine_says(marian_tokenizer, tmp_path, monkeypatch):
+    import torch
+
+    settings = marian(marian_tokenizer, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    translator = MachineTranslator(settings, CPU)
+    translator._load(settings.model)
+    assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
+    elsewhere = MachineTranslator(settings, SimpleNamespace(device="meta"))
+    elsewhere._load(settings.model)
+    assert elsewhere._model.device.type == "meta"
+
+
+def test_a_cached_translator_that_needs_the_source_is_not_asked_without(marian_tokenizer, tmp_path):
+    settings = TranslateSettings(translator="marian", machine=marian(marian_tokenizer, tmp_path / "model", ["bag"]))
+    translator = build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
+    with pytest.raises(UserError, match="marian needs the source languages, but none were given"):
+        translator.translate(["bag"], "de")

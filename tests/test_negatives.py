@@ -10,6 +10,7 @@ from analyticup.augment.negatives import COUNTS, sample_negatives, wanted_by_lan
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, normalise, query_key, save_rows
 from analyticup.errors import UserError
 from analyticup.settings.schema import NegativesSettings, Settings
+from analyticup.train import Machine
 
 pytestmark = pytest.mark.arithmetic
 
@@ -573,6 +574,7 @@ def test_the_stage_keeps_given_and_new_rows_and_reports_relations_of_paths(tmp_p
         inputs={"rows": Artifact(tmp_path / "in", {})},
         out=tmp_path,
         cache=tmp_path,
+        source=SimpleNamespace(machine=Machine("cpu", None)),
     )
     counts = stages.negatives(job)
     assert (counts["given"], counts["new"], counts.get("by relation")) == (2, 1, relations)

@@ -1,19 +1,27 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
-from analyticup.augment.translators import CachedTranslator, Translation, build_translator
+from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.seedx import SeedXTranslator, build_prompt, clean
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
-from analyticup.settings.schema import SeedXSettings, TranslateSettings
+from analyticup.settings.schema import SeedXSettings, Settings, TranslateSettings
+from analyticup.train import Machine
 
+CPU = Machine("cpu", None)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SENTENCES = [
     "red dress for women",
     "rotes Kleid für Damen",
     "Translate the following sentence into German:\n",
 ]
 SENTENCES += [f" <{code}>" for code in ISO.values()]
+
+
+def no_embedder():
+    raise AssertionError("a translator with a model of its own needs no embedder")
 
 
 @pytest.mark.parametrize(
@@ -138,24 +146,24 @@ def scripted_model(tokenizer, folder, output):
 @pytest.mark.parametrize("beams", [1, 4])
 def test_translation_stops_at_the_end_token_and_is_cleaned(tokenizer, tmp_path, beams):
     settings = scripted_model(tokenizer, tmp_path, " rotKle\nmü").replace(beams=beams)
-    translator = SeedXTranslator(settings)
+    translator = SeedXTranslator(settings, CPU)
     assert translator.translate(["red dress", "a longer red dress for women"], "de") == [Translation("rotKle")] * 2
 
 
 def test_outputs_are_refused_with_their_reason(tokenizer, tmp_path):
-    translator = SeedXTranslator(scripted_model(tokenizer, tmp_path, "赤"))
+    translator = SeedXTranslator(scripted_model(tokenizer, tmp_path, "赤"), CPU)
     reasons = [translation.refused for translation in translator.translate(["赤", "red", "赤"], "de")]
     assert reasons == ["unchanged", "foreign letters", "unchanged"]
 
 
 def test_a_batch_gives_what_each_text_gives_alone(random_model):
     texts = ["red dress", "a", "Damen", "red dress for women and men", "for", "Kleid", "two words", "red"]
-    translator = SeedXTranslator(random_model)
+    translator = SeedXTranslator(random_model, CPU)
     together = translator._complete([build_prompt(text, "de") for text in texts])
     alone = [translator._complete([build_prompt(text, "de")])[0] for text in texts]
     assert together == alone and len(set(together)) > 1
     results = translator.translate(texts, "de")
-    assert results == [SeedXTranslator(random_model.replace(batch_size=1)).translate([t], "de")[0] for t in texts]
+    assert results == [SeedXTranslator(random_model.replace(batch_size=1), CPU).translate([t], "de")[0] for t in texts]
 
 
 def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(random_model, monkeypatch):
@@ -163,8 +171,8 @@ def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(rand
     monkeypatch.setattr(
         SeedXTranslator, "_complete", lambda self, prompts: seen.extend(prompts) or ["x"] * len(prompts)
     )
-    SeedXTranslator(random_model).translate(["bag"], "vn", ["en"])
-    named = SeedXTranslator(random_model.replace(source_tag=True))
+    SeedXTranslator(random_model, CPU).translate(["bag"], "vn", ["en"])
+    named = SeedXTranslator(random_model.replace(source_tag=True), CPU)
     named.translate(["sac", "bag"], "vn", ["fr", "en"])
     assert seen == [
         "Translate the following sentence into Vietnamese:\nbag <vi>",
@@ -176,7 +184,7 @@ def test_the_prompt_reaches_the_model_with_the_source_named_only_on_request(rand
 
 
 def test_the_model_is_loaded_at_the_first_call_only(random_model):
-    translator = SeedXTranslator(random_model)
+    translator = SeedXTranslator(random_model, CPU)
     assert translator._model is None
     translator.translate(["bag"], "de")
     model = translator._model
@@ -193,23 +201,86 @@ def test_weights_in_pickle_form_are_not_loaded(tokenizer, random_model, tmp_path
     tokenizer.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        SeedXTranslator(random_model.replace(model=str(tmp_path))).translate(["bag"], "de")
+        SeedXTranslator(random_model.replace(model=str(tmp_path)), CPU).translate(["bag"], "de")
 
 
 def test_what_changes_translations_changes_the_identity_and_batches_do_not(random_model):
-    identity = SeedXTranslator(random_model).identity
-    assert SeedXTranslator(random_model.replace(batch_size=1)).identity == identity
+    identity = SeedXTranslator(random_model, CPU).identity
+    assert SeedXTranslator(random_model.replace(batch_size=1), CPU).identity == identity
     for change in ({"beams": 4}, {"max_new_tokens": 9}, {"source_tag": True}):
-        assert SeedXTranslator(random_model.replace(**change)).identity != identity
+        assert SeedXTranslator(random_model.replace(**change), CPU).identity != identity
 
 
 def test_build_translator_caches_seedx(tokenizer, tmp_path):
     settings = TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path / "model", "rotKle"))
 
     def build():
-        return build_translator(settings, cache_dir=tmp_path / "cache", embedder_factory=None, pool={})
+        return build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
 
     assert build().translate(["red"], "de") == [Translation("rotKle")]
     again = build()
     assert isinstance(again, CachedTranslator) and not again.selective
     assert again.translate(["red"], "de") == [Translation("rotKle")] and again.inner._model is None
+
+
+def test_the_stage_is_identified_as_the_translator_is(random_model, monkeypatch):
+    from analyticup.pipeline import _translate_identity
+
+    def identity(**change):
+        seedx = random_model.replace(**change)
+        return _translate_identity(Settings(translate=TranslateSettings(translator="seedx", seedx=seedx)))
+
+    before = identity()
+    assert before["model"] == SeedXTranslator(random_model, CPU).identity
+    assert identity(batch_size=1) == before and identity(beams=4) != before and identity(source_tag=True) != before
+    monkeypatch.setattr("analyticup.augment.translators.generation.RULES", 99)
+    assert identity() != before
+
+
+def test_other_weights_in_the_same_folder_are_another_stage(tokenizer, tmp_path):
+    from analyticup.pipeline import _translate_identity
+
+    settings = Settings(
+        translate=TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path, "rotKle"))
+    )
+    before = _translate_identity(settings)
+    scripted_model(tokenizer, tmp_path, "rot")
+    assert _translate_identity(settings) != before
+
+
+def test_without_a_commit_a_plan_can_be_shown_but_nothing_is_translated(tmp_path):
+    from analyticup.pipeline import _translate_identity
+
+    settings = TranslateSettings(translator="seedx")
+    open_, pinned = (
+        _translate_identity(Settings(translate=settings.replace(seedx=SeedXSettings(revision=revision))))
+        for revision in (None, COMMIT)
+    )
+    assert open_ != pinned
+    with pytest.raises(UserError, match=r"translate\.seedx\.revision is None; pin ByteDance-Seed/Seed-X-PPO-7B"):
+        build_translator(settings, Tools(tmp_path, CPU, {}, no_embedder))
+
+
+def test_the_identity_stays_as_caches_know_it():
+    told = f"seedx:ByteDance-Seed/Seed-X-PPO-7B@{COMMIT}:beams=4,max=96,source=False,rules=1"
+    assert SeedXTranslator(SeedXSettings(revision=COMMIT), CPU).identity == told
+
+
+def test_the_model_goes_where_the_machine_says(random_model, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    translator = SeedXTranslator(random_model, CPU)
+    translator._load(random_model.model)
+    assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
+    elsewhere = SeedXTranslator(random_model, SimpleNamespace(device="meta"))
+    elsewhere._load(random_model.model)
+    assert elsewhere._model.device.type == "meta"
+
+
+def test_a_folder_below_home_is_loaded(random_model, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    folder = Path(random_model.model)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert SeedXTranslator(random_model.replace(model=f"~/{folder.name}"), CPU).translate(["bag"], "de")

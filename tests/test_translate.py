@@ -1,5 +1,6 @@
 import json
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,13 +10,14 @@ from analyticup.artifacts import Artifact
 from analyticup.augment import proportional_quotas
 from analyticup.augment.translate import COUNTS, missing_languages, translate_rows
 from analyticup.augment.translation_report import write_report
-from analyticup.augment.translators import CachedTranslator, Translation, build_translator
+from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
 from analyticup.augment.translators.mined import MinedTranslator
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, query_key, save_rows
 from analyticup.errors import UserError
 from analyticup.folds import assign_folds, check_no_leakage
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import Settings, TranslateSettings, read_volumes
+from analyticup.train import Machine
 
 
 def rows_of(*cells, split="train"):
@@ -335,7 +337,7 @@ def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
     own = TranslateSettings(translator="lexicon", source_languages=["en"], volumes=["de=5", "vn=5"])
     job = stages.Job(
         *("QC", "", Settings(translate=own), {"rows": Artifact(tmp_path / "in", {})}, tmp_path / "out"),
-        *({}, tmp_path / "cache", tmp_path / "logs", "group", None),
+        *({}, tmp_path / "cache", tmp_path / "logs", "group", SimpleNamespace(machine=Machine("cpu", None))),
     )
     counts = stages.translate(job)
     assert counts["new"] == 1 and counts["by language"]["de"]["refused"] == 1
@@ -419,8 +421,8 @@ class NoEmbedder:
 def test_build_translator_makes_what_the_settings_name(tmp_path):
     def build(name, **more):
         settings = TranslateSettings(translator=name, **more)
-        pool = {"de": ["rotes kleid"]}
-        return build_translator(settings, cache_dir=tmp_path, embedder_factory=lambda: NoEmbedder(), pool=pool)
+        tools = Tools(tmp_path, Machine("cpu", None), {"de": ["rotes kleid"]}, NoEmbedder)
+        return build_translator(settings, tools)
 
     assert isinstance(build("mined"), MinedTranslator)
     with pytest.raises(UserError, match=r"translate\.seedx.revision is None; pin ByteDance-Seed/Seed-X-PPO-7B"):

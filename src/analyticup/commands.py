@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.errors import UserError
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console

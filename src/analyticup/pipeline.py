@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup import stages
 from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_folder, read_artifact, write_record
+from analyticup.corpus import tables_sha256
 from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError, machine_trouble
 from analyticup.settings.loading import task_settings
@@ -147,7 +148,7 @@ class _Graph:
         self.sample = None
         self.hashes: Mapping[str, str] = {}
         if settings.data.dir is None:
-            part = {"sample": decisive(settings.data.sample), "seed": settings.seed, "tables": _tables_sha256()}
+            part = {"sample": decisive(settings.data.sample), "seed": settings.seed, "tables": tables_sha256()}
             self.sample = self._add("sample", "all", stages.sample, settings=part)
         else:
             if hashes is None:
@@ -270,21 +271,17 @@ class _Graph:
         return node
 
 
-def _tables_sha256() -> str:
-    folder = Path(__file__).parent / "corpus" / "tables"
-    return fingerprint({path.name: file_sha256(path) for path in sorted(folder.glob("*.tsv"))})
-
-
 def _embedder_identity(settings: Settings) -> dict[str, Any]:
-    from analyticup.embed import load_embedder
+    from analyticup.embedder_identity import embedder_identity
 
-    # The cache folder plays no part in the identity, and nothing is written before a text is embedded.
-    return {"identity": load_embedder(settings.embedder, resolve(settings.paths.cache)).identity}
+    return {"identity": embedder_identity(settings.embedder)}
 
 
 def _translate_identity(settings: Settings) -> dict[str, Any]:
+    from analyticup.augment.translators import translator_identity
+
     own = settings.translate
-    part: dict[str, Any] = {
+    return {
         "translator": own.translator,
         "languages": own.languages,
         "rows_per_language": own.rows_per_language,
@@ -292,16 +289,8 @@ def _translate_identity(settings: Settings) -> dict[str, Any]:
         "source_languages": None if own.source_languages is None else sorted(own.source_languages),
         "positive_share": own.positive_share,
         "seed": settings.seed,
+        **translator_identity(own, settings.embedder),
     }
-    if own.translator == "mined":
-        return {**part, "mined": decisive(own.mined), "embedder": _embedder_identity(settings)}
-    if own.translator == "lexicon":
-        return {**part, "tables": _tables_sha256()}
-    if own.translator == "marian":
-        from analyticup.augment.translators.machine import MachineTranslator
-
-        return {**part, "model": MachineTranslator(own.machine).identity}
-    return {**part, "seedx": decisive(own.seedx)}
 
 
 def _training_identity(settings: Settings) -> dict[str, Any]:

@@ -141,13 +141,15 @@ def settings_findings(settings: Settings) -> Iterable[Finding]:
     """Settings that are fine alone but not together, or not with what is installed."""
     from importlib.util import find_spec
 
+    from analyticup.augment.translators import translator_of
     from analyticup.corpus.languages import LANGUAGES
+    from analyticup.preflight_models import uses_embedder
 
     for task in settings.tasks:
         own = task_settings(settings, task)
         translator = own.translate.translator if own.translate.enabled else ""
         kind = own.embedder.kind
-        if (own.negatives.enabled or translator == "mined") and find_spec(kind.replace("-", "_")) is None:
+        if uses_embedder(own) and find_spec(kind.replace("-", "_")) is None:
             yield Finding(BLOCKS, f"embedder.kind = {kind}: the package is not installed; run: pip install {kind}")
         if translator == "lexicon" and settings.data.dir is not None:
             yield Finding(
@@ -156,7 +158,7 @@ def settings_findings(settings: Settings) -> Iterable[Finding]:
                 f"translate little of {settings.data.dir}; mined needs no translator at all",
             )
         unknown = [code for code in own.translate.languages or [] if code not in LANGUAGES]
-        if unknown and translator in ("lexicon", "seedx"):
+        if unknown and own.translate.enabled and not translator_of(own.translate)[0].any_language:
             yield Finding(
                 BLOCKS, f"{task}: translate.languages: {translator} does not know {', '.join(unknown)}; leave them out"
             )

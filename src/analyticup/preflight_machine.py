@@ -139,12 +139,13 @@ def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:
 
 
 def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
-    """As backbone.py, embed.py and seedx.py load them."""
+    """As backbone.py, generation.py and embed.py load them."""
+    from analyticup.augment.translators.generation import dtype_on
     from analyticup.model.backbone import choose_precision
 
     if model.use == "backbone":
         return choose_precision(settings.model.dtype, device).dtype
-    return "bfloat16" if model.use == "translator" and device == "cuda" else "float32"
+    return dtype_on(device) if model.use == "translator" else "float32"
 
 
 def nearest_existing(path: Path) -> Path:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from analyticup.augment.translators import translation_models, translator_of
 from analyticup.errors import UserError
+from analyticup.model.pins import existing_folder, is_commit, is_hub_id
 from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
 from analyticup.settings.loading import task_settings
-from analyticup.settings.schema import MachineTranslationSettings, ModelSettings, Settings
+from analyticup.settings.schema import ModelSettings, Settings
 
 # Parameters by the models' own cards; other hub models are judged by a name such as "14B".
 KNOWN_PARAMETERS: Final = {
@@ -54,15 +56,17 @@ def needed_models(settings: Settings, cache: Path) -> list[Model]:
     found = [_backbone(settings.model, cache)]
     for task in settings.tasks:
         own = task_settings(settings, task)
-        mined = own.translate.enabled and own.translate.translator == "mined"
-        if own.embedder.kind == "sentence-transformers" and (mined or own.negatives.enabled):
+        if own.embedder.kind == "sentence-transformers" and uses_embedder(own):
             found.append(_model("embedder", "embedder", own.embedder.model, own.embedder.revision))
-        if own.translate.enabled and own.translate.translator == "seedx":
-            seedx = own.translate.seedx
-            found.append(_model("translator", "translate.seedx", seedx.model, seedx.revision))
-        if own.translate.enabled and own.translate.translator == "marian":
-            found += _machine_models(own.translate.machine)
+        if own.translate.enabled:
+            found += [_model("translator", *model) for model in translation_models(own.translate)]
     return list(dict.fromkeys(found))
+
+
+def uses_embedder(settings: Settings) -> bool:
+    """Whether a task with these settings embeds anything."""
+    translates = settings.translate.enabled and translator_of(settings.translate)[0].uses_embedder
+    return translates or settings.negatives.enabled
 
 
 def _backbone(settings: ModelSettings, cache: Path) -> Model:
@@ -85,30 +89,12 @@ def _backbone(settings: ModelSettings, cache: Path) -> Model:
     return Model("backbone", "model", kind, name, None, folder, parameters)
 
 
-def _machine_models(settings: MachineTranslationSettings) -> list[Model]:
-    """The model, or of one per pair of languages those whose folders are there; none of them: the name as it is."""
-    from analyticup.augment.translators.machine import has_placeholders, pair_folders
-
-    name = settings.model or ""
-    folders = sorted(set(pair_folders(name).values())) if has_placeholders(name) else []
-    names = [str(folder) for folder in folders] or [name]
-    return [_model("translator", "translate.machine", each, settings.revision) for each in names]
-
-
 def _model(use: str, key: str, name: str, revision: str | None) -> Model:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = existing_folder(name)
+    if folder is not None:
         return Model(use, key, "local", name, None, folder, _parameters(name, folder))
     cached = hub_folder(name, revision)
     return Model(use, key, "hub", name, revision, cached, _parameters(name, cached))
-
-
-def is_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
-
-
-def is_commit(revision: str | None) -> bool:
-    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def hub_folder(name: str, revision: str | None) -> Path | None:
@@ -247,7 +233,7 @@ def _hub(model: Model) -> Finding:
 
     if not is_hub_id(model.name):
         return Finding(BLOCKS, f"{model.use}: {model.name} is neither a folder nor a hub id (owner/name)")
-    if model.revision is None or not is_commit(model.revision):
+    if not is_commit(model.revision):
         return Finding(
             BLOCKS,
             f"{model.use}: {model.key}.revision = {model.revision or 'null'}: the hub model {model.name} needs a "

@@ -126,7 +126,7 @@ def _scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
 def translate(job: Job) -> Counts:
     from analyticup.augment.translate import missing_languages, translate_rows
     from analyticup.augment.translation_report import write_report
-    from analyticup.augment.translators import build_translator
+    from analyticup.augment.translators import Tools, build_translator
     from analyticup.corpus.rows import load_rows, save_rows
     from analyticup.embed import load_embedder
 
@@ -142,12 +142,9 @@ def translate(job: Job) -> Counts:
         )
         for language in languages
     }
-    translator = build_translator(
-        settings.translate,
-        cache_dir=job.cache,
-        embedder_factory=lambda: load_embedder(settings.embedder, job.cache),
-        pool=pool,
-    )
+    machine = job.source.machine
+    tools = Tools(job.cache, machine, pool, lambda: load_embedder(settings.embedder, job.cache, machine))
+    translator = build_translator(settings.translate, tools)
     seed = derive_seed(settings.seed, "translate", job.task)
     new_rows, counts, pairs = translate_rows(rows, settings.translate, translator, languages, seed)
     save_rows(_concat(rows, new_rows), job.out / ROWS)
@@ -184,7 +181,7 @@ def negatives(job: Job) -> Counts:
     from analyticup.embed import load_embedder
 
     rows = training_rows(job.inputs["rows"])
-    embedder = load_embedder(job.settings.embedder, job.cache)
+    embedder = load_embedder(job.settings.embedder, job.cache, job.source.machine)
     seed = derive_seed(job.settings.seed, "negatives", job.task)
     scorer = _out_of_fold_scorer(job, rows) if job.settings.negatives.guard_above is not None else None
     new_rows, counts = sample_negatives(rows, job.settings.negatives, embedder, seed, scorer)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.artifacts import file_sha256
 from analyticup.errors import UserError
 from analyticup.model.gguf import CONVERSION_VERSION, GGUF, converted_gguf, gguf_sha256
+from analyticup.model.pins import existing_folder, folder_sha256, is_commit, is_hub_id, loadable
 from analyticup.settings.schema import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ def source_kind(settings: ModelSettings) -> str:
         return "gguf"
     if name.startswith(RANDOM):
         return "random"
-    return "local" if Path(name).expanduser().is_dir() else "hub"
+    return "local" if existing_folder(name) else "hub"
 
 
 def identity(settings: ModelSettings) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
     if kind == "gguf":
         return {"gguf_sha256": gguf_sha256(settings.backbone), "conversion": CONVERSION_VERSION}
     if kind == "local":
-        return {"local_sha256": _folder_sha256(Path(settings.backbone).expanduser())}
+        return {"local_sha256": folder_sha256(Path(settings.backbone).expanduser(), decisive_only=False)}
     return {"backbone": settings.backbone, "revision": settings.revision}
 
 
@@ -51,20 +49,14 @@ def _checked_kind(settings: ModelSettings) -> str:
     kind, name = source_kind(settings), settings.backbone
     if kind == "random" and name != RANDOM_QWEN3:
         raise UserError(f"model.backbone: {name} is not known; there is {RANDOM_QWEN3}")
-    if kind == "hub" and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if kind == "hub" and not is_hub_id(name):
         raise UserError(f"model.backbone: {name} is neither a folder nor a hub id (owner/name)")
-    if kind == "hub" and not re.fullmatch("[0-9a-f]{40}", settings.revision or ""):
+    if kind == "hub" and not is_commit(settings.revision):
         raise UserError(
             f"model.revision: the hub model {name} needs a pinned commit (40 hex digits), so that a rerun loads the "
             f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
         )
     return kind
-
-
-def _folder_sha256(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    digest = {path.name: file_sha256(path) for path in files}
-    return hashlib.sha256(json.dumps(digest, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ def local_folder(settings: ModelSettings, cache: Path) -> str:
     if kind == "gguf":
         _quiet_transformers()
         return str(converted_gguf(settings.backbone, cache))
-    return str(Path(settings.backbone).expanduser()) if kind == "local" else settings.backbone
+    return loadable(settings.backbone)
 
 
 def _quiet_transformers() -> None:

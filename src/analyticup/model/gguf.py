@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.artifacts import file_sha256
 from analyticup.errors import UserError
-from analyticup.weights import check_packaged
+from analyticup.model.pins import check_packaged
 
 if TYPE_CHECKING:
     import numpy as np

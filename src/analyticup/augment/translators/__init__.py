@@ -4,46 +4,60 @@ language model), `marian` (a sequence-to-sequence model).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import Any
 
-from analyticup.augment.translators.base import CachedTranslator, Translation, Translator
-from analyticup.settings.schema import TranslateSettings
+from analyticup.augment.translators.base import CachedTranslator, OfferedTranslator, Tools, Translation, Translator
+from analyticup.augment.translators.lexicon import LexiconTranslator
+from analyticup.augment.translators.machine import MachineTranslator
+from analyticup.augment.translators.mined import MinedTranslator
+from analyticup.augment.translators.seedx import SeedXTranslator
+from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
-if TYPE_CHECKING:
-    from analyticup.embed import Embedder
+__all__ = [
+    "TRANSLATORS",
+    "CachedTranslator",
+    "Tools",
+    "Translation",
+    "Translator",
+    "build_translator",
+    "translation_models",
+    "translator_identity",
+    "translator_of",
+]
 
-__all__ = ["CachedTranslator", "Translation", "Translator", "build_translator"]
+# Value of translate.translator -> its class and the section of `translate` with its settings ("" = none). Only what a
+# plan may import: models, numpy and pandas are imported where they are used.
+TRANSLATORS: dict[str, tuple[type[OfferedTranslator], str]] = {
+    "lexicon": (LexiconTranslator, ""),
+    "mined": (MinedTranslator, "mined"),
+    "seedx": (SeedXTranslator, "seedx"),
+    "marian": (MachineTranslator, "machine"),
+}
 
 
-def build_translator(
-    settings: TranslateSettings,
-    *,
-    cache_dir: Path,
-    embedder_factory: Callable[[], Embedder],
-    pool: Mapping[str, Sequence[str]],
-) -> Translator:
-    """The translator that `settings.translator` names.
+def translator_of(settings: TranslateSettings) -> tuple[type[OfferedTranslator], Any]:
+    """The class that `settings.translator` names and its section of the settings (None = it has none)."""
+    translator, section = TRANSLATORS[settings.translator]
+    return translator, getattr(settings, section) if section else None
 
-    `pool` holds unlabelled queries by language and is read by `mined` alone, as is the embedder, which is
-    made only then. The mined and lexicon ones are not cached: the former depends on all texts asked for
-    together, the latter is faster than a cache.
+
+def build_translator(settings: TranslateSettings, tools: Tools) -> Translator:
+    """The translator of `settings`; those with a model are cached, and load it when a text is not in the cache.
+
+    Raises UserError for models that are not there or not pinned.
     """
-    if settings.translator == "lexicon":
-        from analyticup.augment.translators.lexicon import LexiconTranslator
+    translator, section = translator_of(settings)
+    return translator.build(section, tools)
 
-        return LexiconTranslator()
-    if settings.translator == "mined":
-        from analyticup.augment.translators.mined import MinedTranslator
 
-        return MinedTranslator(pool, embedder_factory(), settings.mined)
-    if settings.translator == "seedx":
-        from analyticup.augment.translators.seedx import SeedXTranslator
+def translator_identity(settings: TranslateSettings, embedder: EmbedderSettings) -> dict[str, Any]:
+    """What of the translator decides its translations, for the stage's identity; creates and loads nothing."""
+    translator, section = translator_of(settings)
+    return translator.decides(section, embedder)
 
-        return CachedTranslator(SeedXTranslator(settings.seedx), cache_dir, settings.seedx.batch_size)
-    if settings.translator == "marian":
-        from analyticup.augment.translators.machine import MachineTranslator
 
-        return CachedTranslator(MachineTranslator(settings.machine), cache_dir, settings.machine.batch_size)
-    assert_never(settings.translator)
+def translation_models(settings: TranslateSettings) -> list[tuple[str, str, str | None]]:
+    """(prefix of its settings, folder or hub id, revision) of each model that the translator may load."""
+    translator, section = translator_of(settings)
+    key = f"translate.{TRANSLATORS[settings.translator][1]}"
+    return [(key, name, section.revision) for name in translator.models(section)]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from analyticup.cache import Cache, batches
+from analyticup.errors import UserError
 from analyticup.progress import track
+from analyticup.settings.schema import EmbedderSettings
+
+if TYPE_CHECKING:
+    from analyticup.embed import Embedder
+    from analyticup.train import Machine
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,16 @@ class Translation:
     text: str | None
     score: float | None = None
     refused: str = ""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a translator may need beside its settings. `pool`: unlabelled queries by language; `embedder` makes it."""
+
+    cache_dir: Path
+    machine: Machine
+    pool: Mapping[str, Sequence[str]]
+    embedder: Callable[[], Embedder]
 
 
 class Translator(Protocol):
@@ -42,6 +58,31 @@ class Translator(Protocol):
         ...
 
 
+class OfferedTranslator(Translator, Protocol):
+    """A translator that the settings can name. `settings` is its section of them, None where it has none.
+
+    `uses_embedder`: it asks for `Tools.embedder`. `any_language`: it may know languages beyond the competition's.
+    """
+
+    uses_embedder: ClassVar[bool]
+    any_language: ClassVar[bool]
+
+    @classmethod
+    def build(cls, settings: Any, tools: Tools) -> Translator:
+        """A translator, cached where a text costs much."""
+        ...
+
+    @classmethod
+    def decides(cls, settings: Any, embedder: EmbedderSettings) -> dict[str, Any]:
+        """What of it goes into the stage's identity; loads nothing."""
+        ...
+
+    @classmethod
+    def models(cls, settings: Any) -> list[str]:
+        """Folders or hub ids (at `settings.revision`) of the models that it may load."""
+        ...
+
+
 class CachedTranslator:
     """Asks `inner` for each (text, target language) once; keeps refusals too, batch by batch on disk."""
 
@@ -57,6 +98,9 @@ class CachedTranslator:
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
     ) -> list[Translation]:
+        if self.uses_source and sources is None:
+            name = self.identity.partition(":")[0]
+            raise UserError(f"translate.translator={name} needs the source languages, but none were given")
         languages = list(sources) if self.uses_source and sources is not None else [""] * len(texts)
         asked = list(zip(texts, languages, strict=True))
         keys = {pair: json.dumps([target_language, pair[1], pair[0]]) for pair in asked}

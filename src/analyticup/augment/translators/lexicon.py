@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from analyticup.augment.translators.base import Translation
+from analyticup.augment.translators.base import Tools, Translation
+from analyticup.corpus import TABLES, tables_sha256
 from analyticup.corpus.rows import normalise
 from analyticup.errors import UserError
+from analyticup.settings.schema import EmbedderSettings
 
 # Columns of the tables that are no language.
 _OTHER_COLUMNS = {"concept", "path", "accessory_of", "alias_en", "kind", "attribute"}
@@ -37,21 +39,32 @@ class LexiconTranslator:
 
     selective = True
     uses_source = False
+    uses_embedder: ClassVar[bool] = False
+    any_language: ClassVar[bool] = False
 
-    def __init__(self, tables: Path | None = None) -> None:
+    def __init__(self, tables: Path = TABLES) -> None:
         """`tables`: a folder with concepts_*.tsv and attributes.tsv; the sample corpus' own by default."""
-        if tables is None:
-            import analyticup.corpus
-
-            tables = Path(analyticup.corpus.__file__).parent / "tables"
-        entries, digest = _read_tables(tables)
-        self.identity = f"lexicon:{digest[:16]}"
+        entries = _read_tables(tables)
+        self.identity = f"lexicon:{tables_sha256(tables)[:16]}"
         self._languages = sorted(set().union(*(entry.phrases for entry in entries)) - {"alias_en"})
         self._entries: dict[str, Entry] = {}
         for entry in sorted(entries, key=lambda entry: (not entry.is_concept, entry.name)):
             for phrase in entry.phrases.values():
                 self._entries.setdefault(normalise(phrase), entry)
         self._longest = max(map(len, self._entries), default=0)
+
+    @classmethod
+    def build(cls, settings: None, tools: Tools) -> LexiconTranslator:
+        """Not cached: it is faster than a cache."""
+        return cls()
+
+    @classmethod
+    def decides(cls, settings: None, embedder: EmbedderSettings) -> dict[str, Any]:
+        return {"tables": tables_sha256()}
+
+    @classmethod
+    def models(cls, settings: None) -> list[str]:
+        return []
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
@@ -112,19 +125,15 @@ def _is_blankless(character: str) -> bool:
     return unicodedata.name(character, "").startswith(_BLANKLESS)
 
 
-def _read_tables(folder: Path) -> tuple[list[Entry], str]:
+def _read_tables(folder: Path) -> list[Entry]:
     paths = [*sorted(folder.glob("concepts_*.tsv")), folder / "attributes.tsv"]
     if len(paths) < 2 or not paths[-1].is_file():
         raise UserError(f"{folder}: the lexicon needs concepts_*.tsv and attributes.tsv there")
     entries: list[Entry] = []
-    digest = hashlib.sha256()
     for path in paths:
-        content = path.read_bytes()
-        digest.update(content)
-        lines = content.decode("utf-8").splitlines()
-        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-            entries.append(_entry(row))
-    return entries, digest.hexdigest()
+        lines = path.read_text(encoding="utf-8").splitlines()
+        entries += map(_entry, csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return entries
 
 
 def _entry(row: dict[str, str]) -> Entry:

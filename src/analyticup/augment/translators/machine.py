@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 from analyticup.augment.translators.base import Translation
-from analyticup.augment.translators.outputs import RULES, first_line, judged
-from analyticup.cache import batches
+from analyticup.augment.translators.generation import GeneratingTranslator
+from analyticup.augment.translators.outputs import first_line, judged
 from analyticup.corpus.languages import ISO
-from analyticup.embed import model_identity
 from analyticup.errors import UserError
+from analyticup.model.pins import check_pinned, model_identity
 from analyticup.settings.schema import MachineTranslationSettings, read_mapping
+
+if TYPE_CHECKING:
+    from analyticup.train import Machine
 
 _KEY = "translate.machine"
 
 
-class MachineTranslator:
-    """Keeps one model loaded, bf16 on a GPU and float32 on the CPU; the last one used."""
+class MachineTranslator(GeneratingTranslator[MachineTranslationSettings]):
+    """Loads a model when its languages are asked for, bf16 on CUDA and float32 elsewhere."""
 
-    selective = False
+    name: ClassVar[str] = "marian"
+    key: ClassVar[str] = _KEY
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    any_language: ClassVar[bool] = True
     uses_source = True
 
-    def __init__(self, settings: MachineTranslationSettings) -> None:
+    def __init__(self, settings: MachineTranslationSettings, machine: Machine) -> None:
         """Raises UserError for models that are not there or not pinned."""
-        if not settings.model:
-            raise UserError(f"{_KEY}.model is not set; give a local folder, or a hub id with its revision")
-        self._settings = settings
-        self._codes = read_mapping(settings.codes, f"{_KEY}.codes")
-        self._by_pair = has_placeholders(settings.model)
-        self._folders = _checked_folders(settings) if self._by_pair else {}
-        how = f"beams={settings.beams},max={settings.max_new_tokens},codes={sorted(self._codes.items())},rules={RULES}"
-        self.identity = f"marian:{self._weights(settings.model)}:{how}"
-        self._loaded: str | None = None
-        self._model: Any = None
-        self._tokenizer: Any = None
+        super().__init__(settings, machine)
+        self._codes = _codes(settings)
+        self._folders = pair_folders(settings.model) if settings.model and has_placeholders(settings.model) else None
 
-    def _weights(self, model: str) -> str:
-        if not self._by_pair:
-            return model_identity(model, self._settings.revision, key=_KEY)
-        names = {folder: model_identity(str(folder), None, key=_KEY) for folder in set(self._folders.values())}
-        return ",".join(f"{source}-{target}={names[at]}" for (source, target), at in sorted(self._folders.items()))
+    @classmethod
+    def models(cls, settings: MachineTranslationSettings) -> list[str]:
+        """The model, or of one per pair of languages those whose folders are there; none of them: the name as it is."""
+        name = settings.model or ""
+        folders = sorted(set(pair_folders(name).values())) if has_placeholders(name) else []
+        return [str(folder) for folder in folders] or [name]
+
+    @classmethod
+    def _weights(cls, settings: MachineTranslationSettings) -> str:
+        model, revision = settings.model, settings.revision
+        if not model:
+            raise UserError(f"{_KEY}.model is not set; give a local folder, or a hub id with its revision")
+        if not has_placeholders(model):
+            check_pinned(model, revision, key=_KEY)
+            return model_identity(model, revision)
+        folders = _checked_folders(model, revision)
+        names = {folder: model_identity(str(folder), None) for folder in set(folders.values())}
+        return ",".join(f"{source}-{target}={names[at]}" for (source, target), at in sorted(folders.items()))
+
+    @classmethod
+    def _how(cls, settings: MachineTranslationSettings) -> str:
+        return f"codes={sorted(_codes(settings).items())}"
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
@@ -55,39 +71,28 @@ class MachineTranslator:
         results = [Translation(None, refused="no model for its languages")] * len(texts)
         for source in sorted(set(sources)):
             model = self._model_for(source, target_language)
-            indexes = [index for index, language in enumerate(sources) if language == source and model]
-            # Texts of like length share a batch, which keeps padding small.
-            indexes.sort(key=lambda index: (len(texts[index]), texts[index]))
-            for batch in batches(indexes, self._settings.batch_size):
-                outputs = self._complete([texts[index] for index in batch], str(model), source, target_language)
-                for index, output in zip(batch, outputs, strict=True):
-                    results[index] = judged(texts[index], first_line(output), target_language)
+            if model is None:
+                continue
+            indexes = [index for index, language in enumerate(sources) if language == source]
+            complete = partial(self._complete, model=model, source=source, target=target_language)
+            outputs = self._answers([texts[index] for index in indexes], complete)
+            for index, output in zip(indexes, outputs, strict=True):
+                results[index] = judged(texts[index], first_line(output), target_language)
         return results
 
     def _model_for(self, source: str, target: str) -> str | None:
-        if not self._by_pair:
-            name = str(self._settings.model)
-            return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+        if self._folders is None:
+            return self._settings.model
         folder = self._folders.get((source, target))
         return str(folder) if folder else None
 
     def _complete(self, texts: list[str], model: str, source: str, target: str) -> list[str]:
-        import torch
-
         self._load(model)
         languages = self._languages(source, target)
         # A line break may mean the end of the text to the model.
         lines = [" ".join(text.split()) for text in texts]
         inputs = self._tokenizer(lines, return_tensors="pt", padding=True, truncation=True)
-        with torch.inference_mode():
-            tokens = self._model.generate(
-                **inputs.to(self._model.device),
-                **languages,
-                do_sample=False,
-                num_beams=self._settings.beams,
-                max_new_tokens=self._settings.max_new_tokens,
-            )
-        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._decode(self._generate(inputs, **languages))
 
     def _languages(self, source: str, target: str) -> dict[str, int]:
         """Tells a tokenizer of many languages the source; returns what makes the model begin with the target."""
@@ -108,21 +113,9 @@ class MachineTranslator:
             raise UserError(f"{_KEY}.codes has no {language!r}; add {language}=CODE, the model's name for it")
         return self._codes[language]
 
-    def _load(self, model: str) -> None:
-        if self._loaded == model:
-            return
-        import torch
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-        on_gpu = torch.cuda.is_available()
-        where = {"revision": self._settings.revision, "trust_remote_code": False}
-        # The old model goes before the new one comes, so that never two need memory.
-        self._loaded = self._model = self._tokenizer = None
-        tokenizer = AutoTokenizer.from_pretrained(model, **where)
-        dtype = torch.bfloat16 if on_gpu else torch.float32
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=dtype, use_safetensors=True, **where)
-        self._model, self._tokenizer = loaded.to("cuda" if on_gpu else "cpu").eval(), tokenizer
-        self._loaded = model
+def _codes(settings: MachineTranslationSettings) -> dict[str, str]:
+    return read_mapping(settings.codes, f"{_KEY}.codes")
 
 
 def has_placeholders(model: str) -> bool:
@@ -140,16 +133,15 @@ def pair_folders(model: str) -> dict[tuple[str, str], Path]:
     return found
 
 
-def _checked_folders(settings: MachineTranslationSettings) -> dict[tuple[str, str], Path]:
-    if settings.revision is not None:
+def _checked_folders(model: str, revision: str | None) -> dict[tuple[str, str], Path]:
+    if revision is not None:
         raise UserError(
             f"{_KEY}.revision: one commit cannot pin a model per pair of languages; download the models, name their "
             f"folders in {_KEY}.model and set the revision to null"
         )
-    folders = pair_folders(settings.model or "")
+    folders = pair_folders(model)
     if not folders:
         raise UserError(
-            f"{_KEY}.model: no folder of the form {settings.model} is there; download the models of the pairs into "
-            f"such folders"
+            f"{_KEY}.model: no folder of the form {model} is there; download the models of the pairs into such folders"
         )
     return folders

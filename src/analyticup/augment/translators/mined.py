@@ -13,12 +13,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from analyticup.augment.translators.base import Translation
+from analyticup.augment.translators.base import Tools, Translation
 from analyticup.corpus.rows import normalise
-from analyticup.embed import nearest
-from analyticup.settings.schema import MinedSettings, decisive
+from analyticup.embedder_identity import embedder_identity
+from analyticup.settings.schema import EmbedderSettings, MinedSettings, decisive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,8 @@ class MinedTranslator:
 
     selective = True
     uses_source = False
+    uses_embedder: ClassVar[bool] = True
+    any_language: ClassVar[bool] = True
 
     def __init__(self, pool: Mapping[str, Sequence[str]], embedder: Embedder, settings: MinedSettings) -> None:
         """`pool`: language -> queries."""
@@ -62,6 +64,19 @@ class MinedTranslator:
         content = repr((self._pool, embedder.identity, sorted(decisive(settings).items())))
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         self.identity = f"mined:{digest[:16]}"
+
+    @classmethod
+    def build(cls, settings: MinedSettings, tools: Tools) -> MinedTranslator:
+        """Not cached: what it finds depends on all texts asked for together."""
+        return cls(tools.pool, tools.embedder(), settings)
+
+    @classmethod
+    def decides(cls, settings: MinedSettings, embedder: EmbedderSettings) -> dict[str, Any]:
+        return {"mined": decisive(settings), "embedder": {"identity": embedder_identity(embedder)}}
+
+    @classmethod
+    def models(cls, settings: MinedSettings) -> list[str]:
+        return []
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
@@ -133,6 +148,8 @@ def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int,
     the lower index. Both sides must hold at least one row, of length 1.
     """
     import numpy as np
+
+    from analyticup.embed import nearest
 
     forward, forward_index = nearest(right, left, k)
     backward, backward_index = nearest(left, right, k)

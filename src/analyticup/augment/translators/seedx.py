@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from analyticup.augment.translators.base import Translation
-from analyticup.augment.translators.outputs import RULES, first_line, judged
-from analyticup.cache import batches
+from analyticup.augment.translators.generation import GeneratingTranslator
+from analyticup.augment.translators.outputs import first_line, judged
 from analyticup.corpus.languages import ISO, LANGUAGES
-from analyticup.embed import model_identity
 from analyticup.errors import UserError
+from analyticup.model.pins import check_pinned, model_identity
 from analyticup.settings.schema import SeedXSettings
+
+if TYPE_CHECKING:
+    from analyticup.train import Machine
 
 # Assumed to part a translation from an explanation that was not asked for.
 _REASONING = "[COT]"
 
 
-class SeedXTranslator:
-    """Loads its model at the first call, bf16 on a GPU and float32 on the CPU."""
+class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
+    """Loads its model at the first call, bf16 on CUDA and float32 elsewhere."""
 
-    selective = False
+    name: ClassVar[str] = "seedx"
+    key: ClassVar[str] = "translate.seedx"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    any_language: ClassVar[bool] = False
 
-    def __init__(self, settings: SeedXSettings) -> None:
-        """Raises UserError for a model not pinned (see `model_identity`)."""
-        self._settings = settings
-        weights = model_identity(settings.model, settings.revision, key="translate.seedx")
-        how = f"beams={settings.beams},max={settings.max_new_tokens},source={settings.source_tag},rules={RULES}"
-        self.identity = f"seedx:{weights}:{how}"
+    def __init__(self, settings: SeedXSettings, machine: Machine) -> None:
+        """Raises UserError for a model not pinned (see `check_pinned`)."""
+        super().__init__(settings, machine)
+        # Here and not in the identity, so that configs/paper.yaml, which leaves the commit open, can be planned.
+        check_pinned(settings.model, settings.revision, key=self.key)
         self.uses_source = settings.source_tag
-        self._model: Any = None
-        self._tokenizer: Any = None
+
+    @classmethod
+    def _weights(cls, settings: SeedXSettings) -> str:
+        return model_identity(settings.model, settings.revision)
+
+    @classmethod
+    def _how(cls, settings: SeedXSettings) -> str:
+        return f"source={settings.source_tag}"
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
@@ -40,51 +51,23 @@ class SeedXTranslator:
             raise UserError("translate.seedx.source_tag is on, but no source languages were given")
         named = list(sources) if self.uses_source and sources is not None else [None] * len(texts)
         prompts = [build_prompt(text, target_language, source) for text, source in zip(texts, named, strict=True)]
-        results = [Translation(None)] * len(texts)
-        # Texts of like length share a batch, which keeps padding small.
-        order = sorted(range(len(texts)), key=lambda index: (len(prompts[index]), prompts[index]))
-        for batch in batches(order, self._settings.batch_size):
-            for index, output in zip(batch, self._complete([prompts[i] for i in batch]), strict=True):
-                results[index] = judged(texts[index], clean(output, target_language), target_language)
-        return results
+        outputs = self._answers(prompts, self._complete)
+        return [
+            judged(text, clean(output, target_language), target_language)
+            for text, output in zip(texts, outputs, strict=True)
+        ]
 
     def _complete(self, prompts: list[str]) -> list[str]:
-        import torch
-
-        self._load()
+        self._load(self._settings.model)
         inputs = self._tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        inputs = inputs.to(self._model.device)
-        with torch.inference_mode():
-            tokens = self._model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=self._settings.beams,
-                max_new_tokens=self._settings.max_new_tokens,
-                eos_token_id=self._tokenizer.eos_token_id,
-                pad_token_id=self._tokenizer.pad_token_id,
-            )
-        return self._tokenizer.batch_decode(
-            tokens[:, inputs["input_ids"].shape[1] :],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
+        ends = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
+        return self._decode(self._generate(inputs, **ends)[:, inputs["input_ids"].shape[1] :])
 
-    def _load(self) -> None:
-        if self._model is not None:
-            return
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        on_gpu = torch.cuda.is_available()
-        where = {"revision": self._settings.revision, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(self._settings.model, **where)
+    def _prepare(self, tokenizer: Any) -> None:
         # Left padding: what the model continues must stand at the end of every row.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        dtype = torch.bfloat16 if on_gpu else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(self._settings.model, dtype=dtype, use_safetensors=True, **where)
-        self._tokenizer, self._model = tokenizer, model.to("cuda" if on_gpu else "cpu").eval()
 
 
 def build_prompt(text: str, target_language: str, source_language: str | None = None) -> str:
