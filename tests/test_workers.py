@@ -20,9 +20,10 @@ import pytest
 from tiny_runs import ROOT, TINY, places
 
 from analyticup import pipeline, progress, workers
-from analyticup.artifacts import Artifact, publish_folder
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.config import MachineSettings, PathSettings, Settings
 from analyticup.errors import UserError
+from analyticup.files import publish_folder
 from analyticup.model.frozen import KEPT_BYTES
 from analyticup.progress import Display, relay_to, track
 from analyticup.workers import InProcess, cores, make_runner
@@ -44,7 +45,7 @@ def settings(count=2, **machine):
 def answer(folder, source, seconds=0.0):
     time.sleep(seconds)
     told = {"pid": os.getpid(), "threads": source.machine.threads, "room": source.frozen._room}
-    return Artifact(folder, told)
+    return Artifact(folder, StageRecord(counts=told))
 
 
 def fail_beside(folder, source):
@@ -89,7 +90,7 @@ def test_workers_are_processes_with_their_share_of_the_cores():
         for record in records:
             os.kill(record["pid"], signal.SIGINT)
         own = settings(2, threads=3)
-        assert runner.submit(functools.partial(answer, Path("x")), own).result().record["threads"] == 3
+        assert runner.submit(functools.partial(answer, Path("x")), own).result().record.counts["threads"] == 3
     assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
     assert {record["threads"] for record in records} == {max(1, cores() // 2)}
     assert {record["room"] for record in records} == {KEPT_BYTES // 2}
@@ -152,7 +153,7 @@ class Scripted:
         if failed:
             future.set_exception(UserError(f"{title} failed"))
         else:
-            future.set_result(Artifact(Path(title), {"digest": title}))
+            future.set_result(Artifact(Path(title), StageRecord(digest=title)))
         return SimpleNamespace(done={future})
 
 

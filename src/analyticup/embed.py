@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from analyticup.artifacts import file_sha256
 from analyticup.cache import Cache, batches
 from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
+from analyticup.files import file_sha256
 from analyticup.progress import track
 from analyticup.weights import check_packaged
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.artifacts import file_sha256
 from analyticup.config import LoraSettings, ModelSettings
 from analyticup.errors import UserError
+from analyticup.files import file_sha256
 from analyticup.model.gguf import CONVERSION_VERSION, GGUF, converted_gguf, gguf_sha256
 
 if TYPE_CHECKING:
