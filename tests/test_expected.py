@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analyticup import commands, pipeline
 from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
 from analyticup.expected import compare, compare_figure, decides_no_figure, figures_by_name
@@ -95,6 +96,25 @@ def test_a_figure_that_the_report_lacks_is_an_error(configs):
     (configs / "expected.yaml").write_text(text)
     with pytest.raises(UserError, match="no figure 'dev QC en: auc'"):
         compare("mine", own(configs), FIGURES, DATA, configs)
+
+
+@pytest.mark.parametrize(
+    ("value", "failed", "line"),
+    [
+        (0.70, False, "OK: figure dev QC all: auc: 0.7000, expected 0.7200 ± 0.0300"),
+        (0.66, False, "near: figure dev QC all: auc: 0.6600, expected 0.7200 ± 0.0300"),
+        (0.65, True, "FAIL: figure dev QC all: auc: 0.6500, expected 0.7200 ± 0.0300"),
+        (None, False, "SKIPPED: expected figures: none to compare with: configs/expected.yaml says nothing on other"),
+    ],
+)
+def test_a_run_says_it_in_the_words_of_verify(configs, tmp_path, monkeypatch, capsys, value, failed, line):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "configs").symlink_to(configs)
+    monkeypatch.setattr(pipeline, "PROJECT", project)
+    name, figures = ("other", {}) if value is None else ("mine", {"dev QC all: auc": value})
+    assert commands._judge(commands._console(), name, own(configs), figures, DATA) == failed
+    assert capsys.readouterr().out == line + "\n"
 
 
 def test_the_shipped_expectations_are_complete():

@@ -436,11 +436,11 @@ def test_memory_is_compared_with_the_weights_in_the_dtype_they_are_loaded_in(tmp
         assert only(look(tmp_path, *arguments, f"model.dtype={dtype}"), "memory for the backbone", told)[0] == level
 
 
-def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_too(tmp_path):
+def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_is_skipped(tmp_path):
     found = look(tmp_path, "model.backbone=some/Big-10B", f"model.revision={COMMIT}")
     assert only(found, "is meant for a GPU")[0] == "note"
     found = look(tmp_path, "model.backbone=some/model", f"model.revision={COMMIT}")
-    assert only(found, "memory for the backbone: unknown")[0] == "note"
+    assert only(found, "memory for the backbone: unknown")[0] == "SKIPPED"
     assert "size unknown" in only(found, "will be downloaded")[1]
 
 

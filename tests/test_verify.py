@@ -22,6 +22,7 @@ from analyticup.__main__ import main
 from analyticup.artifacts import sealed
 from analyticup.config import ModelSettings, Settings
 from analyticup.config_loading import load_settings, settings_from_dict, to_dict
+from analyticup.errors import UserError
 from analyticup.verdict import Verdict
 
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2")
@@ -295,6 +296,18 @@ def test_some_stages_gone_is_a_failure(copy: Path, capsys: pytest.CaptureFixture
     output = capsys.readouterr().out
     assert [line.split(";")[0] for line in lines(output, "FAIL")] == ["stage folds-QC: the folder is gone"]
     assert any(line.startswith("manifest and stages: not checked") for line in lines(output, "SKIPPED"))
+
+
+def test_settings_whose_model_is_not_on_this_machine_are_not_checked(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*_: object) -> None:
+        raise UserError("model.backbone: no file\nmodel.gguf")
+
+    monkeypatch.setattr(pipeline, "build", build)
+    assert verify(finished) == 0
+    told = lines(capsys.readouterr().out, "SKIPPED")
+    assert told[0] == "settings: not checked: model.backbone: no file model.gguf"
 
 
 def test_a_converted_model_that_is_not_there_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
