@@ -240,3 +240,17 @@ def test_a_text_is_written_whole_with_unix_line_ends(tmp_path):
     write_atomically(path, "ö\n")
     assert path.read_bytes() == "ö\n".encode()
     assert [other.name for other in path.parent.iterdir()] == ["note.json"]
+
+
+def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "note.json"
+    write_atomically(path, "old\n")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new\n")
+    assert path.read_text() == "old\n" and [other.name for other in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_one_module_alone_puts_files_in_place():
+    modules = sorted((SRC / "analyticup").rglob("*.py"))
+    assert [path.name for path in modules if "os.replace(" in path.read_text(encoding="utf-8")] == ["files.py"]

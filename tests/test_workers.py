@@ -77,7 +77,7 @@ def wait_for(condition, seconds=60):
 def test_one_worker_is_this_process():
     with make_runner(settings(1)) as runner:
         assert isinstance(runner, InProcess) and runner.count == 1
-        record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record
+        record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record.counts
     assert record["pid"] == os.getpid() and record["threads"] is None
 
 
@@ -85,7 +85,7 @@ def test_workers_are_processes_with_their_share_of_the_cores():
     given = settings(2)
     with make_runner(given) as runner:
         call = functools.partial(answer, Path("x"), seconds=3)
-        records = [future.result().record for future in [runner.submit(call, given) for _ in range(2)]]
+        records = [future.result().record.counts for future in [runner.submit(call, given) for _ in range(2)]]
         # Ctrl-C reaches idle workers too.
         for record in records:
             os.kill(record["pid"], signal.SIGINT)
