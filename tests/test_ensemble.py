@@ -11,8 +11,6 @@ from scipy.stats import rankdata
 
 from analyticup import pipeline, stages
 from analyticup.artifacts import Artifact, StageRecord
-from analyticup.config import EnsembleSettings, Settings, ThresholdSettings
-from analyticup.config_loading import load_settings
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.scores import load_table, save_table
 from analyticup.ensemble import (
@@ -26,6 +24,8 @@ from analyticup.ensemble import (
     sigmoid,
 )
 from analyticup.errors import CheckFailed
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import EnsembleSettings, Settings, ThresholdSettings
 from analyticup.threshold import Choice
 
 pytestmark = pytest.mark.arithmetic

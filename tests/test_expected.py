@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from analyticup import commands, pipeline
-from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
 from analyticup.expected import compare, compare_figure, decides_no_figure, figures_by_name
 from analyticup.report import Report
+from analyticup.settings.loading import load_settings
 from analyticup.verdict import Item, Verdict
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analyticup.config import FilterSettings
 from analyticup.corpus.rows import COLUMNS, make_rows
 from analyticup.filter import apply_remedy, find_suspects, label_credibility
+from analyticup.settings.schema import FilterSettings
 
 pytestmark = pytest.mark.arithmetic
 

@@ -9,7 +9,6 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 
-from analyticup.config import LoraSettings, PromptSettings, Settings
 from analyticup.model import frozen as frozen_module
 from analyticup.model.backbone import (
     add_adapter,
@@ -24,6 +23,7 @@ from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import enable_packing
 from analyticup.model.prompt import PromptEncoder
+from analyticup.settings.schema import LoraSettings, PromptSettings, Settings
 from analyticup.train import Machine, ModelSource, with_states
 
 pytestmark = pytest.mark.arithmetic

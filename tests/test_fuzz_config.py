@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analyticup.artifacts import fingerprint
-from analyticup.config import CHOICES, RANGES, TASKS, Settings
-from analyticup.config_loading import load_settings, task_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, task_settings, to_dict
+from analyticup.settings.schema import CHOICES, RANGES, TASKS, Settings
 
 pytestmark = pytest.mark.filterwarnings("error")
 

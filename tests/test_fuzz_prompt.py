@@ -11,12 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from analyticup.config import ModelSettings, PromptSettings
 from analyticup.corpus.taxonomy import RELATIONS, leaf, on_one_line, parent, path_levels, relation, split_path
 from analyticup.errors import UserError
 from analyticup.model.backbone import load_tokenizer, random_tokenizer
 from analyticup.model.gguf import converted_folder
 from analyticup.model.prompt import PromptEncoder
+from analyticup.settings.schema import ModelSettings, PromptSettings
 
 CACHE = Path(__file__).resolve().parents[1] / "artifacts" / "cache"
 SPECIAL = (

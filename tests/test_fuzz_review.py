@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analyticup.artifacts import Artifact, StageRecord
-from analyticup.config import FilterSettings, Settings
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
 from analyticup.corpus.scores import save_table
 from analyticup.report import Report, _filter_quality, describe_counts, score_table, to_html
+from analyticup.settings.schema import FilterSettings, Settings
 from analyticup.stages import filter_rows
 
 FIGURES: dict[str, Any] = dict.fromkeys(("f1", "f1_se", "floor_f1", "precision", "recall", "auc", "ap"))

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyticup.config import ModelSettings
 from analyticup.model import gguf
 from analyticup.model.backbone import identity, local_folder
+from analyticup.settings.schema import ModelSettings
 
 
 def test_the_identity_of_a_gguf_package_is_known_without_loading_or_assembling_it(monkeypatch, tmp_path):
@@ -72,7 +72,7 @@ def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path
     import transformers
 
     from analyticup import artifacts
-    from analyticup.config import Settings
+    from analyticup.settings.schema import Settings
     from analyticup.train import Machine, ModelSource
 
     local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)

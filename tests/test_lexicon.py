@@ -2,8 +2,8 @@ import pytest
 
 from analyticup.augment.translators import Translation, build_translator
 from analyticup.augment.translators.lexicon import LexiconTranslator
-from analyticup.config import TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings
 
 LANGUAGE_COLUMNS = "en\tfr\tja\tde\tpl\tvn"
 CONCEPTS = f"""concept\tpath\taccessory_of\talias_en\t{LANGUAGE_COLUMNS}

@@ -11,8 +11,8 @@ import pytest
 
 from analyticup.augment.translators import CachedTranslator, Translation, build_translator
 from analyticup.augment.translators.machine import MachineTranslator, pair_folders
-from analyticup.config import MachineTranslationSettings, Settings, TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import MachineTranslationSettings, Settings, TranslateSettings
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

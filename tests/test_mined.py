@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from analyticup.augment.translators.mined import MinedTranslator, length_ratio, numbers, ratio_margin
-from analyticup.config import MinedSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import MinedSettings
 
 pytestmark = pytest.mark.arithmetic
 

@@ -8,9 +8,9 @@ from analyticup import stages
 from analyticup.artifacts import Artifact, StageRecord
 from analyticup.augment.negative_rules import relation_counts
 from analyticup.augment.negatives import COUNTS, sample_negatives, wanted_by_language
-from analyticup.config import NegativesSettings, Settings
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, normalise, query_key, save_rows
 from analyticup.errors import UserError
+from analyticup.settings.schema import NegativesSettings, Settings
 
 pytestmark = pytest.mark.arithmetic
 

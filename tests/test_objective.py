@@ -10,7 +10,6 @@ from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random
 from torch.nn.functional import cross_entropy
 
-from analyticup.config import CHOICES, LoraSettings, PromptSettings, TrainSettings
 from analyticup.model.backbone import add_adapter, random_qwen3, random_tokenizer
 from analyticup.model.data import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
@@ -24,6 +23,7 @@ from analyticup.model.module import (
 )
 from analyticup.model.objective import label_nll, margins, two_way
 from analyticup.model.prompt import PromptEncoder
+from analyticup.settings.schema import CHOICES, LoraSettings, PromptSettings, TrainSettings
 
 pytestmark = pytest.mark.arithmetic
 

@@ -12,7 +12,6 @@ from closeness import ROUNDINGS, assert_same_sums, distance
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 from transformers import AttentionInterface
 
-from analyticup.config import LoraSettings
 from analyticup.errors import UserError
 from analyticup.model import packing
 from analyticup.model.backbone import add_adapter, frozen_layers, random_qwen3
@@ -29,6 +28,7 @@ from analyticup.model.packing import (
     packed_states,
 )
 from analyticup.model.prompt import LabelWords
+from analyticup.settings.schema import LoraSettings
 
 pytestmark = pytest.mark.arithmetic
 
@@ -73,7 +73,7 @@ def test_a_tree_without_sharing_has_all_tokens_of_every_prompt():
 
 
 def test_training_with_dropout_shares_no_tokens(tmp_path, monkeypatch):
-    from analyticup.config import ModelSettings, Settings, TrainSettings
+    from analyticup.settings.schema import ModelSettings, Settings, TrainSettings
     from analyticup.train import Machine, ModelSource, train_fold
 
     asked = []

@@ -14,8 +14,8 @@ from tiny_runs import ROOT, TINY, places
 from analyticup import pipeline, stages
 from analyticup.__main__ import main
 from analyticup.artifacts import StageRecord
-from analyticup.config_loading import load_settings, task_settings
 from analyticup.errors import CheckFailed
+from analyticup.settings.loading import load_settings, task_settings
 
 SAMPLE = ROOT / "configs" / "sample.yaml"
 SUBMISSION_FILES = {
@@ -363,7 +363,7 @@ def test_score_gives_the_figures_of_the_report(finished: Path, capsys: pytest.Ca
 def test_tracking_closes_its_run_even_when_training_fails(tmp_path: Path) -> None:
     import wandb
 
-    from analyticup.config import TrackingSettings
+    from analyticup.settings.schema import TrackingSettings
     from analyticup.tracking import tracked_run
 
     settings = TrackingSettings(mode="offline")

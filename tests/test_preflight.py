@@ -16,11 +16,11 @@ import pytest
 from analyticup import preflight, preflight_machine, preflight_models
 from analyticup.__main__ import main
 from analyticup.artifacts import Record
-from analyticup.config_loading import load_settings
 from analyticup.model.backbone import random_qwen3, random_tokenizer
 from analyticup.model.gguf import CONVERSION_VERSION
 from analyticup.preflight import findings
 from analyticup.preflight_machine import MachineFacts
+from analyticup.settings.loading import load_settings
 from analyticup.verdict import Verdict
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tokenizers import AddedToken
 
-from analyticup.config import PromptSettings
 from analyticup.errors import UserError
 from analyticup.model.backbone import random_tokenizer
 from analyticup.model.prompt import PromptEncoder
+from analyticup.settings.schema import PromptSettings
 
 SPECIAL = ("<bos>", "<eos>", "<pad>", "<|endoftext|>")
 

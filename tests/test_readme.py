@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from analyticup.__main__ import COMMANDS, make_parser
-from analyticup.config import TASK_SECTIONS, TASKS
-from analyticup.config_loading import load_settings
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import TASK_SECTIONS, TASKS
 
 PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -127,8 +127,8 @@ def known_keys() -> set[str]:
     """Every setting and section, as `translate.mined.k`."""
     import dataclasses
 
-    from analyticup.config import Settings
-    from analyticup.config_loading import to_dict
+    from analyticup.settings.loading import to_dict
+    from analyticup.settings.schema import Settings
 
     def names(tree: dict[str, object], prefix: str) -> set[str]:
         found = set()

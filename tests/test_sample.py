@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from analyticup.config import SampleSettings
 from analyticup.corpus import sample
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import query_key
 from analyticup.corpus.taxonomy import leaf, split_path
 from analyticup.errors import UserError
+from analyticup.settings.schema import SampleSettings
 
 SETTINGS = SampleSettings(train_queries=420, dev_queries=130, test_queries=130, label_noise=0.08)
 FIELDS = {"QC": "category_path", "QI": "item_title"}
@@ -146,7 +146,7 @@ def test_more_train_queries_leave_dev_and_test_as_they_are(folder: Path, tmp_pat
 
 def test_same_bytes_in_processes_with_different_string_hashes(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from analyticup.config import SampleSettings as S\n"
+        "import sys; from pathlib import Path; from analyticup.settings.schema import SampleSettings as S\n"
         "from analyticup.corpus.sample import write_sample\n"
         "write_sample(S(420, 130, 130, 0.08), 13, Path(sys.argv[1]))"
     )

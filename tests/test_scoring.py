@@ -11,8 +11,8 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random
 
-from analyticup.config import LoraSettings, ModelSettings, Settings
 from analyticup.model.backbone import add_adapter
+from analyticup.settings.schema import LoraSettings, ModelSettings, Settings
 from analyticup.train import Machine, ModelSource, score_rows
 
 pytestmark = pytest.mark.arithmetic

@@ -5,9 +5,9 @@ import pytest
 
 from analyticup.augment.translators import CachedTranslator, Translation, build_translator
 from analyticup.augment.translators.seedx import SeedXTranslator, build_prompt, clean
-from analyticup.config import SeedXSettings, TranslateSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
+from analyticup.settings.schema import SeedXSettings, TranslateSettings
 
 SENTENCES = [
     "red dress for women",

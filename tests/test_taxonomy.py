@@ -2,7 +2,6 @@
 
 import pytest
 
-from analyticup.config import CHOICES
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.corpus.taxonomy import (
     RELATIONS,
@@ -14,6 +13,7 @@ from analyticup.corpus.taxonomy import (
     same_leaf,
     split_path,
 )
+from analyticup.settings.schema import CHOICES
 
 CASES = [
     ("cars, boats & tools,outer parts,locks & keys", ["cars, boats & tools", "outer parts", "locks & keys"]),

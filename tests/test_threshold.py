@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from analyticup.config import ThresholdSettings
-from analyticup.config_loading import load_settings
 from analyticup.errors import UserError
 from analyticup.report import Report, render
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import ThresholdSettings
 from analyticup.threshold import (
     Choice,
     Decision,

@@ -12,11 +12,11 @@ from analyticup.augment.translate import COUNTS, missing_languages, read_volumes
 from analyticup.augment.translation_report import write_report
 from analyticup.augment.translators import CachedTranslator, Translation, build_translator
 from analyticup.augment.translators.mined import MinedTranslator
-from analyticup.config import Settings, TranslateSettings
-from analyticup.config_loading import load_settings
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, query_key, save_rows
 from analyticup.errors import UserError
 from analyticup.folds import assign_folds, check_no_leakage
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import Settings, TranslateSettings
 
 
 def rows_of(*cells, split="train"):

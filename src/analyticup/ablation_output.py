@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.ablation import Entry, Gain, Row, RowRun, Scored
-from analyticup.config import Settings
 from analyticup.expected import decides_no_figure
 from analyticup.files import json_text, write_atomically
 from analyticup.metrics import FIGURES
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +30,8 @@ def write(
     runs: Mapping[str, Sequence[RowRun]],
     overrides: Sequence[str],
 ) -> None:
-    from analyticup.config_loading import to_dict
     from analyticup.pipeline import resolve
+    from analyticup.settings.loading import to_dict
     from analyticup.tracking import log_table
 
     every = [run for seeds in runs.values() for run in seeds]

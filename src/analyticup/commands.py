@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import Settings
 from analyticup.errors import UserError
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +31,8 @@ def _console() -> Console:
 
 
 def _settings(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
-    from analyticup.config_loading import load_settings
     from analyticup.pipeline import PROJECT
+    from analyticup.settings.loading import load_settings
 
     config = options.config or PROJECT / "configs" / default
     return load_settings(config, options.overrides)
@@ -149,8 +149,8 @@ def ablate(options: argparse.Namespace) -> int:
 
 def _ablation_settings(options: argparse.Namespace, config: str) -> list[Settings]:
     """The settings of one row, for each seed; all rows are read before any of them runs."""
-    from analyticup.config_loading import load_settings
     from analyticup.pipeline import PROJECT
+    from analyticup.settings.loading import load_settings
 
     base, overlay = options.config or PROJECT / "configs" / "sample.yaml", PROJECT / f"configs/ablation/{config}.yaml"
     first = load_settings(base, options.overrides, overlay)
@@ -171,11 +171,11 @@ def bench(options: argparse.Namespace) -> int:
     """Measures, shows the table and writes submissions/bench, also after each round; 1 where a variant failed."""
     from analyticup.bench.run import run_bench
     from analyticup.bench.table import COLUMNS, cells, to_markdown
-    from analyticup.config_loading import to_dict
     from analyticup.environment import describe
     from analyticup.files import json_text, write_atomically
     from analyticup.pipeline import PROJECT, resolve
     from analyticup.report import plain_table
+    from analyticup.settings.loading import to_dict
 
     settings, console, started = _settings(options, "small.yaml"), _console(), time.monotonic()
     plan = _bench_plan(options)
@@ -229,8 +229,8 @@ def _judge(
 
 def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact]) -> None:
     """One summary run in W&B, where something was trained or scored anew."""
-    from analyticup.config_loading import to_dict
     from analyticup.pipeline import resolve
+    from analyticup.settings.loading import to_dict
     from analyticup.tracking import log_summary
 
     marker = artifacts["report-all"]
@@ -238,9 +238,9 @@ def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact
 
 
 def plan(options: argparse.Namespace) -> int:
-    from analyticup.config_loading import task_settings
     from analyticup.pipeline import build, inspect, resolve
     from analyticup.report import plain_table
+    from analyticup.settings.loading import task_settings
 
     settings, console = _settings(options), _console()
     statuses = inspect(build(settings), resolve(settings.paths.artifacts))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from analyticup.cache import Cache, batches
-from analyticup.config import EmbedderSettings
 from analyticup.errors import UserError
 from analyticup.files import file_sha256
 from analyticup.progress import track
+from analyticup.settings.schema import EmbedderSettings
 from analyticup.weights import check_packaged
 
 if TYPE_CHECKING:

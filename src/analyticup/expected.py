@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import TASKS, Settings
-from analyticup.config_loading import load_settings, to_dict
 from analyticup.errors import UserError
+from analyticup.settings.loading import load_settings, to_dict
+from analyticup.settings.schema import TASKS, Settings
 from analyticup.verdict import Item, Verdict
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analyticup.config import FilterSettings
 from analyticup.corpus.rows import COLUMNS
+from analyticup.settings.schema import FilterSettings
 
 if TYPE_CHECKING:
     import numpy as np

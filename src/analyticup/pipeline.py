@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup import stages
 from analyticup.artifacts import Artifact, StageRecord, Unusable, fingerprint, read_artifact
-from analyticup.config import TASKS, Settings
-from analyticup.config_loading import task_settings, to_dict
 from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError, machine_trouble
 from analyticup.files import file_sha256, publish_folder
+from analyticup.settings.loading import task_settings, to_dict
+from analyticup.settings.schema import TASKS, Settings
 from analyticup.workers import Runner, make_runner
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from analyticup.config import Settings
-from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
+from analyticup.settings.loading import task_settings
+from analyticup.settings.schema import Settings
 from analyticup.verdict import Verdict
 
 _SOURCE: Final = (

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from analyticup.config import MachineSettings, Settings
-from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.preflight import Finding, size_text
 from analyticup.preflight_models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
+from analyticup.settings.loading import task_settings
+from analyticup.settings.schema import MachineSettings, Settings
 from analyticup.verdict import Verdict
 from analyticup.workers import cores
 

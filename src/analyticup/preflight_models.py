@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from analyticup.config import MachineTranslationSettings, ModelSettings, Settings
-from analyticup.config_loading import task_settings
 from analyticup.errors import UserError
 from analyticup.preflight import Finding, size_text
+from analyticup.settings.loading import task_settings
+from analyticup.settings.schema import MachineTranslationSettings, ModelSettings, Settings
 from analyticup.verdict import Verdict
 
 # Parameters by the models' own cards; other hub models are judged by a name such as "14B".

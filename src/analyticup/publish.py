@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_origin, get_type_hints
 
 from analyticup.artifacts import Artifact, is_sealed, sealed
-from analyticup.config import Settings
-from analyticup.config_loading import to_dict
 from analyticup.errors import UserError
 from analyticup.files import file_sha256, json_text, read_json, remove_unfinished, replace_together
 from analyticup.metrics import Figures
+from analyticup.settings.loading import to_dict
+from analyticup.settings.schema import Settings
 from analyticup.threshold import DECISION, Decision, LanguageThreshold
 
 MANIFEST = "manifest.json"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analyticup.artifacts import Artifact
-    from analyticup.config import FilterSettings
+    from analyticup.settings.schema import FilterSettings
     from analyticup.stages import Job
 
 REPORT = "report.json"
@@ -79,7 +79,7 @@ class Report:
 
 def collect(job: Job) -> Report:
     """Everything the report shows. Label files are read here and by `score`, by no other stage."""
-    from analyticup.config_loading import task_settings
+    from analyticup.settings.loading import task_settings
     from analyticup.stages import SCORED_SPLITS
 
     figures = Report(name=job.settings.name)
@@ -168,10 +168,10 @@ def _filter_quality(
     import numpy as np
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    from analyticup.config import CHOICES
     from analyticup.corpus.rows import load_rows
     from analyticup.corpus.scores import load_table
     from analyticup.filter import find_suspects, label_credibility
+    from analyticup.settings.schema import CHOICES
 
     rows = load_rows(ingested.file("train.parquet"))
     score = load_table(filtered.file("scores.parquet")).set_index("row_id")["score"].loc[rows["row_id"]].to_numpy()

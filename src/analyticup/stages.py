@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup.artifacts import Artifact
-from analyticup.config import Settings
 from analyticup.errors import CheckFailed
 from analyticup.files import write_json
 from analyticup.seeds import derive_seed
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -480,8 +480,8 @@ def submit(job: Job) -> Counts:
 
 
 def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
-    from analyticup.config_loading import task_settings
     from analyticup.corpus.scores import load_table, save_table
+    from analyticup.settings.loading import task_settings
     from analyticup.submission import format_problems, validate_submission, write_submission
     from analyticup.threshold import DECISION, Decision
 

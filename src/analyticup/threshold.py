@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
-from analyticup.config import ThresholdSettings
 from analyticup.files import read_json, write_json
+from analyticup.settings.schema import ThresholdSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import Settings, TrackingSettings
 from analyticup.report import REPORT, Report
+from analyticup.settings.schema import Settings, TrackingSettings
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

@@ -11,9 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import ModelSettings, Settings
 from analyticup.errors import UserError
 from analyticup.model.frozen import KEPT_BYTES, FrozenStates
+from analyticup.settings.schema import ModelSettings, Settings
 
 if TYPE_CHECKING:
     import numpy as np

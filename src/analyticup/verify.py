@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analyticup.artifacts import Artifact, Unusable, foreign_names, read_artifact
-from analyticup.config import Settings
-from analyticup.config_loading import settings_from_dict, task_settings
 from analyticup.errors import UserError
 from analyticup.files import file_sha256
 from analyticup.publish import MANIFEST, Manifest
+from analyticup.settings.loading import settings_from_dict, task_settings
+from analyticup.settings.schema import Settings
 from analyticup.verdict import Item, Verdict
 
 # Where things lie on this machine; every other setting is the manifest's.

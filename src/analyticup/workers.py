@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from analyticup import progress
 from analyticup.artifacts import Artifact
-from analyticup.config import MachineSettings, Settings
 from analyticup.errors import ADVICE, UserError
+from analyticup.settings.schema import MachineSettings, Settings
 
 if TYPE_CHECKING:
     from analyticup.train import ModelSource

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import NegativesSettings
 from analyticup.corpus.rows import normalise
 from analyticup.corpus.taxonomy import RELATIONS, Levels, on_one_line, path_levels, relation, same_leaf
+from analyticup.settings.schema import NegativesSettings
 
 if TYPE_CHECKING:
     from pandas import DataFrame

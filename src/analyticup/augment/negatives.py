@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.augment import proportional_quotas, seeded_key
 from analyticup.augment.negative_rules import BAND, EASY, Ask, Rules, has_label
-from analyticup.config import NegativesSettings
 from analyticup.corpus.rows import COLUMNS, empty_rows, make_rows, normalise
 from analyticup.embed import nearest
 from analyticup.errors import UserError
+from analyticup.settings.schema import NegativesSettings
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analyticup.augment import proportional_quotas, read_mapping, seeded_key
-from analyticup.config import TranslateSettings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import COLUMNS, make_rows, normalise
 from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

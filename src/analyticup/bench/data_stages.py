@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from analyticup import stages
 from analyticup.artifacts import Artifact, StageRecord
 from analyticup.bench.harness import Done
-from analyticup.config import MinedSettings, NegativesSettings, Settings, TranslateSettings
 from analyticup.corpus.languages import LANGUAGES
+from analyticup.settings.schema import MinedSettings, NegativesSettings, Settings, TranslateSettings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from analyticup.bench.harness import Done
 
 if TYPE_CHECKING:
-    from analyticup.config import LoraSettings
+    from analyticup.settings.schema import LoraSettings
 
 
 @dataclass(frozen=True)

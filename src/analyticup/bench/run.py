@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.bench.harness import Entry, Result, measure
 from analyticup.bench.table import MATMUL, to_record, with_limit
-from analyticup.config import Settings
 from analyticup.errors import UserError
+from analyticup.settings.schema import Settings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -93,9 +93,9 @@ def run_bench(
 
 def _works(settings: Settings, plan: Plan, scratch: Path) -> tuple[dict[str, Work], list[str]]:
     from analyticup.bench.work import Work
-    from analyticup.config_loading import task_settings
     from analyticup.corpus.rows import save_rows
     from analyticup.pipeline import resolve
+    from analyticup.settings.loading import task_settings
 
     task = settings.tasks[0]
     own = task_settings(settings, task)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.bench.flops import Shape, shape_of
 from analyticup.bench.harness import Unavailable
-from analyticup.config import Settings
+from analyticup.settings.schema import Settings
 from analyticup.train import Machine, ModelSource
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
 
 if TYPE_CHECKING:
-    from analyticup.config import SampleSettings
+    from analyticup.settings.schema import SampleSettings
 
 _SEEN: Final = {"QC": ("en", "fr", "es", "ko", "pt", "ja"), "QI": ("en", "fr", "es", "pt", "th", "ja", "ko")}
 _HELD_OUT: Final = {"QC": (*_SEEN["QC"], "de", "it", "pl", "ar"), "QI": tuple(LANGUAGES)}

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import LoraSettings, ModelSettings
 from analyticup.errors import UserError
 from analyticup.files import file_sha256
 from analyticup.model.gguf import CONVERSION_VERSION, GGUF, converted_gguf, gguf_sha256
+from analyticup.settings.schema import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
     import torch

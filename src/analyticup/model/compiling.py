@@ -15,7 +15,7 @@ from analyticup.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from analyticup.config import Settings
+    from analyticup.settings.schema import Settings
 
 
 def compiler_fault(settings: Settings) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from analyticup.config import TrainSettings
+from analyticup.settings.schema import TrainSettings
 
 if TYPE_CHECKING:
     from lightning import LightningModule

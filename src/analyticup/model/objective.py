@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from analyticup.config import TrainSettings
+from analyticup.settings.schema import TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from analyticup.config import ModelSettings
 from analyticup.errors import UserError
 from analyticup.model.data import cut_batches
+from analyticup.settings.schema import ModelSettings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from analyticup.config import PromptSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import PromptSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

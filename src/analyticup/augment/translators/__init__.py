@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyticup.augment.translators.base import CachedTranslator, Translation, Translator
-from analyticup.config import TranslateSettings
 from analyticup.errors import UserError
+from analyticup.settings.schema import TranslateSettings
 
 if TYPE_CHECKING:
     from analyticup.embed import Embedder

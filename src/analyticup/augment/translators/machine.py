@@ -10,10 +10,10 @@ from analyticup.augment import read_mapping
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.outputs import RULES, first_line, judged
 from analyticup.cache import batches
-from analyticup.config import MachineTranslationSettings
 from analyticup.corpus.languages import ISO
 from analyticup.embed import model_identity
 from analyticup.errors import UserError
+from analyticup.settings.schema import MachineTranslationSettings
 
 _KEY = "translate.machine"
 

@@ -17,10 +17,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from analyticup.augment.translators.base import Translation
-from analyticup.config import MinedSettings
 from analyticup.corpus.rows import normalise
 from analyticup.embed import nearest
 from analyticup.errors import UserError
+from analyticup.settings.schema import MinedSettings
 
 if TYPE_CHECKING:
     import numpy as np

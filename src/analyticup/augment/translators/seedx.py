@@ -8,10 +8,10 @@ from typing import Any
 from analyticup.augment.translators.base import Translation
 from analyticup.augment.translators.outputs import RULES, first_line, judged
 from analyticup.cache import batches
-from analyticup.config import SeedXSettings
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.embed import model_identity
 from analyticup.errors import UserError
+from analyticup.settings.schema import SeedXSettings
 
 # Assumed to part a translation from an explanation that was not asked for.
 _REASONING = "[COT]"
