@@ -7,11 +7,15 @@ import json
 
 import numpy as np
 import pytest
+from test_ensemble import World
+from test_ensemble import settings as ensemble_settings
 from tiny_runs import FEW_STEPS, ROOT, SAMPLE_ROWS, TINY, places
 
 from analyticup.__main__ import main
-from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table
+from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table, read_run
 from analyticup.ablation_output import to_csv, to_markdown
+from analyticup.artifacts import Artifact, StageRecord
+from analyticup.report import REPORT, Report
 from analyticup.settings.loading import load_settings, task_settings
 
 ROWS = [row for rows in TABLES.values() for row in rows]
@@ -102,6 +106,20 @@ def test_a_group_without_rows_is_left_out():
     only_seen = scored(1.0)
     only_seen.languages[:] = ["en"] * 400
     assert [one["languages"] for one in make_table({"base": [only_seen]}, TWO[:1])] == [ALL, SEEN]
+
+
+def test_without_label_files_each_row_is_held_against_its_languages_threshold(tmp_path):
+    world = World(tmp_path)
+    world.run(ensemble_settings("mean_logit", per_language=True, shrinkage_rows=5))
+    (tmp_path / "report").mkdir()
+    Report(name="run").save(tmp_path / "report" / REPORT)
+    folders = {"threshold-QC": "threshold", "ingest-QC": "ingest", "report-all": "report"}
+    artifacts = {title: Artifact(tmp_path / name, StageRecord()) for title, name in folders.items()}
+    scored = read_run("QC", artifacts, raw={}).scored
+    decision = json.loads((tmp_path / "threshold" / "threshold.json").read_text())
+    cuts = [decision["by_language"][language]["value"] for language in scored.languages]
+    assert scored.predictions.tolist() == (scored.scores >= cuts).astype(int).tolist()
+    assert scored.predictions.tolist() != (scored.scores >= decision["value"]).astype(int).tolist()
 
 
 def test_markdown_and_csv_hold_every_entry():

@@ -14,17 +14,15 @@ import pytest
 
 from analyticup.artifacts import (
     Artifact,
+    StageRecord,
+    Unusable,
     content_digest,
     fingerprint,
     list_files,
-    lock,
-    publish_folder,
     read_artifact,
-    remove_unfinished,
-    write_atomically,
-    write_record,
 )
 from analyticup.errors import UserError
+from analyticup.files import lock, publish_folder, remove_unfinished, write_atomically
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
@@ -81,7 +79,7 @@ def publish(folder: Path, files: dict[str, str], identity: str = "id", **more: o
         for name, text in files.items():
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / name).write_text(text)
-        write_record(scratch, {"identity": identity, "inputs": {}, **more})
+        StageRecord(identity=identity, **more).save(scratch)
     artifact = read_artifact(folder, identity)
     assert isinstance(artifact, Artifact)
     return artifact
@@ -89,8 +87,8 @@ def publish(folder: Path, files: dict[str, str], identity: str = "id", **more: o
 
 def test_a_finished_folder_is_read_back_with_the_digest_of_its_files(tmp_path):
     one = publish(tmp_path / "one", {"a.txt": "A", "deep/b.txt": "BB"})
-    assert sorted(one.record["files"]) == ["a.txt", "deep/b.txt"]
-    assert one.record["files"]["deep/b.txt"]["bytes"] == 2
+    assert sorted(one.record.files) == ["a.txt", "deep/b.txt"]
+    assert one.record.files["deep/b.txt"]["bytes"] == 2
     assert one.digest == content_digest(list_files(one.folder))
     same = publish(tmp_path / "two", {"deep/b.txt": "BB", "a.txt": "A"}, identity="other", seconds=3)
     assert same.digest == one.digest
@@ -149,21 +147,21 @@ def edit_record(folder: Path, **changes: object) -> None:
 
 def test_every_reason_for_not_using_a_folder(tmp_path):
     folder = tmp_path / "stage"
-    assert read_artifact(folder, "id") == "not made yet"
+    assert read_artifact(folder, "id") == Unusable("not made yet")
     publish(folder, {"a.txt": "AAA", "b.txt": "B"})
-    assert read_artifact(folder, "other") == "its record belongs to other settings"
+    assert read_artifact(folder, "other") == Unusable("its record belongs to other settings")
     (folder / "a.txt").write_text("AA")
-    assert read_artifact(folder, "id") == "its file a.txt has another size than recorded"
+    assert read_artifact(folder, "id") == Unusable("its file a.txt has another size than recorded")
     (folder / "a.txt").write_text("AAB")
-    assert read_artifact(folder, "id") == "its file a.txt has another content than recorded"
+    assert read_artifact(folder, "id") == Unusable("its file a.txt has another content than recorded")
     (folder / "a.txt").unlink()
-    assert read_artifact(folder, "id") == "its file a.txt is missing"
+    assert read_artifact(folder, "id") == Unusable("its file a.txt is missing")
     (folder / "a.txt").mkdir()
-    assert read_artifact(folder, "id") == "its file a.txt is missing"
+    assert read_artifact(folder, "id") == Unusable("its file a.txt is missing")
 
 
 def test_a_stage_may_write_a_file_that_is_called_like_the_record(tmp_path):
-    assert list(publish(tmp_path / "stage", {"deep/record.json": "{}"}).record["files"]) == ["deep/record.json"]
+    assert list(publish(tmp_path / "stage", {"deep/record.json": "{}"}).record.files) == ["deep/record.json"]
 
 
 @pytest.mark.parametrize("name", ["more.txt", ".hidden", "deep/record.json", "deep/more/", "empty/"])
@@ -171,7 +169,7 @@ def test_what_a_stage_did_not_write_is_found(tmp_path, name):
     folder = tmp_path / "stage"
     publish(folder, {"a.txt": "A", "deep/b.txt": "B"})
     (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("{}")
-    assert read_artifact(folder, "id") == f"it holds {name.rstrip('/')}, which its stage did not write"
+    assert read_artifact(folder, "id") == Unusable(f"it holds {name.rstrip('/')}, which its stage did not write")
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 100_000])
@@ -179,9 +177,9 @@ def test_a_broken_record_is_a_reason_and_no_crash(tmp_path, text):
     folder = tmp_path / "stage"
     publish(folder, {"a.txt": "A"})
     (folder / "record.json").write_bytes(text.encode("latin-1"))
-    assert read_artifact(folder, "id") == "its record is missing or unreadable"
+    assert read_artifact(folder, "id") == Unusable("its record is missing or unreadable")
     (folder / "record.json").unlink()
-    assert read_artifact(folder, "id") == "its record is missing or unreadable"
+    assert read_artifact(folder, "id") == Unusable("its record is missing or unreadable")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"files": []}', '{"files": {"a": {"bytes": 1e999}}}'])
@@ -189,7 +187,7 @@ def test_a_record_without_its_checksum_is_not_used(tmp_path, text):
     folder = tmp_path / "stage"
     publish(folder, {"a.txt": "A"})
     (folder / "record.json").write_text(text)
-    assert read_artifact(folder, "id") == "its record was edited, or written by an earlier version"
+    assert read_artifact(folder, "id") == Unusable("its record was edited, or written by an earlier version")
 
 
 @pytest.mark.parametrize(
@@ -197,14 +195,14 @@ def test_a_record_without_its_checksum_is_not_used(tmp_path, text):
 )
 def test_an_edited_record_is_not_used(tmp_path, changes):
     folder = tmp_path / "stage"
-    publish(folder, {"a.txt": "A"}, counts={"rows": 3, "share": 0.1, "none": None, 1: math.nan}, name="\u00e9\u0639")
+    publish(folder, {"a.txt": "A"}, counts={"rows": 3, "share": 0.1, "none": None, 1: math.nan}, part="\u00e9\u0639")
     edit_record(folder, **changes)
-    assert read_artifact(folder, "id") == "its record was edited, or written by an earlier version"
+    assert read_artifact(folder, "id") == Unusable("its record was edited, or written by an earlier version")
 
 
 def test_the_form_of_a_record_plays_no_part(tmp_path):
     folder = tmp_path / "stage"
-    publish(folder, {"a.txt": "A"}, counts={"share": 0.1, "none": None, 1: math.nan}, name="\u00e9\u0639")
+    publish(folder, {"a.txt": "A"}, counts={"share": 0.1, "none": None, 1: math.nan}, part="\u00e9\u0639")
     record = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps(dict(reversed(record.items()))))
     assert isinstance(read_artifact(folder, "id"), Artifact)
@@ -215,7 +213,7 @@ def test_the_lock_keeps_a_second_process_out_and_is_freed_with_its_holder(tmp_pa
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from analyticup.artifacts import lock\n"
+            "import sys; from pathlib import Path; from analyticup.files import lock\n"
             "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
             str(tmp_path / "artifacts"),
         ],
@@ -242,3 +240,17 @@ def test_a_text_is_written_whole_with_unix_line_ends(tmp_path):
     write_atomically(path, "ö\n")
     assert path.read_bytes() == "ö\n".encode()
     assert [other.name for other in path.parent.iterdir()] == ["note.json"]
+
+
+def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "note.json"
+    write_atomically(path, "old\n")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new\n")
+    assert path.read_text() == "old\n" and [other.name for other in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_one_module_alone_puts_files_in_place():
+    modules = sorted((SRC / "analyticup").rglob("*.py"))
+    assert [path.name for path in modules if "os.replace(" in path.read_text(encoding="utf-8")] == ["files.py"]

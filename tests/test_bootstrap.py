@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from analyticup.bootstrap import interval, query_weights, weighted_figures
+from analyticup.metrics import interval, query_weights, weighted_figures
 
 pytestmark = pytest.mark.arithmetic
 

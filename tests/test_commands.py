@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 
 from analyticup import __main__ as entry
 from analyticup import commands
-from analyticup.artifacts import lock
 from analyticup.errors import ADVICE, CheckFailed, UserError
+from analyticup.files import lock
+from analyticup.publish import Manifest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -339,23 +341,33 @@ def test_report_needs_the_folder_of_a_finished_run(tmp_path, capsys, text):
         (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
     (line,) = refused(capsys, "report", tmp_path)
     manifest = tmp_path / "manifest.json"
-    assert line == f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
+    assert line == f"{manifest}: no readable manifest; run again, or give a finished run, e.g. submissions/sample"
 
 
-def test_report_says_when_its_figures_are_broken(tmp_path, capsys):
-    manifest = {"stages": {"report-all": {"folder": "r"}}, "config": {"paths": {"artifacts": str(tmp_path)}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+def write_manifest(folder, artifacts, report="r"):
+    entry = {"folder": report, "identity": "", "code": 1, "digest": "", "seconds": 1.0, "counts": {}}
+    plain = {item.name: {} for item in dataclasses.fields(Manifest)}
+    plain |= {"name": "run", "final_split": "dev", "seconds": 1.0, "stages": {"report-all": entry}}
+    plain["config"] = {"paths": {"artifacts": artifacts}}
+    (folder / "manifest.json").write_text(json.dumps(plain))
+
+
+@pytest.mark.parametrize("content", ['{"stages": ', "{}", "[]", '{"name": 1, "out_of_fold": {"QC": {}}}'])
+def test_report_says_when_its_figures_are_broken(tmp_path, capsys, content):
+    write_manifest(tmp_path, str(tmp_path))
     (tmp_path / "r").mkdir()
-    (tmp_path / "r" / "report.json").write_text('{"stages": ')
+    (tmp_path / "r" / "report.json").write_text(content)
     (line,) = refused(capsys, "report", tmp_path)
     assert line == f"{tmp_path}/r/report.json: not a report; delete its folder and run again"
 
 
 def test_report_says_when_the_artifacts_are_gone(tmp_path, capsys):
-    manifest = {
-        "stages": {"report-all": {"folder": "report-all-12345678"}},
-        "config": {"paths": {"artifacts": str(tmp_path / "gone")}},
-    }
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path, str(tmp_path / "gone"), "report-all-12345678")
     (line,) = refused(capsys, "report", tmp_path)
     assert "report-all-12345678/report.json: no such file; the run's artifacts are gone, run it again" in line
+
+
+def test_report_needs_to_know_where_the_artifacts_are(tmp_path, capsys):
+    write_manifest(tmp_path, [1])
+    (line,) = refused(capsys, "report", tmp_path)
+    assert "no readable manifest" in line

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import rankdata
 
 from analyticup import pipeline, stages
-from analyticup.artifacts import Artifact
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.scores import load_table, save_table
 from analyticup.ensemble import (
@@ -26,6 +26,7 @@ from analyticup.ensemble import (
 from analyticup.errors import CheckFailed
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import EnsembleSettings, Settings, ThresholdSettings
+from analyticup.threshold import Choice
 
 pytestmark = pytest.mark.arithmetic
 
@@ -86,7 +87,13 @@ def test_out_of_fold_ranks_are_made_within_each_fold():
 
 def test_votes_count_folds_at_or_above_the_rows_own_threshold():
     margins = np.array([[0.0, -1.0, -2.0, 3.0], [0.0, -1.0, -2.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
-    assert combine_votes(margins, np.array([0.5, 0.6, 0.5])).tolist() == [0.5, 0.25, 1.0]
+    choice = Choice(value=0.5, by_language={"ja": {"value": 0.6, "best": 0.6, "rows": 9}})
+    assert combine_votes(margins, ["en", "ja", "fr"], choice).tolist() == [0.5, 0.25, 1.0]
+
+
+def test_an_unknown_method_is_refused_and_not_taken_for_a_mean():
+    with pytest.raises(ValueError, match="'mean_logits' is no mean of the folds' scores"):
+        combine(MARGINS, "mean_logits")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -161,7 +168,7 @@ class World:
 
     def _folder(self, name: str) -> Artifact:
         (self.root / name).mkdir()
-        return Artifact(self.root / name, {})
+        return Artifact(self.root / name, StageRecord())
 
     def _rows(self, split: str, languages, labels):
         names = [f"{split}-{i + 1}" for i in range(len(languages))]
@@ -183,9 +190,9 @@ class World:
     def run(self, settings: Settings):
         """threshold.json, the scores of dev with their predictions, and the counts of ensemble and submit."""
         stages.threshold(self.job("threshold", settings))
-        threshold = Artifact(self.root / "threshold", {})
+        threshold = Artifact(self.root / "threshold", StageRecord())
         counts = stages.ensemble(self.job("ensemble", settings, threshold=threshold))
-        ends = {"threshold-QC": threshold, "ensemble-QC": Artifact(self.root / "ensemble", {})}
+        ends = {"threshold-QC": threshold, "ensemble-QC": Artifact(self.root / "ensemble", StageRecord())}
         _, submitted = stages._submit_task(self.job("submit", settings, **ends), "QC", "dev")
         chosen = json.loads((self.root / "threshold" / "threshold.json").read_text())
         return chosen, load_table(self.root / "submit" / "dev" / "scores_QC.parquet"), counts, submitted

@@ -12,10 +12,10 @@ from fuzzing import HOSTILE, TEXTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from analyticup.artifacts import Artifact
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
 from analyticup.corpus.scores import save_table
-from analyticup.report import _filter_quality, describe_counts, score_table, to_html
+from analyticup.report import Report, _filter_quality, describe_counts, score_table, to_html
 from analyticup.settings.schema import FilterSettings, Settings
 from analyticup.stages import filter_rows
 
@@ -35,7 +35,7 @@ def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None
     # The models are sure of the opposite of every label.
     margins = np.where(np.arange(len(ids)) % 2, -9.0, 9.0)
     save_table({"row_id": ids, "margin": margins}, tmp_path / "held_out.parquet")
-    artifact = Artifact(tmp_path, {})
+    artifact = Artifact(tmp_path, StageRecord())
     chosen = FilterSettings(enabled=True, max_share=1.0)
     job: Any = SimpleNamespace(
         settings=Settings(filter=chosen), inputs={"rows": artifact, "filter_model-fold0": artifact}, out=tmp_path
@@ -53,13 +53,11 @@ def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None
 @example(language="[/b]")
 @example(language="[link=x]")
 def test_a_report_shows_any_language(language: str) -> None:
-    figures = {
-        "name": "run",
-        "stages": {"QC": {"ingest": {"counts": {"train": {language: 1}, "kept": [language]}, "seconds": 1.0}}},
-        "out_of_fold": {},
-        "filter": {},
-        "scores": {"dev QC": [{"language": language, "rows": 1, **FIGURES}]},
-    }
+    figures = Report(
+        name="run",
+        stages={"QC": {"ingest": {"counts": {"train": {language: 1}, "kept": [language]}, "seconds": 1.0}}},
+        scores={"dev QC": [{"language": language, "rows": 1, **FIGURES}]},
+    )
     assert "<html" in to_html(figures).lower()
-    (shown,) = score_table("dev QC", figures["scores"]["dev QC"]).columns[0].cells
+    (shown,) = score_table("dev QC", figures.scores["dev QC"]).columns[0].cells
     assert shown.isprintable() and describe_counts({language: 1}).isprintable()

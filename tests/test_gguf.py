@@ -112,7 +112,7 @@ def test_a_failed_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
 
 def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch):
     """The package is a stand-in of two functions; what is killed is the kit's own conversion around it."""
-    from analyticup.artifacts import clean_cache
+    from analyticup.files import clean_cache
 
     (tmp_path / "standin_gguf.py").write_text(
         "EXPECTED_SHA256 = 'ab' * 32\n\ndef assemble(path):\n    path.write_text('weights')\n    return path\n"

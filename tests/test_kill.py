@@ -81,9 +81,9 @@ def step(call: int, within: str, goes_on: str = "") -> Point:
 WRITE = "os:replace"
 # In the order of a run, so that one folder can be killed at one after the other.
 POINTS = [
-    Point("analyticup.artifacts:remove_unfinished"),
+    Point("analyticup.files:remove_unfinished"),
     stage("sample"),
-    Point("analyticup.pipeline:write_record", "unfinished-sample"),
+    Point("analyticup.artifacts:StageRecord.save", "unfinished-sample"),
     Point(WRITE, "ingest-QC"),
     Point(WRITE, "ingest-QC", when="after"),
     Point("analyticup.augment.translators.lexicon:LexiconTranslator.translate", call=2),
@@ -106,7 +106,7 @@ POINTS = [
     stage("predict", "QC", "fold1"),
     stage("ensemble", "QC"),
     stage("threshold", "QC"),
-    Point("analyticup.pipeline:write_record", "unfinished-ingest-QI"),
+    Point("analyticup.artifacts:StageRecord.save", "unfinished-ingest-QI"),
     stage("translate", "QI"),
     stage("folds", "QI"),
     step(5, "filter_model-QI-fold0", "batch 4 of epoch 1"),
@@ -295,7 +295,7 @@ class Fault:
 FAULTS = [
     Fault("analyticup.corpus.rows:save_rows", "disk full", "the disk is full", "ingest-QC", "ingest-QC"),
     Fault("kill_server:Connection.executemany", "sqlite full", "the disk is full", stage="negatives-QC"),
-    Fault("analyticup.pipeline:write_record", "read-only", "no permission", "folds-QC", "folds-QC"),
+    Fault("analyticup.artifacts:StageRecord.save", "read-only", "no permission", "folds-QC", "folds-QC"),
     Fault("safetensors.torch:save_file", "disk full", "the disk is full", "checkpoints", "train-QC-fold0"),
     Fault("torch.optim:AdamW.step", "torch memory", "out of memory", stage="train-QC-fold1"),
     Fault("analyticup.train:score_rows", "memory", "out of memory", "predict QC fold0", "predict-QC-fold0"),

@@ -270,15 +270,15 @@ def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
         machine = MachineTranslationSettings(model=model, revision=revision)
         settings = Settings(translate=TranslateSettings(translator="marian", machine=machine))
         models = [model for model in needed_models(settings, tmp_path) if model.use == "translator"]
-        return [(finding.level, finding.text) for finding in model_findings(models)]
+        return [(finding.verdict, finding.text) for finding in model_findings(models)]
 
     for pair in ("en-de", "fr-de"):
         marian(marian_tokenizer, tmp_path / f"opus-{pair}")
-    assert [level for level, _ in look(str(tmp_path / "opus-{source}-{target}"))] == ["ok", "ok"]
+    assert [level for level, _ in look(str(tmp_path / "opus-{source}-{target}"))] == ["OK", "OK"]
     ((level, text),) = look(str(tmp_path / "none-{source}-{target}"))
-    assert level == "blocks" and "neither a folder nor a hub id" in text
+    assert level == "FAIL" and "neither a folder nor a hub id" in text
     ((level, text),) = look("owner/model")
-    assert level == "blocks" and "translate.machine.revision=COMMIT" in text
+    assert level == "FAIL" and "translate.machine.revision=COMMIT" in text
 
 
 def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():

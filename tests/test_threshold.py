@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
 from analyticup.errors import UserError
-from analyticup.report import render
+from analyticup.report import Report, render
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import ThresholdSettings
 from analyticup.threshold import (
+    Choice,
+    Decision,
     choose,
     choose_by_language,
     choose_threshold,
     measure_optimism,
     shrink,
     threshold_grid,
-    thresholds_of,
 )
 
 pytestmark = pytest.mark.arithmetic
@@ -49,39 +52,39 @@ def test_the_sweep_finds_the_best_f1_and_reports_each_threshold():
     chosen = choose_threshold(LABELS, SCORES, ThresholdSettings(low=0.1, high=0.9, step=0.1))
     grid = [round(0.1 * i, 6) for i in range(1, 10)]
     expected = [f1_score(LABELS, np.greater_equal(SCORES, threshold)) for threshold in grid]
-    np.testing.assert_allclose([entry["f1"] for entry in chosen["sweep"]], expected)
-    assert chosen["mode"] == "sweep" and max(expected) == pytest.approx(6 / 7)
-    assert chosen["value"] == 0.4
+    np.testing.assert_allclose([entry["f1"] for entry in chosen.sweep], expected)
+    assert chosen.mode == "sweep" and max(expected) == pytest.approx(6 / 7)
+    assert chosen.value == 0.4
 
 
 def test_a_score_equal_to_the_threshold_is_positive():
     chosen = choose_threshold(np.array([1, 0]), np.array([0.6, 0.4]), ThresholdSettings(low=0.4, high=0.6, step=0.2))
-    assert [entry["f1"] for entry in chosen["sweep"]] == [pytest.approx(2 / 3), 1.0]
+    assert [entry["f1"] for entry in chosen.sweep] == [pytest.approx(2 / 3), 1.0]
 
 
 def test_among_equals_the_threshold_nearest_to_one_half_wins():
     separated = np.array([0.1, 0.9, 0.95]), np.array([0, 1, 1])
-    assert choose_threshold(separated[1], separated[0], ThresholdSettings())["value"] == 0.5
+    assert choose_threshold(separated[1], separated[0], ThresholdSettings()).value == 0.5
     low = np.array([0.1, 0.3, 0.95]), np.array([0, 1, 1])
-    assert choose_threshold(low[1], low[0], ThresholdSettings())["value"] == 0.3
+    assert choose_threshold(low[1], low[0], ThresholdSettings()).value == 0.3
     high = np.array([0.7, 0.9, 0.95]), np.array([0, 1, 1])
-    assert choose_threshold(high[1], high[0], ThresholdSettings())["value"] == 0.71
+    assert choose_threshold(high[1], high[0], ThresholdSettings()).value == 0.71
 
 
 def test_fixed_takes_the_papers_value_whatever_the_scores_and_still_shows_the_sweep():
     chosen = choose_threshold(LABELS, SCORES, ThresholdSettings(mode="fixed", value=0.2))
-    assert (chosen["value"], chosen["mode"], len(chosen["sweep"])) == (0.2, "fixed", 91)
+    assert (chosen.value, chosen.mode, len(chosen.sweep)) == (0.2, "fixed", 91)
 
 
 def test_off_means_one_half_even_where_a_value_is_given():
     chosen = choose_threshold(LABELS, SCORES, ThresholdSettings(enabled=False, mode="fixed", value=0.2))
-    assert (chosen["value"], chosen["mode"]) == (0.5, "off")
+    assert (chosen.value, chosen.mode) == (0.5, "off")
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_still_gives_a_threshold(label):
     chosen = choose_threshold(np.full(6, label), SCORES, ThresholdSettings())
-    assert chosen["value"] == (0.5 if label == 0 else 0.1)
+    assert chosen.value == (0.5 if label == 0 else 0.1)
 
 
 def test_the_order_of_the_rows_changes_nothing():
@@ -121,20 +124,42 @@ def test_a_shrunk_threshold_lies_between_the_two_and_moves_to_the_task_with_fewe
 def test_a_language_gets_its_own_best_shrunk_to_the_tasks():
     labels, scores, _, languages = world(0)
     chosen = choose(labels, scores, languages, BY_LANGUAGE)
-    assert list(chosen["by_language"]) == ["en", "fr", "ja"]
-    assert chosen["value"] == choose_threshold(labels, scores, BY_LANGUAGE)["value"]
+    assert list(chosen.by_language) == ["en", "fr", "ja"]
+    assert chosen.value == choose_threshold(labels, scores, BY_LANGUAGE).value
     own = languages == "ja"
-    entry = chosen["by_language"]["ja"]
+    entry = chosen.by_language["ja"]
     curve = [f1_score(labels[own], scores[own] >= threshold) for threshold in threshold_grid(BY_LANGUAGE)]
     assert f1_score(labels[own], scores[own] >= entry["best"]) == pytest.approx(max(curve))
-    assert entry["rows"] == own.sum() and entry["best"] > chosen["value"]
-    assert entry["value"] == shrink(entry["best"], chosen["value"], entry["rows"], 40)
+    assert entry["rows"] == own.sum() and entry["best"] > chosen.value
+    assert entry["value"] == shrink(entry["best"], chosen.value, entry["rows"], 40)
 
 
 def test_each_row_is_held_against_its_languages_threshold_or_the_tasks():
-    chosen = {"value": 0.4, "by_language": {"en": {"value": 0.3}, "ja": {"value": 0.7}}}
-    assert thresholds_of(chosen, np.array(["ja", "de", "en"])).tolist() == [0.7, 0.4, 0.3]
-    assert thresholds_of({"value": 0.4, "by_language": {}}, np.array(["ja", "de"])).tolist() == [0.4, 0.4]
+    own = {language: {"value": value, "best": None, "rows": 1} for language, value in (("en", 0.3), ("ja", 0.7))}
+    choice, languages = Choice(value=0.4, by_language=own), np.array(["ja", "de", "en", "en"])
+    assert choice.thresholds(languages).tolist() == [0.7, 0.4, 0.3, 0.3]
+    assert choice.decide(np.array([0.6, 0.4, 0.3, 0.2]), languages).tolist() == [0, 1, 1, 0]
+    assert Choice(value=0.4).thresholds(np.array(["ja", "de"])).tolist() == [0.4, 0.4]
+
+
+def test_the_folds_of_a_vote_have_been_held_against_the_threshold_and_a_tie_is_a_yes():
+    choice = Choice(value=0.9)
+    assert choice.decide([0.4, 0.5, 0.95], ["en"] * 3, "vote").tolist() == [0, 1, 1]
+    assert choice.decide([0.4, 0.5, 0.95], ["en"] * 3, "rank").tolist() == [0, 0, 1]
+
+
+def test_a_decision_is_read_back_as_it_was_written_and_its_file_has_a_fixed_form(tmp_path):
+    decision = figures_of(BY_LANGUAGE)
+    decision.save(tmp_path / "threshold.json")
+    assert Decision.load(tmp_path / "threshold.json") == decision
+    plain = json.loads((tmp_path / "threshold.json").read_text())
+    keys = ("scores", "value", "mode", "sweep", "by_language", "out_of_fold", "out_of_fold_at_half", "optimism")
+    assert tuple(plain) == keys and tuple(plain["by_language"]["en"]) == ("value", "best", "rows")
+
+
+def test_an_unknown_way_to_choose_is_refused():
+    with pytest.raises(ValueError, match=r"unknown threshold\.mode 'best'"):
+        choose_threshold(LABELS, SCORES, ThresholdSettings(mode="best"))
 
 
 def test_among_a_languages_equals_the_one_nearest_to_the_tasks_threshold_wins():
@@ -149,16 +174,16 @@ def test_a_language_of_one_class_gets_the_tasks_threshold(label):
     labels, scores, _, languages = world(1)
     labels = np.where(languages == "ja", label, labels)
     chosen = choose(labels, scores, languages, BY_LANGUAGE)
-    entry = chosen["by_language"]["ja"]
-    assert entry == {"value": chosen["value"], "best": None, "rows": (languages == "ja").sum()}
-    assert chosen["by_language"]["en"]["best"] is not None
+    entry = chosen.by_language["ja"]
+    assert entry == {"value": chosen.value, "best": None, "rows": (languages == "ja").sum()}
+    assert chosen.by_language["en"]["best"] is not None
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_one_language_alone_has_the_tasks_threshold(seed):
     labels, scores, _, _ = world(seed)
     chosen = choose(labels, scores, np.full(len(labels), "en"), BY_LANGUAGE)
-    assert chosen["by_language"]["en"]["value"] == chosen["by_language"]["en"]["best"] == chosen["value"]
+    assert chosen.by_language["en"]["value"] == chosen.by_language["en"]["best"] == chosen.value
 
 
 def test_no_threshold_by_language_unless_asked_for_and_chosen():
@@ -166,7 +191,7 @@ def test_no_threshold_by_language_unless_asked_for_and_chosen():
     off = ThresholdSettings(per_language=True, enabled=False)
     fixed = ThresholdSettings(per_language=True, mode="fixed", value=0.2)
     for settings in (ThresholdSettings(), off, fixed):
-        assert choose(labels, scores, languages, settings)["by_language"] == {}
+        assert choose(labels, scores, languages, settings).by_language == {}
 
 
 def by_hand(labels, scores, folds, languages, settings) -> float:
@@ -174,7 +199,7 @@ def by_hand(labels, scores, folds, languages, settings) -> float:
     decided = []
     for row in range(len(labels)):
         other = [i for i in range(len(labels)) if folds[i] != folds[row]]
-        task = choose_threshold(labels[other], scores[other], settings)["value"]
+        task = choose_threshold(labels[other], scores[other], settings).value
         found = choose_by_language(labels[other], scores[other], languages[other], task, settings)
         value = found.get(languages[row], {"value": task})["value"] if settings.per_language else task
         decided.append(scores[row] >= value)
@@ -194,7 +219,7 @@ def test_the_nested_estimate_decides_each_row_by_the_other_folds(per_language):
     own = measured["language" if per_language else "task"]
     assert own["nested_f1"] == pytest.approx(by_hand(labels, scores, folds, languages, settings))
     chosen = choose(labels, scores, languages, settings)
-    assert own["f1"] == pytest.approx(f1_score(labels, scores >= thresholds_of(chosen, languages)))
+    assert own["f1"] == pytest.approx(f1_score(labels, chosen.decide(scores, languages)))
     assert own["optimism"] == pytest.approx(own["f1"] - own["nested_f1"])
 
 
@@ -274,38 +299,42 @@ def test_a_switched_off_threshold_may_still_name_its_languages(tmp_path):
     load_settings(tmp_path / "empty.yaml", ["threshold.per_language=true", FIXED, "threshold.enabled=false"])
 
 
-def figures_of(settings: ThresholdSettings) -> dict:
+def figures_of(settings: ThresholdSettings) -> Decision:
     from analyticup.metrics import binary_metrics
 
     labels, scores, folds, languages = world(0)
-    chosen = {"scores": "probability", **choose(labels, scores, languages, settings)}
-    chosen["out_of_fold"] = binary_metrics(labels, scores >= thresholds_of(chosen, languages), scores)
-    chosen["out_of_fold_at_half"] = binary_metrics(labels, scores >= 0.5, scores)
-    chosen["optimism"] = measure_optimism(labels, scores, folds, languages, settings)
-    return chosen
+    choice = choose(labels, scores, languages, settings)
+    return Decision(
+        **vars(choice),
+        out_of_fold=binary_metrics(labels, choice.decide(scores, languages), scores),
+        out_of_fold_at_half=binary_metrics(labels, scores >= 0.5, scores),
+        optimism=measure_optimism(labels, scores, folds, languages, settings),
+    )
 
 
-def report_of(chosen: dict) -> list:
-    return render({"stages": {}, "out_of_fold": {"QC": chosen}, "filter": {}, "scores": {}})
+def report_of(decision: Decision) -> list:
+    return render(Report(name="run", out_of_fold={"QC": decision}))
 
 
 def test_the_report_sets_the_nested_f1_beside_the_chosen_one():
     chosen = figures_of(ThresholdSettings())
     (table,) = report_of(chosen)
-    own = chosen["optimism"]["task"]
+    own = chosen.optimism["task"]
     assert f"F1 {own['f1']:.4f} ±" in table.title
     assert f"threshold {own['nested_f1']:.4f}, optimism {own['optimism']:+.4f} (at 0.50" in table.title
     (fixed,) = report_of(figures_of(ThresholdSettings(mode="fixed")))
     assert "optimism" not in fixed.title
-    del chosen["optimism"]
-    assert "optimism" not in report_of(chosen)[0].title
+    # A report of an earlier version.
+    plain = chosen.to_dict()
+    del plain["optimism"]
+    assert "optimism" not in report_of(Decision.from_dict(plain))[0].title
 
 
 def test_the_report_lists_the_languages_and_compares_with_one_threshold():
     chosen = figures_of(BY_LANGUAGE)
     table, languages = report_of(chosen)
-    task, own = chosen["optimism"]["task"], chosen["optimism"]["language"]
+    task, own = chosen.optimism["task"], chosen.optimism["language"]
     assert f"F1 {own['f1']:.4f} ±" in table.title and f"threshold {own['nested_f1']:.4f}" in table.title
     assert f"for all languages {task['f1']:.4f}, nested {task['nested_f1']:.4f}" in table.title
     assert list(languages.columns[0].cells) == ["en", "fr", "ja"]
-    assert list(languages.columns[3].cells) == [f"{entry['value']:.4f}" for entry in chosen["by_language"].values()]
+    assert list(languages.columns[3].cells) == [f"{entry['value']:.4f}" for entry in chosen.by_language.values()]

@@ -1,12 +1,11 @@
 import json
 import re
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from analyticup import stages
-from analyticup.artifacts import Artifact
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.augment import proportional_quotas
 from analyticup.augment.translate import COUNTS, missing_languages, translate_rows
 from analyticup.augment.translation_report import write_report
@@ -336,8 +335,8 @@ def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
     save_rows(rows_of(("de", "pfanne", "a", None), split="dev"), tmp_path / "in" / "dev.parquet")
     own = TranslateSettings(translator="lexicon", source_languages=["en"], volumes=["de=5", "vn=5"])
     job = stages.Job(
-        *("QC", "", Settings(translate=own), {"rows": Artifact(tmp_path / "in", {})}, tmp_path / "out"),
-        *({}, tmp_path / "cache", tmp_path / "logs", "group", SimpleNamespace(machine=Machine("cpu", None))),
+        *("QC", "", Settings(translate=own), {"rows": Artifact(tmp_path / "in", StageRecord())}, tmp_path / "out"),
+        *({}, tmp_path / "cache", tmp_path / "logs", "group", None),
     )
     counts = stages.translate(job)
     assert counts["new"] == 1 and counts["by language"]["de"]["refused"] == 1

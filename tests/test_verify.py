@@ -8,6 +8,8 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -15,9 +17,13 @@ from test_pipeline import SAMPLE, digests, one, run_main
 from tiny_runs import TINY
 
 from analyticup import pipeline
+from analyticup import verify as verification
 from analyticup.__main__ import main
 from analyticup.artifacts import sealed
+from analyticup.errors import UserError
 from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
+from analyticup.settings.schema import ModelSettings, Settings
+from analyticup.verdict import Verdict
 
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2")
 # The report and the manifest hold how long each stage took.
@@ -188,6 +194,10 @@ def test_a_finished_run_is_ok_and_stays_as_it_is(finished: Path, capsys: pytest.
     assert verify(finished) == 0
     output = capsys.readouterr().out
     assert not lines(output, "FAIL") and not lines(output, "near")
+    # Nothing is expected of this run, so nothing can be OK about that.
+    (skipped,) = lines(output, "SKIPPED")
+    assert skipped.startswith("expected figures: none to compare with: ")
+    assert re.fullmatch(r"\d\d OK, 0 near, 1 SKIPPED, 0 FAIL", output.splitlines()[-1])
     assert "settings: they and the inputs give the identities of all 13 stages" in output
     assert "predictions submit_QC.txt: " in output and "submission dev/submit_QC.txt: valid" in output
     assert digests(finished) == before
@@ -265,21 +275,52 @@ def test_the_submissions_folder_alone_is_checked_as_far_as_it_goes(
     shutil.rmtree(copy / "artifacts")
     assert verify(copy) == 0
     output = capsys.readouterr().out
-    near = lines(output, "near")
-    assert [line.split(":")[0] for line in near] == ["stages", "expected figures"]
-    assert "none of the 13 folders is in" in near[0] and "paths.artifacts=FOLDER" in near[0]
+    skipped = lines(output, "SKIPPED")
+    assert [line.split(":")[0] for line in skipped] == ["stages", "manifest and stages", "expected figures"]
+    assert "none of the 13 folders is in" in skipped[0] and "paths.artifacts=FOLDER" in skipped[0]
+    assert not lines(output, "near") and output.splitlines()[-1].endswith(" 0 near, 3 SKIPPED, 0 FAIL")
     # The sample corpus is written anew, so the submission is still held against its input.
     assert "submission submit_QC.txt: valid" in output and "input test_QC.txt: sha256 as" in output
+    capsys.readouterr()
     flip(copy / "submissions" / "sample" / "submit_QC.txt", random.Random(0))
     assert verify(copy) == 1
+    output = capsys.readouterr().out
+    assert [line.split(":")[0] for line in lines(output, "SKIPPED")[:3]] == [
+        *("zip submit.zip", "submission submit_QC.txt", "predictions submit_QC.txt")
+    ]
 
 
 def test_some_stages_gone_is_a_failure(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(one(copy, "folds-QC-*"))
     assert verify(copy) == 1
-    assert [line.split(";")[0] for line in lines(capsys.readouterr().out, "FAIL")] == [
-        "stage folds-QC: the folder is gone"
-    ]
+    output = capsys.readouterr().out
+    assert [line.split(";")[0] for line in lines(output, "FAIL")] == ["stage folds-QC: the folder is gone"]
+    assert any(line.startswith("manifest and stages: not checked") for line in lines(output, "SKIPPED"))
+
+
+def test_settings_whose_model_is_not_on_this_machine_are_not_checked(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*_: object) -> None:
+        raise UserError("model.backbone: no file\nmodel.gguf")
+
+    monkeypatch.setattr(pipeline, "build", build)
+    assert verify(finished) == 0
+    told = lines(capsys.readouterr().out, "SKIPPED")
+    assert told[0] == "settings: not checked: model.backbone: no file model.gguf"
+
+
+def test_a_converted_model_that_is_not_there_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is one whose name says nothing on this machine."""
+    from analyticup.model import gguf
+
+    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf"))
+    run: Any = SimpleNamespace(places=settings, settings=settings)
+    (unknown,) = verification._model(run)
+    assert unknown.verdict == Verdict.SKIPPED and "names neither a .gguf file" in unknown.text
+    monkeypatch.setattr(gguf, "converted_folder", lambda backbone, cache: tmp_path / "none")
+    (absent,) = verification._model(run)
+    assert absent.verdict == Verdict.SKIPPED and absent.text.startswith("none in ")
 
 
 def test_moved_artifacts_are_found_where_they_are_said_to_be(copy: Path, tmp_path: Path) -> None:
@@ -332,12 +373,12 @@ def test_official_files_are_those_that_the_run_read_or_named(
     data.rename(tmp_path / "elsewhere")
     capsys.readouterr()
     assert verify(tmp_path) == 0
-    near = lines(capsys.readouterr().out, "near")
-    assert [line.split(":")[0] for line in near] == [
-        *("input dev_QC.txt", "input train_QC.txt", "submission submit_QC.txt")
+    skipped = lines(capsys.readouterr().out, "SKIPPED")
+    assert [line.split(":")[0] for line in skipped] == [
+        *("input dev_QC.txt", "input train_QC.txt", "submission submit_QC.txt", "expected figures")
     ]
     assert verify(tmp_path, f"data.dir={tmp_path / 'elsewhere'}") == 0
-    assert not lines(capsys.readouterr().out, "near")
+    assert len(lines(capsys.readouterr().out, "SKIPPED")) == 1
     flip(tmp_path / "elsewhere" / "dev_QC.txt", random.Random(0))
     assert verify(tmp_path, f"data.dir={tmp_path / 'elsewhere'}") == 1
     assert "input dev_QC.txt: " in lines(capsys.readouterr().out, "FAIL")[0]

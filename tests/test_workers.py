@@ -20,8 +20,9 @@ import pytest
 from tiny_runs import ROOT, TINY, places
 
 from analyticup import pipeline, progress, workers
-from analyticup.artifacts import Artifact, publish_folder
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
+from analyticup.files import publish_folder
 from analyticup.model.frozen import KEPT_BYTES
 from analyticup.progress import Display, relay_to, track
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
@@ -44,7 +45,7 @@ def settings(count=2, **machine):
 def answer(folder, source, seconds=0.0):
     time.sleep(seconds)
     told = {"pid": os.getpid(), "threads": source.machine.threads, "room": source.frozen._room}
-    return Artifact(folder, told)
+    return Artifact(folder, StageRecord(counts=told))
 
 
 def fail_beside(folder, source):
@@ -76,7 +77,7 @@ def wait_for(condition, seconds=60):
 def test_one_worker_is_this_process():
     with make_runner(settings(1)) as runner:
         assert isinstance(runner, InProcess) and runner.count == 1
-        record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record
+        record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record.counts
     assert record["pid"] == os.getpid() and record["threads"] is None
 
 
@@ -84,12 +85,12 @@ def test_workers_are_processes_with_their_share_of_the_cores():
     given = settings(2)
     with make_runner(given) as runner:
         call = functools.partial(answer, Path("x"), seconds=3)
-        records = [future.result().record for future in [runner.submit(call, given) for _ in range(2)]]
+        records = [future.result().record.counts for future in [runner.submit(call, given) for _ in range(2)]]
         # Ctrl-C reaches idle workers too.
         for record in records:
             os.kill(record["pid"], signal.SIGINT)
         own = settings(2, threads=3)
-        assert runner.submit(functools.partial(answer, Path("x")), own).result().record["threads"] == 3
+        assert runner.submit(functools.partial(answer, Path("x")), own).result().record.counts["threads"] == 3
     assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
     assert {record["threads"] for record in records} == {max(1, cores() // 2)}
     assert {record["room"] for record in records} == {KEPT_BYTES // 2}
@@ -152,7 +153,7 @@ class Scripted:
         if failed:
             future.set_exception(UserError(f"{title} failed"))
         else:
-            future.set_result(Artifact(Path(title), {"digest": title}))
+            future.set_result(Artifact(Path(title), StageRecord(digest=title)))
         return SimpleNamespace(done={future})
 
 

@@ -8,20 +8,20 @@ common, as any two runs do.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from analyticup.bootstrap import FIGURES, RESAMPLES, interval, query_weights, weighted_figures
+from analyticup.metrics import ALL, FIGURES, RESAMPLES, SEEN, UNSEEN, interval, query_weights, weighted_figures
 
 if TYPE_CHECKING:
     import numpy as np
+    from pandas import DataFrame
 
     from analyticup.artifacts import Artifact
-
-ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
+    from analyticup.report import FilterQuality
+    from analyticup.threshold import Decision, SweepPoint
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Scored:
     scores: np.ndarray
     predictions: np.ndarray
     trained: frozenset[str]
-    sweep: list[dict[str, float]]
+    sweep: list[SweepPoint]
     threshold: float
 
 
@@ -81,7 +81,7 @@ class RowRun:
     # Whether the threshold was chosen and not fixed.
     chosen: bool
     # As in the report: how well the filter found the labels that are known to be wrong; empty where none is known.
-    filter_quality: list[dict[str, Any]]
+    filter_quality: list[FilterQuality]
     # sha256 of the files that were read.
     data: dict[str, str]
 
@@ -91,20 +91,23 @@ def read_run(task: str, artifacts: Mapping[str, Artifact], raw: Mapping[str, Pat
     out of fold, which have no languages without training rows."""
     from analyticup.corpus.rows import load_rows
     from analyticup.publish import data_sha256
+    from analyticup.report import REPORT, Report
+    from analyticup.stages import SCORED_SPLITS
+    from analyticup.threshold import DECISION, Decision
 
-    chosen = json.loads(artifacts[f"threshold-{task}"].file("threshold.json").read_text(encoding="utf-8"))
-    report = json.loads(artifacts["report-all"].file("report.json").read_text(encoding="utf-8"))
+    decision = Decision.load(artifacts[f"threshold-{task}"].file(DECISION))
+    report = Report.load(artifacts["report-all"].file(REPORT))
     train = load_rows(artifacts[f"ingest-{task}"].file("train.parquet"))
-    split = next((s for s in ("dev", "test") if {f"{s}_{task}.labels.txt", f"{s}_{task}.txt"} <= set(raw)), "")
+    split = next((s for s in SCORED_SPLITS if {f"{s}_{task}.labels.txt", f"{s}_{task}.txt"} <= set(raw)), "")
     if split:
-        scored = _labelled(task, split, artifacts, raw, frozenset(train["language"]), chosen)
+        scored = _labelled(task, split, artifacts, raw, frozenset(train["language"]), decision)
     else:
-        scored = _out_of_fold(task, artifacts, train, chosen)
+        scored = _out_of_fold(task, artifacts, train, decision)
     return RowRun(
         split=split or "out-of-fold train",
         scored=scored,
-        chosen=chosen["mode"] == "sweep",
-        filter_quality=report["filter"].get(task, []),
+        chosen=decision.mode == "sweep",
+        filter_quality=report.filter.get(task, []),
         data=data_sha256(artifacts),
     )
 
@@ -115,7 +118,7 @@ def _labelled(
     artifacts: Mapping[str, Artifact],
     raw: Mapping[str, Path],
     trained: frozenset[str],
-    chosen: Mapping[str, Any],
+    decision: Decision,
 ) -> Scored:
     from analyticup.corpus.rows import load_rows
     from analyticup.corpus.scores import load_table
@@ -136,12 +139,12 @@ def _labelled(
         scores=table["score"].to_numpy(),
         predictions=table["prediction"].to_numpy(dtype=int),
         trained=trained,
-        sweep=chosen["sweep"],
-        threshold=chosen["value"],
+        sweep=decision.sweep,
+        threshold=decision.value,
     )
 
 
-def _out_of_fold(task: str, artifacts: Mapping[str, Artifact], train: Any, chosen: Mapping[str, Any]) -> Scored:
+def _out_of_fold(task: str, artifacts: Mapping[str, Artifact], train: DataFrame, decision: Decision) -> Scored:
     from analyticup.corpus.scores import load_table
 
     table = load_table(artifacts[f"threshold-{task}"].file("out_of_fold.parquet"))
@@ -150,14 +153,60 @@ def _out_of_fold(task: str, artifacts: Mapping[str, Artifact], train: Any, chose
         languages=table["language"].tolist(),
         labels=table["label"].to_numpy(dtype=int),
         scores=table["score"].to_numpy(),
-        predictions=(table["score"] >= chosen["value"]).to_numpy(dtype=int),
+        predictions=decision.decide(table["score"], table["language"]),
         trained=frozenset(train["language"]),
-        sweep=chosen["sweep"],
-        threshold=chosen["value"],
+        sweep=decision.sweep,
+        threshold=decision.value,
     )
 
 
-def make_table(runs: Mapping[str, Sequence[Scored]], rows: Sequence[Row]) -> list[dict[str, Any]]:
+class Gain(TypedDict):
+    """A figure less that of the row's parent, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    inside_noise: bool
+
+
+class Figure(TypedDict):
+    """A figure with its interval; see `make_table`."""
+
+    value: float
+    low: float
+    high: float
+    per_seed: list[float]
+    seed_sd: float | None
+    gain: NotRequired[Gain]
+
+
+class Entry(TypedDict):
+    """One row of the table for one group of languages."""
+
+    task: str
+    row: str
+    config: str
+    languages: str
+    rows: int
+    seeds: int
+    floor_f1: float
+    f1: Figure
+    ap: Figure
+    auc: Figure
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """A row's figures per seed, their resamples [resamples] averaged over the seeds, rows, seeds and floor."""
+
+    point: dict[str, list[float]]
+    resamples: dict[str, np.ndarray]
+    rows: int
+    seeds: int
+    floor_f1: float
+
+
+def make_table(runs: Mapping[str, Sequence[Scored]], rows: Sequence[Row]) -> list[Entry]:
     """One entry per row of the table and language group, in order; `runs` maps a config to its scored seeds.
 
     Each figure is the mean over the seeds; `low`, `high` are its 95 % bootstrap interval over queries. `gain` is the
@@ -165,19 +214,31 @@ def make_table(runs: Mapping[str, Sequence[Scored]], rows: Sequence[Row]) -> lis
     the standard deviation over seeds (None with one).
     """
     drawn = {(row.config, part): _resampled(runs[row.config], part) for row in rows for part in (ALL, SEEN, UNSEEN)}
-    table = []
+    table: list[Entry] = []
     for row in rows:
         for part in (ALL, SEEN, UNSEEN):
             own = drawn[row.config, part]
             if own is None:
                 continue
             base = drawn.get((row.parent or "", part))
-            table.append({"task": row.task, "row": row.title, "config": row.config, "languages": part, **own["about"]})
-            table[-1] |= {name: _entry(own, base, name) for name in FIGURES}
+            table.append(
+                {
+                    "task": row.task,
+                    "row": row.title,
+                    "config": row.config,
+                    "languages": part,
+                    "rows": own.rows,
+                    "seeds": own.seeds,
+                    "floor_f1": own.floor_f1,
+                    "f1": _figure(own, base, "f1"),
+                    "ap": _figure(own, base, "ap"),
+                    "auc": _figure(own, base, "auc"),
+                }
+            )
     return table
 
 
-def _resampled(seeds: Sequence[Scored], part: str) -> dict[str, Any] | None:
+def _resampled(seeds: Sequence[Scored], part: str) -> _Resampled | None:
     """Figures and their resamples, each with a row per seed; None where the group has no rows."""
     import numpy as np
 
@@ -198,8 +259,8 @@ def _resampled(seeds: Sequence[Scored], part: str) -> dict[str, Any] | None:
         positives = int(given[0].sum())
         floors.append(2 * positives / (positives + len(queries)))
         sizes.append(len(queries))
-    about = {"rows": sizes[0], "seeds": len(seeds), "floor_f1": float(np.mean(floors))}
-    return {"point": point, "resamples": {k: np.mean(v, axis=0) for k, v in resamples.items()}, "about": about}
+    averaged = {name: np.mean(drawn, axis=0) for name, drawn in resamples.items()}
+    return _Resampled(point, averaged, sizes[0], len(seeds), float(np.mean(floors)))
 
 
 def _members(scored: Scored, part: str) -> np.ndarray:
@@ -209,25 +270,31 @@ def _members(scored: Scored, part: str) -> np.ndarray:
     return {ALL: np.ones(len(seen), dtype=bool), SEEN: seen, UNSEEN: ~seen}[part]
 
 
-def _entry(own: Mapping[str, Any], base: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+def _figure(own: _Resampled, base: _Resampled | None, name: str) -> Figure:
     import numpy as np
 
-    values = own["point"][name]
-    low, high = interval(own["resamples"][name])
-    entry = {"value": float(np.mean(values)), "low": low, "high": high, "per_seed": values}
-    entry["seed_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    values = own.point[name]
+    low, high = interval(own.resamples[name])
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    figure: Figure = {
+        "value": float(np.mean(values)),
+        "low": low,
+        "high": high,
+        "per_seed": values,
+        "seed_sd": spread,
+    }
     if base is not None:
-        gain_low, gain_high = interval(own["resamples"][name] - base["resamples"][name])
-        entry["gain"] = {
-            "value": entry["value"] - float(np.mean(base["point"][name])),
+        gain_low, gain_high = interval(own.resamples[name] - base.resamples[name])
+        figure["gain"] = {
+            "value": figure["value"] - float(np.mean(base.point[name])),
             "low": gain_low,
             "high": gain_high,
             "inside_noise": gain_low <= 0 <= gain_high,
         }
-    return entry
+    return figure
 
 
-def figures_by_name(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def figures_by_name(table: Sequence[Entry]) -> dict[str, float]:
     """The figures as configs/expected.yaml calls them, e.g. "qc1-sft all: auc"."""
     return {
         f"{entry['config']} {entry['languages']}: {name}": entry[name]["value"] for entry in table for name in FIGURES

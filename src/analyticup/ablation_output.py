@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.ablation import Row, RowRun, Scored
-from analyticup.bootstrap import FIGURES
+from analyticup.ablation import Entry, Gain, Row, RowRun, Scored
+from analyticup.files import json_text, write_atomically
+from analyticup.metrics import FIGURES
 from analyticup.settings.schema import Settings, run_only
 
 if TYPE_CHECKING:
@@ -24,12 +24,11 @@ def write(
     folder: Path,
     name: str,
     settings: Settings,
-    table: list[dict[str, Any]],
+    table: Sequence[Entry],
     rows: Sequence[Row],
     runs: Mapping[str, Sequence[RowRun]],
     overrides: Sequence[str],
 ) -> None:
-    from analyticup.artifacts import write_atomically
     from analyticup.pipeline import resolve
     from analyticup.settings.loading import to_dict
     from analyticup.tracking import log_table
@@ -49,16 +48,14 @@ def write(
     write_atomically(folder / "table.csv", to_csv(table))
     content = {"about": about, "config": to_dict(settings), "overrides": list(overrides), "table": table}
     content |= {"filter": quality} if quality else {}
-    write_atomically(folder / "ablation.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "ablation.json", json_text(content))
     for task in settings.tasks:
         if drawn := [run[0] for row in rows if row.task == task and (run := runs[row.config])[0].chosen]:
             draw_thresholds(task, drawn[-1].scored, folder / f"{task}.png")
     log_table(settings, resolve(settings.paths.artifacts), name, LONG_COLUMNS, long_rows(table))
 
 
-def show(
-    console: Console, table: list[dict[str, Any]], rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]
-) -> None:
+def show(console: Console, table: Sequence[Entry], rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]) -> None:
     from analyticup.report import filter_table, plain_table
 
     shown = plain_table("ablation (95 % bootstrap intervals over queries)", COLUMNS, left=3)
@@ -86,7 +83,7 @@ def quality_markdown(quality: Sequence[Mapping[str, Any]]) -> str:
 COLUMNS = ("task", "row", "languages", "rows", "floor F1", "F1", "gain", "AUC", "gain", "AP", "gain")
 
 
-def cells(entry: Mapping[str, Any]) -> list[str]:
+def cells(entry: Entry) -> list[str]:
     """One entry of `make_table` as the texts of COLUMNS."""
     shown = [entry["task"], entry["row"], entry["languages"], str(entry["rows"]), _number(entry["floor_f1"])]
     for name in ("f1", "auc", "ap"):
@@ -101,7 +98,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".", 1)
 
 
-def _gain(gain: Mapping[str, Any] | None) -> str:
+def _gain(gain: Gain | None) -> str:
     if gain is None:
         return "-"
     if not gain["value"] and not gain["low"] and not gain["high"]:
@@ -110,7 +107,7 @@ def _gain(gain: Mapping[str, Any] | None) -> str:
     return f"{text} inside the noise" if gain["inside_noise"] else text
 
 
-def to_markdown(table: Sequence[Mapping[str, Any]], about: str) -> str:
+def to_markdown(table: Sequence[Entry], about: str) -> str:
     lines = [about, "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(entry)) + " |" for entry in table]
     return "\n".join(lines) + "\n"
@@ -122,7 +119,7 @@ LONG_COLUMNS = (
 )
 
 
-def long_rows(table: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def long_rows(table: Sequence[Entry]) -> list[list[Any]]:
     """One row of LONG_COLUMNS per entry and figure, numbers unrounded, None where there is none."""
     found = []
     for entry in table:
@@ -135,7 +132,7 @@ def long_rows(table: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     return found
 
 
-def to_csv(table: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(table: Sequence[Entry]) -> str:
     import csv
     import io
 

@@ -1,22 +1,18 @@
-"""A stage's folder: its fingerprint, its atomic publication, its record, and the lock on the artifacts folder."""
+"""A stage's folder: its fingerprint, its record, and whether it still is what its record says."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict, TypeVar
 
-from analyticup.errors import UserError
+from analyticup.files import file_sha256, read_json, write_json
 
 RECORD = "record.json"
 SEAL = "sha256_of_the_rest"
-SCRATCH_PREFIX = ".unfinished-"
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -40,12 +36,14 @@ def _checked(value: Any) -> Any:
     raise TypeError(f"a fingerprint cannot hold {type(value).__name__}: {value!r}")
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+class FileFacts(TypedDict):
+    """What a record says of a file; `bytes` is its size."""
+
+    sha256: str
+    bytes: int
 
 
-def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+def list_files(folder: Path) -> dict[str, FileFacts]:
     """sha256 and size in bytes of every file under a folder, by relative path, the record left out."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
     return {
@@ -70,64 +68,76 @@ def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+def content_digest(files: Mapping[str, FileFacts]) -> str:
     """One sha256 over the names and sha256 of an artifact's files."""
     return fingerprint({name: str(entry["sha256"]) for name, entry in files.items()})
 
 
-@contextlib.contextmanager
-def publish_folder(folder: Path) -> Iterator[Path]:
-    """Yields a scratch folder beside `folder` that becomes `folder` by one rename, or vanishes on any error.
+@dataclass(frozen=True)
+class Unusable:
+    """Why a folder cannot be used, in one short phrase."""
 
-    A folder that stands there already is replaced only at that moment.
+    reason: str
+
+
+class _RecordFile:
+    """record.json, whose keys are a dataclass's fields in their order."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the record of a folder, with its files as they are now and the record's own sha256."""
+        files = list_files(folder)
+        found = {"files": files, "digest": content_digest(files)}
+        write_json(folder / RECORD, sealed({**vars(self), **found}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self | Unusable:
+        """The record in a file, or why there is none that this version can use."""
+        try:
+            plain = read_json(path)
+        except (OSError, ValueError, RecursionError):
+            return Unusable("its record is missing or unreadable")
+        names = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+        if not is_sealed(plain) or not names <= plain.keys():
+            return Unusable("its record was edited, or written by an earlier version")
+        return cls(**{name: plain[name] for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(_RecordFile):
+    """What a folder is, its files (by relative path, the record left out) and their common digest; the last two are
+    filled in by `save`."""
+
+    identity: str
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord(_RecordFile):
+    """The record of a stage's folder, files and digest as in `Record`.
+
+    `code` (version of the stage's code), `settings` and `raw` (official file name -> sha256) are part of the identity.
+    `inputs` are the digests of the folders it was made from, `input_folders` their names, both by the input's name;
+    `counts` is what the stage returned, `seconds` the time it took.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.parent / f"{SCRATCH_PREFIX}{folder.name}"
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    scratch.mkdir()
-    try:
-        yield scratch
-        _sync(scratch)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+
+    stage: str = ""
+    task: str = ""
+    part: str = ""
+    identity: str = ""
+    code: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    input_folders: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    digest: str = ""
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file (UTF-8, LF) so that a reader sees the old bytes or the new ones, never a part."""
-    with replace_together() as scratch_for:
-        scratch_for(path).write_text(text, encoding="utf-8", newline="\n")
-
-
-@contextlib.contextmanager
-def replace_together() -> Iterator[Callable[[Path], Path]]:
-    """Yields a function that gives the scratch file to write in place of a path; all of them take their places at the
-    end, in that order, or vanish on any error."""
-    scratches: dict[Path, Path] = {}
-
-    def scratch_for(path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return scratches.setdefault(path, path.with_name(f"{SCRATCH_PREFIX}{path.name}"))
-
-    try:
-        yield scratch_for
-        for path, scratch in scratches.items():
-            os.replace(scratch, path)
-    except BaseException:
-        for scratch in scratches.values():
-            scratch.unlink(missing_ok=True)
-        raise
+AnyRecord = TypeVar("AnyRecord", Record, StageRecord)
 
 
 @dataclass(frozen=True)
@@ -135,54 +145,50 @@ class Artifact:
     """A finished stage folder with its record."""
 
     folder: Path
-    record: dict[str, Any]
+    record: StageRecord
 
     @property
     def digest(self) -> str:
-        return str(self.record["digest"])
+        return self.record.digest
 
     def file(self, name: str) -> Path:
         return self.folder / name
 
 
-def read_artifact(folder: Path, identity: str) -> Artifact | str:
-    """The finished artifact of a folder, or the reason why there is none (one short phrase).
+def read_artifact(folder: Path, identity: str) -> Artifact | Unusable:
+    """The finished artifact of a stage's folder, or why there is none; checked as by `read_record`."""
+    record = read_record(folder, identity, StageRecord)
+    return record if isinstance(record, Unusable) else Artifact(folder, record)
+
+
+def read_record(folder: Path, identity: str, kind: type[AnyRecord]) -> AnyRecord | Unusable:
+    """The record of a finished folder, or why the folder cannot be used.
 
     Every file is hashed; a folder that was damaged, added to or edited, or that belongs to another identity, is never
     used.
     """
     if not folder.is_dir():
-        return "not made yet"
-    record = _read_record(folder / RECORD)
-    if isinstance(record, str):
+        return Unusable("not made yet")
+    record = kind.load(folder / RECORD)
+    if isinstance(record, Unusable):
         return record
-    if record.get("identity") != identity:
-        return "its record belongs to other settings"
-    return _damage(folder, record["files"]) or Artifact(folder, record)
+    if record.identity != identity:
+        return Unusable("its record belongs to other settings")
+    return _damage(folder, record.files) or record
 
 
-def _read_record(path: Path) -> dict[str, Any] | str:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return "its record is missing or unreadable"
-    if not is_sealed(record):
-        return "its record was edited, or written by an earlier version"
-    return record
-
-
-def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is wrong with the files of a folder, or "" where they are those of its record and no others."""
+def _damage(folder: Path, files: Mapping[str, FileFacts]) -> Unusable | None:
+    """What is wrong with the files of a folder; None where they are those of its record and no others."""
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
-            return f"its file {name} is missing"
+            return Unusable(f"its file {name} is missing")
         if path.stat().st_size != entry["bytes"]:
-            return f"its file {name} has another size than recorded"
+            return Unusable(f"its file {name} has another size than recorded")
         if file_sha256(path) != entry["sha256"]:
-            return f"its file {name} has another content than recorded"
+            return Unusable(f"its file {name} has another content than recorded")
     foreign = foreign_names(folder, {RECORD, *files})
-    return f"it holds {foreign[0]}, which its stage did not write" if foreign else ""
+    return Unusable(f"it holds {foreign[0]}, which its stage did not write") if foreign else None
 
 
 def foreign_names(folder: Path, names: Collection[str]) -> list[str]:
@@ -190,48 +196,3 @@ def foreign_names(folder: Path, names: Collection[str]) -> list[str]:
     known = {folder / name for name in names}
     known |= {parent for path in known for parent in path.parents}
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path not in known)
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """The record of a stage folder: what is given, plus the files with sha256 and size, their common digest, and the
-    record's own sha256."""
-    files = list_files(folder)
-    full = sealed({**record, "files": files, "digest": content_digest(files)})
-    text = json.dumps(full, indent=1, ensure_ascii=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def lock(artifacts: Path, waits: bool = False) -> Iterator[None]:
-    """Holds the artifacts folder for one run; where another run holds it, `waits` for that or raises UserError."""
-    import fcntl
-
-    artifacts.mkdir(parents=True, exist_ok=True)
-    with (artifacts / ".lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{artifacts}: another run is using this artifacts folder; wait for it, or give this one its own with "
-                f"paths.artifacts=FOLDER"
-            ) from None
-        yield
-
-
-def remove_unfinished(folder: Path) -> list[str]:
-    """Deletes what interrupted runs left half-made; returns the names. Call it with the lock held."""
-    leftovers = sorted(folder.glob(f"{SCRATCH_PREFIX}*"))
-    for path in leftovers:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return [path.name for path in leftovers]
-
-
-def clean_cache(cache: Path) -> list[str]:
-    """`remove_unfinished` for a cache, which several artifacts folders may share; nothing while one fills it."""
-    if not any(cache.glob(f"{SCRATCH_PREFIX}*")):
-        return []
-    try:
-        with lock(cache):
-            return remove_unfinished(cache)
-    except UserError:
-        return []

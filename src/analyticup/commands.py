@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from analyticup.expected import figures_by_name
     from analyticup.pipeline import PROJECT, build, execute, resolve
     from analyticup.publish import publish
-    from analyticup.report import show
+    from analyticup.report import REPORT, Report, show
 
     settings, console, started = _settings(options), _console(), time.monotonic()
     nodes = build(settings)
@@ -54,13 +53,12 @@ def run(options: argparse.Namespace) -> int:
     with _alone(settings, console):
         _execute(console, execute(settings, nodes, describe(PROJECT)), len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
-        publish(folder, settings, artifacts)
+        manifest = publish(folder, settings, artifacts)
         _track_summary(settings, nodes[-1].identity[:8], artifacts)
-    figures = json.loads(artifacts["report-all"].file("report.json").read_text(encoding="utf-8"))
+    figures = Report.load(artifacts["report-all"].file(REPORT))
     show(figures, console)
-    _say_where(console, folder, settings, artifacts)
-    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["data"]
-    failed = _judge(console, settings.name, settings, figures_by_name(figures), data)
+    _say_where(console, folder, settings, artifacts, manifest.final_split)
+    failed = _judge(console, settings.name, settings, figures_by_name(figures), manifest.data)
     console.print(f"done in {time.monotonic() - started:.1f} s", markup=False)
     return int(failed)
 
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _alone(settings: Settings, console: Console) -> Iterator[None]:
     """Holds the artifacts folder, without what interrupted runs left; UserError where another run has it."""
-    from analyticup.artifacts import clean_cache, lock, remove_unfinished
+    from analyticup.files import clean_cache, lock, remove_unfinished
     from analyticup.pipeline import resolve
 
     artifacts = resolve(settings.paths.artifacts)
@@ -93,8 +91,8 @@ def _execute(console: Console, steps: object, total: int, artifacts: dict[str, A
             artifacts[step.status.node.title] = step.artifact
             if step.ran:
                 record = step.artifact.record
-                title, told = step.status.node.title, describe_counts(record["counts"])
-                console.print(f"    {title}: {record['seconds']:.1f} s: {told}", markup=False)
+                title, told = step.status.node.title, describe_counts(record.counts)
+                console.print(f"    {title}: {record.seconds:.1f} s: {told}", markup=False)
 
 
 def _say_absent_files(settings: Settings, console: Console) -> None:
@@ -108,9 +106,10 @@ def _say_absent_files(settings: Settings, console: Console) -> None:
                 console.print(f"{path}: absent, so there will be no {split} submission for {task}", markup=False)
 
 
-def _say_where(console: Console, folder: Path, settings: Settings, artifacts: dict[str, Artifact]) -> None:
+def _say_where(
+    console: Console, folder: Path, settings: Settings, artifacts: Mapping[str, Artifact], final: str
+) -> None:
     data = artifacts["sample-all"].folder if "sample-all" in artifacts else Path(settings.data.dir or "")
-    final = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["final_split"]
     console.print(f"submission ({final} files): {folder}", markup=False, soft_wrap=True)
     for task in settings.tasks:
         if (folder / f"submit_{task}.txt").is_file():
@@ -171,10 +170,10 @@ def _ablation_run(task: str, settings: Settings, runner: Runner, console: Consol
 
 def bench(options: argparse.Namespace) -> int:
     """Measures, shows the table and writes submissions/bench, also after each round; 1 where a variant failed."""
-    from analyticup.artifacts import write_atomically
     from analyticup.bench.run import run_bench
     from analyticup.bench.table import COLUMNS, cells, to_markdown
     from analyticup.environment import describe
+    from analyticup.files import json_text, write_atomically
     from analyticup.pipeline import PROJECT, resolve
     from analyticup.report import plain_table
     from analyticup.settings.loading import to_dict
@@ -186,7 +185,7 @@ def bench(options: argparse.Namespace) -> int:
 
     def write(records: list[dict[str, Any]], about: list[str]) -> None:
         content = {"about": about, **circumstances, "table": records}
-        write_atomically(folder / "bench.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(folder / "bench.json", json_text(content))
         write_atomically(folder / "table.md", to_markdown(records, about))
 
     records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True), write)
@@ -219,16 +218,14 @@ def _judge(
     console: Console, name: str, settings: Settings, figures: Mapping[str, float], data: Mapping[str, str]
 ) -> bool:
     """Says how the figures compare with configs/expected.yaml; True where one fails."""
-    from analyticup.expected import FAIL, verdicts
+    from analyticup.expected import compare
     from analyticup.pipeline import PROJECT
+    from analyticup.verdict import Verdict
 
-    found = verdicts(name, settings, figures, data, PROJECT / "configs")
-    if isinstance(found, str):
-        console.print(f"not compared with expected figures: {found}", markup=False, soft_wrap=True)
-        return False
-    for one in found:
-        console.print(f"{one.verdict}: {one.figure} {one.text}", markup=False)
-    return any(one.verdict == FAIL for one in found)
+    found = compare(name, settings, figures, data, PROJECT / "configs")
+    for item in found:
+        console.print(str(item), markup=False, soft_wrap=True)
+    return any(item.verdict == Verdict.FAIL for item in found)
 
 
 def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact]) -> None:
@@ -266,12 +263,12 @@ def plan(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     from analyticup.preflight import findings
+    from analyticup.verdict import Verdict
 
-    console, blocking = _console(), 0
-    settings = _settings(options)
-    for number, finding in enumerate(findings(settings), 1):
-        blocking += finding.level == "blocks"
-        console.print(f"{number}. {finding.level}: {finding.text}", markup=False, soft_wrap=True)
+    console, found = _console(), findings(_settings(options))
+    for number, finding in enumerate(found, 1):
+        console.print(f"{number}. {finding.verdict}: {finding.text}", markup=False, soft_wrap=True)
+    blocking = sum(finding.verdict == Verdict.FAIL for finding in found)
     console.print("nothing stands in the way" if not blocking else f"{blocking} finding(s) block the run", markup=False)
     return int(blocking > 0)
 
@@ -299,21 +296,19 @@ def score(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     from analyticup.pipeline import resolve
-    from analyticup.report import show
+    from analyticup.publish import Manifest, no_manifest
+    from analyticup.report import REPORT, Report, show
 
-    manifest = options.run_dir / "manifest.json"
+    manifest, _ = Manifest.load(options.run_dir)
     try:
-        read = json.loads(manifest.read_text(encoding="utf-8"))
-        path = resolve(read["config"]["paths"]["artifacts"]) / read["stages"]["report-all"]["folder"] / "report.json"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(
-            f"{manifest}: no readable manifest; give the folder of a finished run, e.g. submissions/sample"
-        ) from None
+        path = resolve(manifest.config["paths"]["artifacts"]) / manifest.stages["report-all"].folder / REPORT
+    except (KeyError, TypeError):
+        raise no_manifest(options.run_dir) from None
     if not path.is_file():
         raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        figures = Report.load(path)
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not a report; delete its folder and run again") from None
     show(figures, _console())
     return 0
@@ -321,14 +316,12 @@ def report(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """A line per item, then how many there are of each verdict."""
-    from collections import Counter
-
-    from analyticup.expected import FAIL, NEAR, OK
+    from analyticup.verdict import Verdict, tally
     from analyticup.verify import verify_run
 
-    console, counts = _console(), Counter[str]()
+    console, found = _console(), []
     for item in verify_run(options.run_dir, options.overrides):
-        counts[item.verdict] += 1
-        console.print(f"{item.verdict:<4}  {item.what}: {item.text}", markup=False, soft_wrap=True)
-    console.print(", ".join(f"{counts[verdict]} {verdict}" for verdict in (OK, NEAR, FAIL)), markup=False)
-    return int(counts[FAIL] > 0)
+        found.append(item)
+        console.print(f"{item.verdict:<7}  {item.what}: {item.text}", markup=False, soft_wrap=True)
+    console.print(tally(found, (Verdict.OK, Verdict.NEAR, Verdict.SKIPPED, Verdict.FAIL)), markup=False)
+    return int(any(item.verdict == Verdict.FAIL for item in found))

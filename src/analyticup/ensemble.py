@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import ArrayLike
 
-# A vote's score is the share of folds that say yes; as in Eq. 3 the cut itself says yes, so a tie is a yes.
-VOTE_CUT = 0.5
+    from analyticup.threshold import Choice
 
 
 def sigmoid(margins: np.ndarray) -> np.ndarray:
@@ -20,10 +20,13 @@ def sigmoid(margins: np.ndarray) -> np.ndarray:
 
 
 def combine(margins: np.ndarray, method: str) -> np.ndarray:
-    """Mean of the logits (mean_logit) or of the probabilities: scores in 0..1, [rows], from margins [rows, folds]."""
+    """Mean of the logits (mean_logit) or of the probabilities (mean_probability): scores in 0..1, [rows], from margins
+    [rows, folds]. ValueError for another method, which needs more than margins or is unknown."""
     if method == "mean_logit":
         return sigmoid(margins.astype("float64").mean(axis=1))
-    return sigmoid(margins).mean(axis=1)
+    if method == "mean_probability":
+        return sigmoid(margins).mean(axis=1)
+    raise ValueError(f"ensemble.method {method!r} is no mean of the folds' scores")
 
 
 def combine_weighted(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -84,13 +87,16 @@ def combine_ranks(margins: np.ndarray, references: Sequence[np.ndarray]) -> np.n
     return np.column_stack(columns).mean(axis=1)
 
 
-def combine_votes(margins: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share of the folds that say yes, [rows]: p of margins [rows, folds] at or above the row's threshold [rows].
+def combine_votes(margins: np.ndarray, languages: ArrayLike, choice: Choice) -> np.ndarray:
+    """Share of the folds that say yes, [rows], from margins [rows, folds] and the rows' languages [rows].
 
-    All folds vote at the task's (or the language's) threshold, as that is what out-of-fold rows are decided by: each
-    of them is a vote of one. The answer is yes from `VOTE_CUT` on.
+    All folds vote by the choice that out-of-fold rows are decided by: each of them is a vote of one. The answer is yes
+    from `threshold.VOTE_CUT` on.
     """
-    return (sigmoid(margins) >= thresholds[:, None]).mean(axis=1)
+    import numpy as np
+
+    votes = [choice.decide(scores, languages) for scores in sigmoid(margins).T]
+    return np.column_stack(votes).mean(axis=1)
 
 
 def threshold_scale(method: str) -> str:

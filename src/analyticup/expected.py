@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyticup.errors import UserError
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import Settings, decisive
+from analyticup.verdict import Item, Verdict
 
-OK, NEAR, FAIL = "OK", "near", "FAIL"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One figure against its expectation: OK within the tolerance, near within twice of it, FAIL beyond."""
-
-    figure: str
-    value: float
-    expected: float
-    tolerance: float
-
-    @property
-    def verdict(self) -> str:
-        distance = abs(self.value - self.expected)
-        return OK if distance <= self.tolerance else NEAR if distance <= 2 * self.tolerance else FAIL
-
-    @property
-    def text(self) -> str:
-        return f"{self.value:.4f}, expected {self.expected:.4f} ± {self.tolerance:.4f}"
+if TYPE_CHECKING:
+    from analyticup.report import Report
 
 
-def verdicts(
+def compare(
     name: str, settings: Settings, figures: Mapping[str, float], data: Mapping[str, str], configs: Path
-) -> list[Verdict] | str:
-    """The figures against those under `name` in configs/expected.yaml, or the reason why none can be compared.
+) -> list[Item]:
+    """The figures against those under `name` in configs/expected.yaml; one SKIPPED item where none can be compared.
 
     `figures` by the names that the file uses, `data` file name -> sha256 as in the manifest. An expectation holds for
     the shipped config with the entry's `overrides`, none if it has none, on exactly the files it was measured on.
     """
     entry = _read(configs / "expected.yaml").get(name)
+    if reason := _unlike(name, entry, settings, data, configs):
+        return [Item(Verdict.SKIPPED, "expected figures", f"none to compare with: {reason}")]
+    return [
+        compare_figure(figure, _find(figure, figures), given["value"], given["tolerance"])
+        for figure, given in entry["figures"].items()
+    ]
+
+
+def compare_figure(figure: str, value: float, expected: float, tolerance: float) -> Item:
+    """OK within the tolerance, near within twice of it, FAIL beyond."""
+    distance = abs(value - expected)
+    near = Verdict.NEAR if distance <= 2 * tolerance else Verdict.FAIL
+    text = f"{value:.4f}, expected {expected:.4f} ± {tolerance:.4f}"
+    return Item(Verdict.OK if distance <= tolerance else near, f"figure {figure}", text)
+
+
+def _unlike(
+    name: str, entry: Mapping[str, Any] | None, settings: Settings, data: Mapping[str, str], configs: Path
+) -> str:
+    """Why an entry's expectations do not hold for a run; "" where they do."""
     if entry is None:
         return f"configs/expected.yaml says nothing on {name}"
     shipped, overrides = configs / f"{settings.name}.yaml", entry.get("overrides", [])
@@ -50,17 +52,14 @@ def verdicts(
         return f"the settings differ from configs/{settings.name}.yaml{given} as it is shipped"
     if any(data.get(file) != digest for file, digest in entry["data"].items()):
         return f"the files are not those that the expectations of {name} were measured on"
-    return [
-        Verdict(figure, _find(figure, figures), given["value"], given["tolerance"])
-        for figure, given in entry["figures"].items()
-    ]
+    return ""
 
 
-def figures_by_name(report: Mapping[str, Any]) -> dict[str, float]:
+def figures_by_name(report: Report) -> dict[str, float]:
     """The figures of report.json as configs/expected.yaml calls them, e.g. "dev QC all: auc"."""
     return {
         f"{title} {row['language']}: {figure}": float(value)
-        for title, rows in report["scores"].items()
+        for title, rows in report.scores.items()
         for row in rows
         for figure, value in row.items()
         if isinstance(value, int | float)

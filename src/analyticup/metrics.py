@@ -1,8 +1,13 @@
-"""Scores of binary predictions: the competition's F1, the floor it must beat, and threshold-free figures."""
+"""Scores of binary predictions: the competition's F1, the floor it must beat, and threshold-free figures; and how sure
+they are, by bootstrap.
+
+Rows of one query are not independent, so intervals draw whole queries. A model's resamples use the same draws as
+another's over the same queries, so that differences are paired.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from analyticup.corpus.languages import LANGUAGES
 
@@ -12,7 +17,33 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike
 
-_RESAMPLES = 200  # assumed: the standard error of a standard error is then about 5 %
+# The groups of languages that figures are also given for; "seen" is in the training rows as they were given.
+ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
+FIGURES = ("f1", "ap", "auc")
+RESAMPLES = 1000
+_SE_RESAMPLES = 200  # assumed: the standard error of a standard error is then about 5 %
+# Resamples worked on at once, to bound the memory.
+_CHUNK = 50
+
+
+class Figures(TypedDict):
+    """What `binary_metrics` gives."""
+
+    rows: int
+    positives: int
+    f1: float
+    precision: float
+    recall: float
+    floor_f1: float
+    auc: float | None
+    ap: float | None
+    f1_se: float
+
+
+class LanguageFigures(Figures):
+    """Those of one language or group of languages; `language` is the first key."""
+
+    language: str
 
 
 def _binary(name: str, values: ArrayLike) -> np.ndarray:
@@ -34,18 +65,18 @@ def _scores(values: ArrayLike, rows: int) -> np.ndarray:
 
 
 def _f1_standard_error(labels: np.ndarray, predictions: np.ndarray, seed: int) -> float:
-    """Bootstrap over rows: F1 depends on a resample through four confusion counts, which are multinomial."""
+    """Bootstrap over rows: F1 depends on a resample through four confusion counts, so only they are drawn."""
     import numpy as np
 
     counts = np.bincount(2 * labels + predictions, minlength=4)
-    drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), size=_RESAMPLES)
+    drawn = _draw(seed, len(labels), counts / len(labels), _SE_RESAMPLES)
     wrong, hit = drawn[:, 1] + drawn[:, 2], drawn[:, 3]
     return float(np.std(2 * hit / np.maximum(2 * hit + wrong, 1), ddof=1))
 
 
 def binary_metrics(
     labels: ArrayLike, predictions: ArrayLike, scores: ArrayLike | None = None, *, seed: int = 0
-) -> dict[str, Any]:
+) -> Figures:
     """Figures of the positive class for n labels and predictions (0 or 1) and scores (higher = positive).
 
     Keys: rows, positives; f1 (the competition's metric), precision, recall, 0.0 where undefined; floor_f1,
@@ -88,7 +119,7 @@ def per_language(
     scores: ArrayLike | None = None,
     *,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[LanguageFigures]:
     """`binary_metrics` for each language present, with its code first under "language".
 
     The competition's languages come in its order, others after them by code. Errors as in `binary_metrics`.
@@ -126,3 +157,73 @@ def f1_at_thresholds(labels: ArrayLike, scores: ArrayLike, grid: ArrayLike) -> n
     hit = positives - hits_below[below]
     predicted = len(truth) - below
     return 2 * hit / np.maximum(predicted + positives, 1)
+
+
+# ---------------------------------------------------------------- bootstrap
+
+
+def _draw(seed: int | list[int], draws: int, shares: np.ndarray, resamples: int) -> np.ndarray:
+    """How often each group is drawn, int [resamples, groups], in `draws` draws with replacement; `shares` [groups] sum
+    to 1. Things that are alike for a figure may be one group with their share."""
+    import numpy as np
+
+    return np.random.default_rng(seed).multinomial(draws, shares, size=resamples)
+
+
+def query_weights(queries: Sequence[str], resamples: int, seed: int) -> np.ndarray:
+    """How often each row counts in each resample, int [resamples, rows], when whole queries are drawn with replacement.
+
+    The same set of queries and the same seed give the same draws, whatever the rows' order.
+    """
+    import numpy as np
+
+    distinct, which = np.unique(np.asarray(queries, dtype=object).astype(str), return_inverse=True)
+    n = len(distinct)
+    drawn = _draw([seed, n], n, np.full(n, 1 / n), resamples)
+    return drawn[:, which].astype(np.int16)
+
+
+def weighted_figures(
+    labels: np.ndarray, scores: np.ndarray, predictions: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """F1, average precision and ROC-AUC under each row of `weights` [resamples, rows]; [resamples] each, 0..1.
+
+    Equal to scikit-learn's with `sample_weight`, for all resamples after one sort. nan where a class is missing.
+    """
+    import numpy as np
+
+    order = np.argsort(-scores, kind="stable")
+    last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    parts = [
+        _figures(labels[order], predictions[order], last_of_tie, weights[start : start + _CHUNK, order])
+        for start in range(0, len(weights), _CHUNK)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in FIGURES}
+
+
+def _figures(
+    labels: np.ndarray, predictions: np.ndarray, last_of_tie: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Rows sorted by falling score; `last_of_tie` [distinct scores] is the last row of each score."""
+    import numpy as np
+
+    weights = weights.astype(np.float64)
+    hits = np.cumsum(weights * labels, axis=1)[:, last_of_tie]
+    misses = np.cumsum(weights * (1 - labels), axis=1)[:, last_of_tie]
+    new_hits, new_misses = np.diff(hits, axis=1, prepend=0), np.diff(misses, axis=1, prepend=0)
+    positives, negatives = hits[:, -1], misses[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.nan_to_num(hits / (hits + misses))
+        ap = (precision * new_hits).sum(axis=1) / positives
+        auc = (new_misses * (hits - new_hits / 2)).sum(axis=1) / (positives * negatives)
+        found = (weights * labels * predictions).sum(axis=1)
+        f1 = 2 * found / ((weights * predictions).sum(axis=1) + positives)
+    return {"f1": f1, "ap": ap, "auc": auc}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The central 95 % of resampled values (percentile bootstrap), nan left out."""
+    import numpy as np
+
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup import stages
-from analyticup.artifacts import Artifact, file_sha256, fingerprint, publish_folder, read_artifact, write_record
+from analyticup.artifacts import Artifact, StageRecord, Unusable, fingerprint, read_artifact
 from analyticup.corpus import tables_sha256
 from analyticup.ensemble import threshold_scale
 from analyticup.errors import UserError, machine_trouble
+from analyticup.files import file_sha256, publish_folder
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import TASKS, Settings, decisive
 from analyticup.workers import Runner, make_runner
@@ -325,14 +326,14 @@ def inspect(nodes: list[Node], artifacts: Path) -> list[Status]:
 def _inspect(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str] = ()) -> Status:
     inputs = {name: found[other.identity] for name, other in node.inputs.items()}
     read = read_artifact(folder, node.identity)
-    if isinstance(read, str):
-        return Status(node, folder, None, read)
+    if isinstance(read, Unusable):
+        return Status(node, folder, None, read.reason)
     for name, status in inputs.items():
         if status.artifact is None:
             return Status(node, folder, None, f"its input {status.node.title} will run")
         if status.node.identity in ran:
             return Status(node, folder, None, f"its input {status.node.title} was made again")
-        if read.record["inputs"].get(name) != status.artifact.digest:
+        if read.record.inputs.get(name) != status.artifact.digest:
             return Status(node, folder, None, f"its input {status.node.title} has changed")
     return Status(node, folder, read, "cached")
 
@@ -484,21 +485,21 @@ def _run(
             checkpoint=checkpoint,
         )
         counts = node.run(job)
-        record = {
-            "stage": node.stage,
-            "task": node.task,
-            "part": node.part,
-            "identity": node.identity,
-            "code": CODE_VERSIONS[node.stage],
-            "settings": dict(node.settings),
-            "raw": dict(node.raw),
-            "inputs": {name: artifact.digest for name, artifact in inputs.items()},
-            "input_folders": {name: artifact.folder.name for name, artifact in inputs.items()},
-            "counts": counts,
-            "seconds": round(time.monotonic() - started, 2),
-            "environment": dict(environment),
-        }
-        write_record(scratch, record)
+        record = StageRecord(
+            stage=node.stage,
+            task=node.task,
+            part=node.part,
+            identity=node.identity,
+            code=CODE_VERSIONS[node.stage],
+            settings=dict(node.settings),
+            raw=dict(node.raw),
+            inputs={name: artifact.digest for name, artifact in inputs.items()},
+            input_folders={name: artifact.folder.name for name, artifact in inputs.items()},
+            counts=counts,
+            seconds=round(time.monotonic() - started, 2),
+            environment=dict(environment),
+        )
+        record.save(scratch)
     made = read_artifact(folder, node.identity)
     assert isinstance(made, Artifact), made
     return made

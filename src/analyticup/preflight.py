@@ -15,8 +15,8 @@ from typing import Final
 from analyticup.errors import UserError
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import Settings
+from analyticup.verdict import Verdict
 
-OK, NOTE, BLOCKS = "ok", "note", "blocks"
 _SOURCE: Final = (
     "the official files come from the competition's page (CIKM AnalytiCup 2025, multilingual e-commerce product "
     "search) on its platform: sign in there and download them by hand"
@@ -35,9 +35,9 @@ _W_AND_B_SECONDS: Final = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """`level`: ok, note (the run goes on, but know this) or blocks (the run would fail)."""
+    """What was found: FAIL means that the run would fail."""
 
-    level: str
+    verdict: Verdict
     text: str
 
 
@@ -68,7 +68,7 @@ def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         found.extend(check())
     except (UserError, OSError, ImportError) as error:
-        found.append(Finding(BLOCKS, " ".join(str(error).split())))
+        found.append(Finding(Verdict.FAIL, " ".join(str(error).split())))
     return found
 
 
@@ -79,11 +79,13 @@ def size_text(size: float) -> str:
 
 def data_findings(settings: Settings) -> Iterable[Finding]:
     if settings.data.dir is None:
-        yield Finding(OK, "data: data.dir is not set, so the embedded sample corpus is generated; no file is needed")
+        yield Finding(
+            Verdict.OK, "data: data.dir is not set, so the embedded sample corpus is generated; no file is needed"
+        )
         return
     folder = Path(settings.data.dir).expanduser()
     if not folder.is_dir():
-        yield Finding(BLOCKS, f"data: data.dir = {folder} is no folder; put the files into it; {_SOURCE}")
+        yield Finding(Verdict.FAIL, f"data: data.dir = {folder} is no folder; put the files into it; {_SOURCE}")
         return
     for task in settings.tasks:
         yield from _task_data(folder, task)
@@ -97,12 +99,12 @@ def _task_data(folder: Path, task: str) -> Iterable[Finding]:
             yield _first_row(path, task, split)
         elif split == "train" or nothing_to_score:
             also = ", or the other one of dev and test" if split != "train" else ""
-            yield Finding(BLOCKS, f"data {task}: put {path} there{also}; {_SOURCE}")
+            yield Finding(Verdict.FAIL, f"data {task}: put {path} there{also}; {_SOURCE}")
         else:
-            yield Finding(NOTE, f"data {task}: {path} is absent, so there will be no {split} submission")
+            yield Finding(Verdict.NOTE, f"data {task}: {path} is absent, so there will be no {split} submission")
     labels = [path.name for split in ("dev", "test") if (path := folder / f"{split}_{task}.labels.txt").is_file()]
     told = f"labels for the report in {', '.join(labels)}" if labels else "no label files, so only out-of-fold scores"
-    yield Finding(OK, f"data {task}: {told}")
+    yield Finding(Verdict.OK, f"data {task}: {told}")
 
 
 def _first_row(path: Path, task: str, split: str) -> Finding:
@@ -113,20 +115,20 @@ def _first_row(path: Path, task: str, split: str) -> Finding:
         lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip(b"\xef\xbb\xbf \r\n\t"))
         number, line = next(lines, (0, b""))
     if not number:
-        return Finding(BLOCKS, f"data {task}: {path} has no rows; put the {task} file there")
+        return Finding(Verdict.FAIL, f"data {task}: {path} has no rows; put the {task} file there")
     try:
         record = decode_line(line.removeprefix(b"\xef\xbb\xbf").strip())
     except BadLine as error:
         # A bad line costs a training file no more than that line.
-        level = NOTE if split == "train" else BLOCKS
-        return Finding(level, f"data {task}: {path}:{number}: {error}; check that this is the {task} file")
+        verdict = Verdict.NOTE if split == "train" else Verdict.FAIL
+        return Finding(verdict, f"data {task}: {path}:{number}: {error}; check that this is the {task} file")
     if record.get("task") != task or TARGET_FIELD[task] not in record:
-        return Finding(BLOCKS, f"data {task}: {path}:{number}: no row of task {task} with {TARGET_FIELD[task]}")
+        return Finding(Verdict.FAIL, f"data {task}: {path}:{number}: no row of task {task} with {TARGET_FIELD[task]}")
     lines, official = _lines(path), _OFFICIAL_ROWS[path.name]
     told = f"data {task}: {path} ({size_text(path.stat().st_size)}, {lines:,} lines)"
     if lines == official:
-        return Finding(OK, f"{told}, as many as the official file")
-    return Finding(NOTE, f"{told}; the official file has {official:,}, so this is other data or part of it")
+        return Finding(Verdict.OK, f"{told}, as many as the official file")
+    return Finding(Verdict.NOTE, f"{told}; the official file has {official:,}, so this is other data or part of it")
 
 
 def _lines(path: Path) -> int:
@@ -150,17 +152,20 @@ def settings_findings(settings: Settings) -> Iterable[Finding]:
         translator = own.translate.translator if own.translate.enabled else ""
         kind = own.embedder.kind
         if uses_embedder(own) and find_spec(kind.replace("-", "_")) is None:
-            yield Finding(BLOCKS, f"embedder.kind = {kind}: the package is not installed; run: pip install {kind}")
+            yield Finding(
+                Verdict.FAIL, f"embedder.kind = {kind}: the package is not installed; run: pip install {kind}"
+            )
         if translator == "lexicon" and settings.data.dir is not None:
             yield Finding(
-                NOTE,
+                Verdict.NOTE,
                 f"{task}: translate.translator = lexicon knows only the words of the embedded sample corpus and will "
                 f"translate little of {settings.data.dir}; mined needs no translator at all",
             )
         unknown = [code for code in own.translate.languages or [] if code not in LANGUAGES]
         if unknown and own.translate.enabled and not translator_of(own.translate)[0].any_language:
             yield Finding(
-                BLOCKS, f"{task}: translate.languages: {translator} does not know {', '.join(unknown)}; leave them out"
+                Verdict.FAIL,
+                f"{task}: translate.languages: {translator} does not know {', '.join(unknown)}; leave them out",
             )
 
 
@@ -172,11 +177,11 @@ def access_findings(settings: Settings) -> Iterable[Finding]:
         path = resolve(getattr(settings.paths, name))
         place = nearest_existing(path)
         if not place.is_dir():
-            yield Finding(BLOCKS, f"paths.{name} = {path}: {place} is not a folder; give another path")
+            yield Finding(Verdict.FAIL, f"paths.{name} = {path}: {place} is not a folder; give another path")
         elif not os.access(place, os.W_OK | os.X_OK):
-            yield Finding(BLOCKS, f"paths.{name} = {path}: no write access to {place}; give another path")
+            yield Finding(Verdict.FAIL, f"paths.{name} = {path}: no write access to {place}; give another path")
         else:
-            yield Finding(OK, f"paths.{name}: {path} can be written")
+            yield Finding(Verdict.OK, f"paths.{name}: {path} can be written")
 
 
 def tracking_findings(settings: Settings) -> Iterable[Finding]:
@@ -184,20 +189,20 @@ def tracking_findings(settings: Settings) -> Iterable[Finding]:
 
     mode = settings.tracking.mode
     if mode == "disabled":
-        yield Finding(OK, "tracking: disabled")
+        yield Finding(Verdict.OK, "tracking: disabled")
     elif mode == "offline":
         folder = resolve(settings.paths.artifacts) / "wandb"
-        yield Finding(OK, f"tracking: offline: runs are kept in {folder}, nothing leaves this machine")
+        yield Finding(Verdict.OK, f"tracking: offline: runs are kept in {folder}, nothing leaves this machine")
     elif not _has_wandb_login():
         yield Finding(
-            BLOCKS,
+            Verdict.FAIL,
             "tracking.mode = online: W&B knows no login here; set WANDB_API_KEY or run `wandb login`, or take "
             "tracking.mode=offline",
         )
     elif fault := _unreachable(*_wandb_host()):
-        yield Finding(BLOCKS, f"tracking.mode = online: {fault}; mend the network, or take tracking.mode=offline")
+        yield Finding(Verdict.FAIL, f"tracking.mode = online: {fault}; mend the network, or take tracking.mode=offline")
     else:
-        yield Finding(OK, f"tracking: online, project {settings.tracking.project}, {_wandb_host()[0]} answers")
+        yield Finding(Verdict.OK, f"tracking: online, project {settings.tracking.project}, {_wandb_host()[0]} answers")
 
 
 def _wandb_host() -> tuple[str, int]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from analyticup.errors import UserError
-from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
+from analyticup.preflight import Finding, size_text
 from analyticup.preflight_models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import MachineSettings, Settings
+from analyticup.verdict import Verdict
 from analyticup.workers import cores
 
 # Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
@@ -71,31 +72,32 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
     from analyticup.model.compiling import compiler_fault
 
     if machine.fault:
-        yield Finding(BLOCKS, machine.fault)
+        yield Finding(Verdict.FAIL, machine.fault)
         return
     for name, free in machine.gpus:
-        yield Finding(OK, f"device: {name}, {size_text(free)} of its memory free")
+        yield Finding(Verdict.OK, f"device: {name}, {size_text(free)} of its memory free")
     workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
     if machine.gpus and workers > len(machine.gpus):
         yield Finding(
-            NOTE, f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one"
+            Verdict.NOTE,
+            f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one",
         )
     if machine.device == "cpu" and workers > cores():
-        yield Finding(NOTE, f"{given}: CPU cores for them: {cores()}; more workers than cores gain nothing")
+        yield Finding(Verdict.NOTE, f"{given}: CPU cores for them: {cores()}; more workers than cores gain nothing")
     if machine.device == "cpu":
         why = "machine.accelerator = cpu" if settings.machine.accelerator == "cpu" else "no GPU"
-        yield Finding(OK, f"device: {why}: CPU, {cores()} cores")
+        yield Finding(Verdict.OK, f"device: {why}: CPU, {cores()} cores")
     elif not machine.gpus:
-        yield Finding(OK, f"device: {machine.device}")
+        yield Finding(Verdict.OK, f"device: {machine.device}")
     precision = choose_precision(settings.model.dtype, machine.device)
-    yield Finding(OK, f"precision: {precision.dtype}, as {precision.reason}")
+    yield Finding(Verdict.OK, f"precision: {precision.dtype}, as {precision.reason}")
     faults = [compiler_fault(task_settings(settings, task)) for task in settings.tasks]
-    yield from (Finding(BLOCKS, fault) for fault in dict.fromkeys(faults) if fault)
+    yield from (Finding(Verdict.FAIL, fault) for fault in dict.fromkeys(faults) if fault)
 
 
 def memory_findings(settings: Settings, models: list[Model], machine: MachineFacts) -> Iterable[Finding]:
     """Weights against free memory, one model at a time; on their way to a GPU they pass through main memory."""
-    yield Finding(OK, f"memory: {size_text(machine.free_memory)} of main memory free")
+    yield Finding(Verdict.OK, f"memory: {size_text(machine.free_memory)} of main memory free")
     workers = settings.machine.workers
     places = [("main memory", machine.free_memory, workers)]
     places += [(name, free, _on_one_gpu(settings, machine)) for name, free in machine.gpus[:1]]
@@ -104,7 +106,8 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
             continue
         if model.parameters is None:
             yield Finding(
-                NOTE, f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it"
+                Verdict.SKIPPED,
+                f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it",
             )
             continue
         dtype = _loaded_dtype(model, settings, machine.device)
@@ -117,7 +120,9 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
             what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
             yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), *places[-1])
         if machine.device == "cpu" and model.parameters > _LARGE:
-            yield Finding(NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long")
+            yield Finding(
+                Verdict.NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long"
+            )
 
 
 def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
@@ -130,12 +135,12 @@ def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:
     size = count * each
     if count > 1:
         what += f" in {count} workers"
-    level, told = OK, "fits into"
+    verdict, told = Verdict.OK, "fits into"
     if size > free:
-        level, told = BLOCKS, "does not fit into"
+        verdict, told = Verdict.FAIL, "does not fit into"
     elif size > _TIGHT * free:
-        level, told = NOTE, "barely fits into"
-    return Finding(level, f"{what.format(size_text(size))} (estimate) {told} the {size_text(free)} free of {place}")
+        verdict, told = Verdict.NOTE, "barely fits into"
+    return Finding(verdict, f"{what.format(size_text(size))} (estimate) {told} the {size_text(free)} free of {place}")
 
 
 def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
@@ -176,9 +181,9 @@ def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
     for parts in by_disk.values():
         place, needed = parts[0][0], sum(size for _, size in parts)
         free = shutil.disk_usage(place).free
-        level, told = (BLOCKS, "only ") if needed > free else (OK, "")
+        verdict, told = (Verdict.FAIL, "only ") if needed > free else (Verdict.OK, "")
         text = f"disk: the run needs about {size_text(needed)} (estimate); {told}{size_text(free)} free at {place}"
-        yield Finding(level, text)
+        yield Finding(verdict, text)
 
 
 def _table_bytes(settings: Settings) -> float:

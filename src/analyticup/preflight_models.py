@@ -12,9 +12,10 @@ from typing import Any, Final
 from analyticup.augment.translators import translation_models, translator_of
 from analyticup.errors import UserError
 from analyticup.model.pins import existing_folder, is_commit, is_hub_id
-from analyticup.preflight import BLOCKS, NOTE, OK, Finding, size_text
+from analyticup.preflight import Finding, size_text
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import ModelSettings, Settings
+from analyticup.verdict import Verdict
 
 # Parameters by the models' own cards; other hub models are judged by a name such as "14B".
 KNOWN_PARAMETERS: Final = {
@@ -198,55 +199,60 @@ def _random(model: Model) -> Finding:
     from analyticup.model.backbone import RANDOM_QWEN3
 
     if model.name != RANDOM_QWEN3:
-        return Finding(BLOCKS, f"{model.use}: {model.name} is not known; there is {RANDOM_QWEN3}")
-    return Finding(NOTE, f"{model.use}: {model.name} is a tiny random model for tests; its scores mean nothing")
+        return Finding(Verdict.FAIL, f"{model.use}: {model.name} is not known; there is {RANDOM_QWEN3}")
+    return Finding(Verdict.NOTE, f"{model.use}: {model.name} is a tiny random model for tests; its scores mean nothing")
 
 
 def _gguf(model: Model) -> Finding:
+    from analyticup.artifacts import Unusable
     from analyticup.model.gguf import gguf_sha256, read_conversion
 
     if model.folder is None:
         try:
             gguf_sha256(model.name)
         except UserError as error:
-            return Finding(BLOCKS, str(error))
-        return Finding(OK, f"{model.use}: {model.name} will be converted on first use, once")
+            return Finding(Verdict.FAIL, str(error))
+        return Finding(Verdict.OK, f"{model.use}: {model.name} will be converted on first use, once")
     read = read_conversion(model.name, model.folder.parent)
-    if isinstance(read, str):
-        return Finding(NOTE, f"{model.use}: {model.folder}: {read}, so {model.name} will be converted again")
-    return Finding(OK, f"{model.use}: {model.name}: converted copy in {model.folder}, all hashes as recorded")
+    if isinstance(read, Unusable):
+        return Finding(
+            Verdict.NOTE, f"{model.use}: {model.folder}: {read.reason}, so {model.name} will be converted again"
+        )
+    return Finding(Verdict.OK, f"{model.use}: {model.name}: converted copy in {model.folder}, all hashes as recorded")
 
 
 def _local(model: Model) -> Finding:
     assert model.folder is not None
     if not (model.folder / "config.json").is_file():
-        return Finding(BLOCKS, f"{model.use}: {model.folder} has no config.json; give a Transformers model's folder")
+        return Finding(
+            Verdict.FAIL, f"{model.use}: {model.folder} has no config.json; give a Transformers model's folder"
+        )
     if weight_files(model.folder):
-        return Finding(OK, f"{model.use}: {model.folder} has its weights")
+        return Finding(Verdict.OK, f"{model.use}: {model.folder} has its weights")
     pickles = sorted(path.name for path in model.folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
     told = f"; {pickles[0]} is a pickle, which can run code and is not loaded: convert it" if pickles else ""
-    return Finding(BLOCKS, f"{model.use}: {model.folder} has no complete *.safetensors weights{told}")
+    return Finding(Verdict.FAIL, f"{model.use}: {model.folder} has no complete *.safetensors weights{told}")
 
 
 def _hub(model: Model) -> Finding:
     from huggingface_hub import constants
 
     if not is_hub_id(model.name):
-        return Finding(BLOCKS, f"{model.use}: {model.name} is neither a folder nor a hub id (owner/name)")
+        return Finding(Verdict.FAIL, f"{model.use}: {model.name} is neither a folder nor a hub id (owner/name)")
     if not is_commit(model.revision):
         return Finding(
-            BLOCKS,
+            Verdict.FAIL,
             f"{model.use}: {model.key}.revision = {model.revision or 'null'}: the hub model {model.name} needs a "
             f"pinned commit; `git ls-remote https://huggingface.co/{model.name} HEAD` prints it, give it as "
             f"{model.key}.revision=COMMIT",
         )
     name = f"{model.use}: {model.name} at {model.revision[:12]}"
     if model.folder is not None:
-        return Finding(OK, f"{name} is in the local hub cache")
+        return Finding(Verdict.OK, f"{name} is in the local hub cache")
     if constants.HF_HUB_OFFLINE:
-        return Finding(BLOCKS, f"{name} is not in the local hub cache, and HF_HUB_OFFLINE forbids a download")
+        return Finding(Verdict.FAIL, f"{name} is not in the local hub cache, and HF_HUB_OFFLINE forbids a download")
     size = f"about {size_text(download_bytes(model))} (estimate)" if model.parameters else "size unknown"
-    return Finding(NOTE, f"{name} is not in the local hub cache and will be downloaded: {size}")
+    return Finding(Verdict.NOTE, f"{name} is not in the local hub cache and will be downloaded: {size}")
 
 
 def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding]:
@@ -259,10 +265,10 @@ def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding
     if backbone.kind == "random":
         tokenizer = random_tokenizer()
     elif backbone.kind == "local" and not here:
-        yield Finding(BLOCKS, f"{backbone.use}: {backbone.folder} has none of {', '.join(_TOKENIZER_FILES)}")
+        yield Finding(Verdict.FAIL, f"{backbone.use}: {backbone.folder} has none of {', '.join(_TOKENIZER_FILES)}")
         return
     elif not here:
-        yield Finding(NOTE, "label words: looked at as soon as the tokenizer is on this machine")
+        yield Finding(Verdict.SKIPPED, "label words: looked at as soon as the tokenizer is on this machine")
         return
     else:
         from transformers import AutoTokenizer
@@ -272,14 +278,16 @@ def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding
                 str(backbone.folder), trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError) as error:
-            yield Finding(BLOCKS, f"{backbone.folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}")
+            yield Finding(
+                Verdict.FAIL, f"{backbone.folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
+            )
             return
     for task in settings.tasks:
         prompt = task_settings(settings, task).prompt
         try:
             PromptEncoder(tokenizer, prompt).label_words()
         except UserError as error:
-            yield Finding(BLOCKS, f"{task}: {error}")
+            yield Finding(Verdict.FAIL, f"{task}: {error}")
         else:
             words = f"{prompt.negative_word!r} and {prompt.positive_word!r}"
-            yield Finding(OK, f"{task}: the label words {words} are a token each")
+            yield Finding(Verdict.OK, f"{task}: the label words {words} are a token each")

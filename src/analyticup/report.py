@@ -3,58 +3,118 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict
+
+from analyticup.files import read_json, write_json
+from analyticup.metrics import ALL, SEEN, UNSEEN, LanguageFigures
+from analyticup.threshold import DECISION, Decision
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from analyticup.artifacts import Artifact
     from analyticup.settings.schema import FilterSettings
     from analyticup.stages import Job
+
+REPORT = "report.json"
 
 # Thresholds shown of the sweep; the record holds all.
 SHOWN_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def collect(job: Job) -> dict[str, Any]:
+class StageFigures(TypedDict):
+    """What a stage counted, and the seconds that it took."""
+
+    counts: dict[str, Any]
+    seconds: float
+
+
+# How a rule found the labels that are known to be wrong, see `_filter_quality`; the keys are the table's columns.
+FilterQuality = TypedDict(
+    "FilterQuality",
+    {
+        "rule": str,
+        "original rows": int,
+        "wrong labels": int,
+        "suspects": int,
+        "found": int,
+        "precision": float | None,
+        "recall": float | None,
+        "base rate": float,
+        "auroc": float | None,
+        "ap": float | None,
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What report.json holds: the run's name, and by task what each stage did, the threshold's decision and the
+    filter's quality; `scores` by title, e.g. "dev QC", per language, group of languages and over all rows."""
+
+    name: str
+    stages: dict[str, dict[str, StageFigures]] = field(default_factory=dict)
+    out_of_fold: dict[str, Decision] = field(default_factory=dict)
+    scores: dict[str, list[LanguageFigures]] = field(default_factory=dict)
+    filter: dict[str, list[FilterQuality]] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        decisions = {task: decision.to_dict() for task, decision in self.out_of_fold.items()}
+        write_json(path, {**vars(self), "out_of_fold": decisions})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises OSError, ValueError or RecursionError where there is no report."""
+        try:
+            plain = read_json(path)
+            decisions = {task: Decision.from_dict(entry) for task, entry in plain["out_of_fold"].items()}
+            return cls(**{**plain, "out_of_fold": decisions})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a report: {error}") from error
+
+
+def collect(job: Job) -> Report:
     """Everything the report shows. Label files are read here and by `score`, by no other stage."""
     from analyticup.settings.loading import task_settings
+    from analyticup.stages import SCORED_SPLITS
 
-    figures: dict[str, Any] = {"name": job.settings.name, "stages": {}, "out_of_fold": {}, "scores": {}, "filter": {}}
+    figures = Report(name=job.settings.name)
     for task in job.settings.tasks:
         own = {
             name.removesuffix(f"-{task}"): artifact
             for name, artifact in job.inputs.items()
-            if artifact.record["task"] == task
+            if artifact.record.task == task
         }
-        figures["stages"][task] = {
-            name: {"counts": artifact.record["counts"], "seconds": artifact.record["seconds"]}
+        figures.stages[task] = {
+            name: {"counts": dict(artifact.record.counts), "seconds": artifact.record.seconds}
             for name, artifact in own.items()
         }
-        chosen = json.loads(own["threshold"].file("threshold.json").read_text(encoding="utf-8"))
-        figures["out_of_fold"][task] = chosen
+        figures.out_of_fold[task] = Decision.load(own["threshold"].file(DECISION))
         trained = _languages_with_training_rows(own["ingest"])
-        for split in ("dev", "test"):
+        for split in SCORED_SPLITS:
             labels = job.raw.get(f"{split}_{task}.labels.txt")
             if labels is not None and f"{split}_{task}.txt" in job.raw:
                 scores = job.inputs["submit"].file(f"{split}/scores_{task}.parquet")
-                figures["scores"][f"{split} {task}"] = _scores(labels, scores, trained)
+                figures.scores[f"{split} {task}"] = _scores(labels, scores, trained)
         if "filter" in own:
             wrong = _wrong_labels(job.raw.get(f"train_{task}.truth.txt"), own["ingest"])
             if wrong is not None:
                 settings = task_settings(job.settings, task).filter
-                figures["filter"][task] = _filter_quality(wrong, own["filter"], own["ingest"], settings)
+                figures.filter[task] = _filter_quality(wrong, own["filter"], own["ingest"], settings)
     return figures
 
 
-def _languages_with_training_rows(ingested: Any) -> list[str]:
+def _languages_with_training_rows(ingested: Artifact) -> list[str]:
     from analyticup.corpus.rows import load_rows
 
     return sorted(set(load_rows(ingested.file("train.parquet"))["language"]))
 
 
-def _scores(labels_file: Any, scores_file: Any, trained: list[str]) -> list[dict[str, Any]]:
+def _scores(labels_file: Path, scores_file: Path, trained: list[str]) -> list[LanguageFigures]:
     """Figures per language, then over languages with and without training rows, then over all."""
     from analyticup.corpus.scores import load_table
     from analyticup.errors import UserError
@@ -71,20 +131,21 @@ def _scores(labels_file: Any, scores_file: Any, trained: list[str]) -> list[dict
     seen = table["language"].isin(trained).to_numpy()
     scores, predictions = table["score"].to_numpy(), table["prediction"].to_numpy()
     rows = per_language(labels, predictions, table["language"].tolist(), scores)
-    parts = {"with training rows": seen, "without training rows": ~seen, "all": seen | ~seen}
+    parts = {SEEN: seen, UNSEEN: ~seen, ALL: seen | ~seen}
     for name, part in parts.items():
         if part.any():
             rows.append({"language": name, **binary_metrics(labels[part], predictions[part], scores[part])})
     return rows
 
 
-def _wrong_labels(truth_file: Any, ingested: Any) -> set[str] | None:
+def _wrong_labels(truth_file: Path | None, ingested: Artifact) -> set[str] | None:
     """Row ids of the original training rows whose label is known to be wrong; None where nothing is known."""
     from analyticup.corpus.rows import load_rows, original_id
+    from analyticup.stages import FLIPPED
     from analyticup.submission import read_labels
 
-    flipped = ingested.folder / "flipped.json"
-    turned = set(json.loads(flipped.read_text(encoding="utf-8"))) if flipped.is_file() else set()
+    flipped = ingested.folder / FLIPPED
+    turned = set(read_json(flipped)) if flipped.is_file() else set()
     if truth_file is None:
         # Real labels have errors of their own; only the turned ones are known.
         return turned or None
@@ -95,7 +156,9 @@ def _wrong_labels(truth_file: Any, ingested: Any) -> set[str] | None:
     }
 
 
-def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: FilterSettings) -> list[dict[str, Any]]:
+def _filter_quality(
+    wrong: set[str], filtered: Artifact, ingested: Artifact, settings: FilterSettings
+) -> list[FilterQuality]:
     """How well each rule alone finds the known wrong labels among the original training rows, then the least credible
     rows whatever the rules' cut-offs, then the rules in use.
 
@@ -146,18 +209,18 @@ def _filter_quality(wrong: set[str], filtered: Any, ingested: Any, settings: Fil
     ]
 
 
-def render(figures: Mapping[str, Any]) -> list[RenderableType]:
+def render(figures: Report) -> list[RenderableType]:
     """The report's tables, in reading order."""
     parts: list[RenderableType] = []
-    for task, stages in figures["stages"].items():
+    for task, stages in figures.stages.items():
         parts.append(_stage_table(task, stages))
-    for task, chosen in figures["out_of_fold"].items():
-        parts.append(_sweep_table(task, chosen))
-        if chosen.get("by_language"):
-            parts.append(_language_table(task, chosen))
-    for task, quality in figures["filter"].items():
+    for task, decision in figures.out_of_fold.items():
+        parts.append(_sweep_table(task, decision))
+        if decision.by_language:
+            parts.append(_language_table(task, decision))
+    for task, quality in figures.filter.items():
         parts.append(filter_table(f"{task}: suspects against the wrong labels that are known, by rule", quality))
-    for title, rows in figures["scores"].items():
+    for title, rows in figures.scores.items():
         parts.append(score_table(title, rows))
     return parts
 
@@ -172,7 +235,7 @@ def plain_table(title: str, columns: Iterable[str], left: int = 1) -> Table:
     return table
 
 
-def _stage_table(task: str, stages: Mapping[str, Any]) -> Table:
+def _stage_table(task: str, stages: Mapping[str, StageFigures]) -> Table:
     table = plain_table(f"{task}: what each stage did", ("stage", "counts", "seconds"), left=2)
     for name, entry in stages.items():
         table.add_row(name, describe_counts(entry["counts"]), f"{entry['seconds']:.1f}")
@@ -197,29 +260,29 @@ def describe_counts(counts: Mapping[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def _sweep_table(task: str, chosen: Mapping[str, Any]) -> Table:
-    figures = chosen["out_of_fold"]
-    ranked = chosen.get("scores") == "rank"
+def _sweep_table(task: str, decision: Decision) -> Table:
+    figures = decision.out_of_fold
+    ranked = decision.scores == "rank"
     title = (
-        f"{task}: threshold on {figures['rows']} out-of-fold rows: {chosen['value']:.2f} "
-        f"({chosen['mode']}{' over ranks' if ranked else ''}), "
-        f"F1 {figures['f1']:.4f} ± {figures['f1_se']:.4f} on them{_optimism(chosen)} "
-        f"(at {'p = ' if ranked else ''}0.50: {chosen['out_of_fold_at_half']['f1']:.4f}; "
+        f"{task}: threshold on {figures['rows']} out-of-fold rows: {decision.value:.2f} "
+        f"({decision.mode}{' over ranks' if ranked else ''}), "
+        f"F1 {figures['f1']:.4f} ± {figures['f1_se']:.4f} on them{_optimism(decision)} "
+        f"(at {'p = ' if ranked else ''}0.50: {decision.out_of_fold_at_half['f1']:.4f}; "
         f"all-positive floor {figures['floor_f1']:.4f}), AUC {_number(figures['auc'])}"
     )
-    shown = [entry for entry in chosen["sweep"] if round(entry["threshold"], 4) in SHOWN_THRESHOLDS]
+    shown = [entry for entry in decision.sweep if round(entry["threshold"], 4) in SHOWN_THRESHOLDS]
     table = plain_table(title, ("threshold", *(f"{entry['threshold']:.2f}" for entry in shown)))
     table.add_row("F1", *(f"{entry['f1']:.4f}" for entry in shown))
     return table
 
 
-def _optimism(chosen: Mapping[str, Any]) -> str:
+def _optimism(decision: Decision) -> str:
     """F1 without what a threshold gains by being chosen on the rows it is judged on; of the task's threshold too where
     the languages have their own."""
     # A report of an earlier version has no such figures.
-    if chosen["mode"] != "sweep" or "optimism" not in chosen:
+    if decision.mode != "sweep" or not decision.optimism:
         return ""
-    measured = chosen["optimism"]
+    measured = decision.optimism
     used = measured.get("language", measured["task"])
     text = f"; each fold by the others' threshold {used['nested_f1']:.4f}, optimism {used['optimism']:+.4f}"
     if "language" in measured:
@@ -228,17 +291,17 @@ def _optimism(chosen: Mapping[str, Any]) -> str:
     return text
 
 
-def _language_table(task: str, chosen: Mapping[str, Any]) -> Table:
+def _language_table(task: str, decision: Decision) -> Table:
     table = plain_table(
         f"{task}: thresholds by language; a language without rows gets the task's",
         ("language", "out-of-fold rows", "its own best", "threshold"),
     )
-    for language, entry in chosen["by_language"].items():
+    for language, entry in decision.by_language.items():
         table.add_row(_printable(language), str(entry["rows"]), _number(entry["best"]), _number(entry["value"]))
     return table
 
 
-def filter_table(title: str, quality: list[dict[str, Any]], left: int = 1) -> Table:
+def filter_table(title: str, quality: Sequence[Mapping[str, Any]], left: int = 1) -> Table:
     """Entries of `_filter_quality`, whatever stands before their figures."""
     table = plain_table(title, quality[0], left)
     for entry in quality:
@@ -251,7 +314,7 @@ def cells(entry: Mapping[str, Any]) -> list[str]:
     return [_number(value) if isinstance(value, float | None) else str(value) for value in entry.values()]
 
 
-def score_table(title: str, rows: list[dict[str, Any]]) -> Table:
+def score_table(title: str, rows: Sequence[LanguageFigures]) -> Table:
     table = plain_table(
         f"{title}: against the labels",
         ("language", "rows", "F1", "± s.e.", "floor", "precision", "recall", "AUC", "AP"),
@@ -277,18 +340,18 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def show(figures: Mapping[str, Any], console: Console) -> None:
+def show(figures: Report, console: Console) -> None:
     for part in render(figures):
         console.print(part)
 
 
-def to_html(figures: Mapping[str, Any]) -> str:
+def to_html(figures: Report) -> str:
     """The same tables as one self-contained page."""
     import io
 
     from rich.console import Console
 
     console = Console(record=True, width=160, file=io.StringIO(), markup=False, emoji=False)
-    console.print(f"Run {figures['name']}", style="bold")
+    console.print(f"Run {figures.name}", style="bold")
     show(figures, console)
     return console.export_html(inline_styles=True)

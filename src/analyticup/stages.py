@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyticup.artifacts import Artifact
 from analyticup.errors import CheckFailed
+from analyticup.files import write_json
 from analyticup.seeds import derive_seed
 from analyticup.settings.loading import task_settings, to_dict
 from analyticup.settings.schema import Settings, read_volumes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from analyticup.model.checkpoint import StepCheckpoint
+    from analyticup.threshold import Decision
     from analyticup.train import ModelSource
 
 ROWS = "rows.parquet"
@@ -82,7 +84,7 @@ def ingest(job: Job) -> Counts:
         turned: list[str] = []
         if split == "train" and job.settings.data.flip_labels:
             rows, turned = flip_labels(rows, job.settings.data.flip_labels, job.settings.seed)
-            _write_json(turned, job.out / FLIPPED)
+            write_json(job.out / FLIPPED, turned)
         save_rows(rows, job.out / f"{split}.parquet")
         rejects += result.rejects
         counts[split] = {"lines": result.lines, "rows": len(rows), "rejects": len(result.rejects), **result.notes}
@@ -391,7 +393,7 @@ def ensemble(job: Job) -> Counts:
 def _combination(job: Job) -> tuple[Callable[[np.ndarray, DataFrame], np.ndarray], Counts]:
     """The method as a function of margins [rows, folds] and their rows, and what was fitted for it."""
     from analyticup.ensemble import combine, combine_ranks, combine_votes, combine_weighted, fold_weights
-    from analyticup.threshold import thresholds_of
+    from analyticup.threshold import DECISION, Decision
 
     method = job.settings.ensemble.method
     if method == "rank":
@@ -402,8 +404,8 @@ def _combination(job: Job) -> tuple[Callable[[np.ndarray, DataFrame], np.ndarray
         named = {f"fold{fold}": float(weight) for fold, weight in enumerate(weights)}
         return lambda margins, rows: combine_weighted(margins, weights), {"weights": named}
     if method == "vote":
-        chosen = _chosen(job.inputs["threshold"])
-        return lambda margins, rows: combine_votes(margins, thresholds_of(chosen, rows["language"])), {}
+        decision = Decision.load(job.inputs["threshold"].file(DECISION))
+        return lambda margins, rows: combine_votes(margins, rows["language"], decision), {}
     return lambda margins, rows: combine(margins, method), {}
 
 
@@ -418,17 +420,12 @@ def _held_out_by_fold(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(labels[part], margins[part]) for part in own]
 
 
-def _chosen(artifact: Artifact) -> dict[str, Any]:
-    """What the threshold stage wrote."""
-    return json.loads(artifact.file("threshold.json").read_text(encoding="utf-8"))
-
-
 def threshold(job: Job) -> Counts:
     from analyticup.corpus.rows import load_rows
     from analyticup.corpus.scores import save_table
     from analyticup.ensemble import out_of_fold_scores, sigmoid, threshold_scale
     from analyticup.metrics import binary_metrics
-    from analyticup.threshold import choose, measure_optimism, thresholds_of
+    from analyticup.threshold import DECISION, Decision, choose, measure_optimism
 
     settings, method = job.settings.threshold, job.settings.ensemble.method
     rows = load_rows(job.inputs["rows"].file("train.parquet"))
@@ -436,13 +433,16 @@ def threshold(job: Job) -> Counts:
     scored = _gathered(rows, job.inputs, "train")
     margins, parts = scored["margin"].to_numpy(), scored["part"].to_numpy()
     scores = out_of_fold_scores(margins, parts, method)
-    chosen = {"scores": threshold_scale(method), **choose(labels, scores, languages, settings)}
-    predictions = (scores >= thresholds_of(chosen, languages)).astype(int)
-    chosen["out_of_fold"] = binary_metrics(labels, predictions, scores)
-    # At p = 0.5, also where the threshold is compared with ranks.
-    chosen["out_of_fold_at_half"] = binary_metrics(labels, (sigmoid(margins) >= 0.5).astype(int), scores)
-    chosen["optimism"] = measure_optimism(labels, scores, parts, languages, settings)
-    _write_json(chosen, job.out / "threshold.json")
+    choice = choose(labels, scores, languages, settings)
+    decision = Decision(
+        **vars(choice),
+        scores=threshold_scale(method),
+        out_of_fold=binary_metrics(labels, choice.decide(scores, languages), scores),
+        # At p = 0.5, also where the threshold is compared with ranks.
+        out_of_fold_at_half=binary_metrics(labels, (sigmoid(margins) >= 0.5).astype(int), scores),
+        optimism=measure_optimism(labels, scores, parts, languages, settings),
+    )
+    decision.save(job.out / DECISION)
     columns = {
         "row_id": rows["row_id"].tolist(),
         "language": languages.tolist(),
@@ -451,17 +451,13 @@ def threshold(job: Job) -> Counts:
         "score": scores,
     }
     save_table(columns, job.out / "out_of_fold.parquet")
-    figures = {name: chosen["out_of_fold"][name] for name in ("f1", "floor_f1", "auc")}
-    return {"threshold": chosen["value"], "mode": chosen["mode"], **_by_language(chosen), **figures}
+    figures = decision.out_of_fold
+    told = {"f1": figures["f1"], "floor_f1": figures["floor_f1"], "auc": figures["auc"]}
+    return {"threshold": decision.value, "mode": decision.mode, **_by_language(decision), **told}
 
 
-def _by_language(chosen: Mapping[str, Any]) -> Counts:
-    values = {language: entry["value"] for language, entry in chosen["by_language"].items()}
-    return {"by language": values} if values else {}
-
-
-def _write_json(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _by_language(decision: Decision) -> Counts:
+    return {"by language": decision.language_values} if decision.by_language else {}
 
 
 def submit(job: Job) -> Counts:
@@ -483,17 +479,13 @@ def submit(job: Job) -> Counts:
 
 def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
     from analyticup.corpus.scores import load_table, save_table
-    from analyticup.ensemble import VOTE_CUT
     from analyticup.submission import format_problems, validate_submission, write_submission
-    from analyticup.threshold import thresholds_of
+    from analyticup.threshold import DECISION, Decision
 
-    chosen = _chosen(job.inputs[f"threshold-{task}"])
+    decision = Decision.load(job.inputs[f"threshold-{task}"].file(DECISION))
     scores = load_table(job.inputs[f"ensemble-{task}"].file(f"{split}.parquet"))
-    # A vote's folds have already been held against the threshold.
-    voted = task_settings(job.settings, task).ensemble.method == "vote"
-    cuts = VOTE_CUT if voted else thresholds_of(chosen, scores["language"])
-    # Eq. 3: yes iff p >= threshold.
-    scores["prediction"] = (scores["score"] >= cuts).astype("int8")
+    method = task_settings(job.settings, task).ensemble.method
+    scores["prediction"] = decision.decide(scores["score"], scores["language"], method)
     folder = job.out / split
     folder.mkdir(exist_ok=True)
     source, path = job.raw[f"{split}_{task}.txt"], folder / f"submit_{task}.txt"
@@ -502,14 +494,14 @@ def _submit_task(job: Job, task: str, split: str) -> tuple[Path, Counts]:
     if problems:
         raise CheckFailed(f"{path.name}: the written submission is not valid\n{format_problems(problems)}")
     save_table({name: scores[name].to_numpy() for name in scores.columns}, folder / f"scores_{task}.parquet")
-    counts = {"rows": len(scores), "positive": int(scores["prediction"].sum()), "threshold": chosen["value"]}
-    return path, {**counts, **_by_language(chosen)}
+    counts = {"rows": len(scores), "positive": int(scores["prediction"].sum()), "threshold": decision.value}
+    return path, {**counts, **_by_language(decision)}
 
 
 def report(job: Job) -> Counts:
-    from analyticup.report import collect, to_html
+    from analyticup.report import REPORT, collect, to_html
 
     figures = collect(job)
-    _write_json(figures, job.out / "report.json")
+    figures.save(job.out / REPORT)
     (job.out / "report.html").write_text(to_html(figures), encoding="utf-8")
-    return {"scored against labels": sorted(figures["scores"])}
+    return {"scored against labels": sorted(figures.scores)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import Any, NoReturn
 
 from analyticup.corpus.rows import MAX_ID, TARGET_FIELD, BadLine, decode_line, read_lines
 from analyticup.errors import UserError
+from analyticup.files import read_bytes, replace_file
+from analyticup.metrics import Figures, LanguageFigures
 
 # ---------------------------------------------------------------- writing
 
@@ -37,8 +38,8 @@ def write_submission(task: str, input_file: Path, predictions: Mapping[int, int]
         record = {name: row[name] for name in ("id", "language", "origin_query", target)}
         record["prediction"] = _zero_or_one(predictions[row_id], row_id)
         lines.append(encode(record) + "\n")
-    with _replacing(out_file) as temporary:
-        temporary.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+    with _writing(out_file) as scratch:
+        scratch.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
 
 
 def zip_submission(files: Sequence[Path], out: Path) -> None:
@@ -49,27 +50,23 @@ def zip_submission(files: Sequence[Path], out: Path) -> None:
     names = [file.name for file in files]
     if len(set(names)) != len(names):
         raise UserError(f"{out}: two of the files have one name ({', '.join(sorted(names))}); rename one")
-    with _replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with _writing(out) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         for file in sorted(files, key=lambda file: file.name):
             entry = zipfile.ZipInfo(file.name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3  # Unix: the default differs by platform, and the permissions need it
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, _bytes(file), compresslevel=9)
+            archive.writestr(entry, read_bytes(file), compresslevel=9)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _writing(path: Path) -> Iterator[Path]:
+    """`replace_file`; UserError where the machine fails."""
     try:
-        yield temporary
-        temporary.replace(path)
+        with replace_file(path) as scratch:
+            yield scratch
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and the disk") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _zero_or_one(value: object, row_id: int) -> int:
@@ -142,14 +139,7 @@ def _bits(path: Path, field: str, what: str) -> dict[int, int]:
     return bits
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
-
-
-# ---------------------------------------------------------------- validating (of the above: _bytes alone)
+# ---------------------------------------------------------------- validating (uses nothing of the above)
 
 
 @dataclass(frozen=True)
@@ -172,7 +162,7 @@ def validate_submission(task: str, input_file: Path, submission_file: Path) -> l
     expected, foreign = _expected_rows(input_file, task, target)
     if foreign:
         return foreign
-    content = _bytes(submission_file)
+    content = read_bytes(submission_file)
     problems = [] if content else [Problem(1, "the file is empty")]
     if content[:3] == b"\xef\xbb\xbf":
         problems.append(Problem(1, "byte order mark before the first object"))
@@ -296,7 +286,7 @@ def _expected_rows(path: Path, task: str, target: str) -> tuple[dict[int, dict[s
     """The input's rows by id, with their lines; instead of them, one problem where the task is another."""
     rows: dict[int, dict[str, Any]] = {}
     foreign: list[tuple[int, str]] = []
-    content = _bytes(path)
+    content = read_bytes(path)
     content = content[3:] if content[:3] == b"\xef\xbb\xbf" else content
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip() == b"":
@@ -332,8 +322,8 @@ def _expected_rows(path: Path, task: str, target: str) -> tuple[dict[int, dict[s
 class Scores:
     """Figures of `metrics.binary_metrics` per language (with "language" first) and over all rows."""
 
-    languages: list[dict[str, Any]]
-    overall: dict[str, Any]
+    languages: list[LanguageFigures]
+    overall: Figures
 
 
 def read_labels(path: Path) -> dict[int, int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyticup.report import REPORT, Report
 from analyticup.settings.schema import Settings, TrackingSettings
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def tracked_run(
 def log_summary(settings: Settings, folder: Path, group: str, config: Mapping[str, Any], report: Artifact) -> None:
     """The summary run of a pipeline run: final figures per task and split. Once per report, so that a cached run adds
     nothing."""
-    marker = folder / "wandb" / f"summary-{report.record['identity'][:16]}-{report.digest[:16]}"
+    marker = folder / "wandb" / f"summary-{report.record.identity[:16]}-{report.digest[:16]}"
     if settings.tracking.mode == "disabled" or marker.exists():
         return
-    figures = json.loads(report.file("report.json").read_text(encoding="utf-8"))
+    figures = Report.load(report.file(REPORT))
     with tracked_run(settings.tracking, folder, group, "summary", config) as logger:
         if logger is not None:
             logger.experiment.summary.update(_final_figures(figures))
@@ -77,13 +77,13 @@ def log_table(settings: Settings, folder: Path, name: str, columns: Sequence[str
             logger.experiment.log({"table": wandb.Table(columns=list(columns), data=rows)})
 
 
-def _final_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _final_figures(figures: Report) -> dict[str, float | None]:
     names = ("f1", "f1_se", "floor_f1", "auc", "ap")
-    flat: dict[str, Any] = {}
-    for task, chosen in figures["out_of_fold"].items():
-        flat[f"{task}/threshold"] = chosen["value"]
-        flat |= {f"{task}/out_of_fold/{name}": chosen["out_of_fold"][name] for name in names}
-    for title, rows in figures["scores"].items():
+    flat: dict[str, float | None] = {}
+    for task, decision in figures.out_of_fold.items():
+        flat[f"{task}/threshold"] = decision.value
+        flat |= {f"{task}/out_of_fold/{name}": decision.out_of_fold[name] for name in names}
+    for title, rows in figures.scores.items():
         for row in rows:
             flat |= {f"{title.replace(' ', '/')}/{row['language']}/{name}": row[name] for name in names}
     return flat

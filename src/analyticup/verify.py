@@ -6,40 +6,19 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from analyticup.artifacts import Artifact, file_sha256, foreign_names, is_sealed, read_artifact
+from analyticup.artifacts import Artifact, Unusable, foreign_names, read_artifact
 from analyticup.errors import UserError
-from analyticup.expected import FAIL, NEAR, OK
-from analyticup.publish import MANIFEST
+from analyticup.files import file_sha256
+from analyticup.publish import MANIFEST, Manifest
 from analyticup.settings.loading import settings_from_dict, task_settings
 from analyticup.settings.schema import Settings
+from analyticup.verdict import Item, Verdict
 
 # Where things lie on this machine; every other setting is the manifest's.
 PLACES = ("paths.artifacts", "paths.cache", "data.dir")
-SHAPE = {
-    "name": str,
-    "final_split": str,
-    "files": dict,
-    "config": dict,
-    "data": dict,
-    "thresholds": dict,
-    "thresholds_by_language": dict,
-    "stages": dict,
-}
-STAGE_SHAPE = {"folder": str, "identity": str, "digest": str, "code": int, "counts": dict}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One line of the result. `verdict` is OK, FAIL, or near: not checked, as the text says, or a figure that is
-    within twice its tolerance."""
-
-    verdict: str
-    what: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -49,11 +28,11 @@ class _Run:
     it is none."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     settings: Settings
     places: Settings
     sound: set[str]
-    stages: Mapping[str, Artifact | str]
+    stages: Mapping[str, Artifact | Unusable]
     inputs: Mapping[str, Path]
 
 
@@ -67,25 +46,25 @@ def verify_run(folder: Path, overrides: list[str]) -> Iterator[Item]:
         raise UserError(
             f"argument {wrong[0]!r}: the settings are the manifest's; only {', '.join(PLACES)} can be given"
         )
-    manifest = read_manifest(folder)
+    manifest, intact = Manifest.load(folder)
     sound: set[str] = set()
-    for item in _files(folder, manifest["files"]):
-        if item.verdict == OK:
+    for item in _files(folder, manifest.files):
+        if item.verdict == Verdict.OK:
             sound.add(item.what.removeprefix("file "))
         yield item
-    faults = _manifest_faults(folder / MANIFEST, manifest)
+    faults = _unreadable(manifest, intact, folder / MANIFEST)
     yield _said(f"file {MANIFEST}", faults, "unchanged since it was written")
     if faults:
         return
-    yield from _zips(folder, manifest["files"], sound)
+    yield from _zips(folder, manifest.files, sound)
     where = f"{folder / MANIFEST}: config"
-    settings = settings_from_dict(manifest["config"], where, [])
-    places = settings_from_dict(manifest["config"], where, overrides)
+    settings = settings_from_dict(manifest.config, where, [])
+    places = settings_from_dict(manifest.config, where, overrides)
     stages = _read_stages(manifest, places)
     with _input_folder(settings, places, stages) as given:
         inputs: dict[str, Path] = {}
-        for item in _inputs(manifest["data"], given):
-            if item.verdict == OK:
+        for item in _inputs(manifest.data, given):
+            if item.verdict == Verdict.OK:
                 name = item.what.removeprefix("input ")
                 inputs[name] = given / name
             yield item
@@ -94,49 +73,29 @@ def verify_run(folder: Path, overrides: list[str]) -> Iterator[Item]:
     graph = _graph(run)
     yield graph
     yield from _stages(run)
-    if graph.verdict != FAIL and all(isinstance(stage, Artifact) for stage in stages.values()):
-        yield _records(run)
+    yield _records(run, graph)
     yield from _model(run)
     yield from _figures(run)
 
 
 def _said(what: str, faults: list[str], fine: str) -> Item:
-    return Item(FAIL, what, "; ".join(faults)) if faults else Item(OK, what, fine)
+    return Item(Verdict.FAIL, what, "; ".join(faults)) if faults else Item(Verdict.OK, what, fine)
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run's folder; UserError where it is none."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        complete = _fits(manifest, SHAPE) and all(_fits(entry, STAGE_SHAPE) for entry in manifest["stages"].values())
-        names = [*manifest["files"], *manifest["data"], *(entry["folder"] for entry in manifest["stages"].values())]
-        complete = complete and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        complete = False
-    if not complete:
-        raise UserError(f"{path}: no readable manifest; run again, or give a finished run, e.g. submissions/sample")
-    return manifest
-
-
-def _manifest_faults(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+def _unreadable(manifest: Manifest, intact: bool, path: Path) -> list[str]:
     """Why nothing can be checked against a manifest, whatever its form; [] where it can."""
     rest = "nothing but the files was checked"
-    if not is_sealed(manifest):
+    if not intact:
         return [f"it was edited, or written by an earlier version: run again, or fetch it anew; {rest}"]
     try:
-        settings_from_dict(manifest["config"], str(path), [])
+        settings_from_dict(manifest.config, str(path), [])
     except UserError as error:
         return [f"this version cannot read its settings ({_line(error)}); {rest}"]
     return []
-
-
-def _fits(value: Any, shape: Mapping[str, type]) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in shape.items())
 
 
 # ---------------------------------------------------------------- the published folder
@@ -146,12 +105,12 @@ def _files(folder: Path, files: Mapping[str, str]) -> Iterator[Item]:
     for name, digest in files.items():
         path = folder / name
         if not path.is_file():
-            yield Item(FAIL, f"file {name}", "missing; run again, or fetch it anew")
+            yield Item(Verdict.FAIL, f"file {name}", "missing; run again, or fetch it anew")
         else:
             faults = [] if file_sha256(path) == digest else ["its sha256 is not the manifest's; run again, or fetch it"]
             yield _said(f"file {name}", faults, "sha256 as in the manifest")
     for name in foreign_names(folder, {MANIFEST, *files}):
-        yield Item(FAIL, f"file {name}", "the manifest does not know it; move it elsewhere")
+        yield Item(Verdict.FAIL, f"file {name}", "the manifest does not know it; move it elsewhere")
 
 
 def _zips(folder: Path, files: Mapping[str, str], sound: set[str]) -> Iterator[Item]:
@@ -159,7 +118,7 @@ def _zips(folder: Path, files: Mapping[str, str], sound: set[str]) -> Iterator[I
         prefix = name.removesuffix("submit.zip")
         loose = [other for other in files if other.startswith(f"{prefix}submit_")]
         if not sound.issuperset([name, *loose]):
-            yield Item(NEAR, f"zip {name}", "not checked, as it or a file in it is damaged")
+            yield Item(Verdict.SKIPPED, f"zip {name}", "not checked, as it or a file in it is damaged")
             continue
         with zipfile.ZipFile(folder / name) as archive:
             packed = {prefix + member: archive.read(member) for member in archive.namelist()}
@@ -176,7 +135,7 @@ def _content(folder: Path, name: str, known: list[str]) -> bytes | None:
 
 
 @contextmanager
-def _input_folder(settings: Settings, places: Settings, stages: Mapping[str, Artifact | str]) -> Iterator[Path]:
+def _input_folder(settings: Settings, places: Settings, stages: Mapping[str, Artifact | Unusable]) -> Iterator[Path]:
     """Where the input files lie: `data.dir`, the sample stage's folder, or the sample corpus written anew."""
     import tempfile
 
@@ -197,16 +156,18 @@ def _inputs(data: Mapping[str, str], folder: Path) -> Iterator[Item]:
     for name, digest in data.items():
         path = folder / name
         if not path.is_file():
-            yield Item(NEAR, f"input {name}", f"not checked: not in {folder}; say where with data.dir=FOLDER")
+            yield Item(
+                Verdict.SKIPPED, f"input {name}", f"not checked: not in {folder}; say where with data.dir=FOLDER"
+            )
         else:
             faults = [] if file_sha256(path) == digest else [f"{path} is not the file that the run read"]
             yield _said(f"input {name}", faults, "sha256 as in the manifest")
 
 
 def _submissions(run: _Run) -> Iterator[Item]:
-    for name in (name for name in run.manifest["files"] if Path(name).name.startswith("submit_")):
+    for name in (name for name in run.manifest.files if Path(name).name.startswith("submit_")):
         prefix, _, file = name.rpartition("submit_")
-        task, split = file.removesuffix(".txt"), prefix.rstrip("/") or run.manifest["final_split"]
+        task, split = file.removesuffix(".txt"), prefix.rstrip("/") or run.manifest.final_split
         yield _valid(run, name, task, f"{split}_{task}.txt")
         yield _predicted(run, name, task, f"{prefix}scores_{task}.parquet")
 
@@ -216,7 +177,7 @@ def _valid(run: _Run, name: str, task: str, given: str) -> Item:
 
     what = f"submission {name}"
     if name not in run.sound or given not in run.inputs:
-        return Item(NEAR, what, f"not checked against {given}, as one of the two is missing or damaged")
+        return Item(Verdict.SKIPPED, what, f"not checked against {given}, as one of the two is missing or damaged")
     problems = validate_submission(task, run.inputs[given], run.folder / name)
     faults = [f"line {problem.line} of the {problem.file}: {problem.what}" for problem in problems[:1]]
     faults += [f"{len(problems)} problems in all"] if len(problems) > 1 else []
@@ -226,18 +187,16 @@ def _valid(run: _Run, name: str, task: str, given: str) -> Item:
 def _predicted(run: _Run, name: str, task: str, scores: str) -> Item:
     """Whether the predictions are what the scores and the threshold give."""
     from analyticup.corpus.scores import load_table
-    from analyticup.ensemble import VOTE_CUT
     from analyticup.submission import read_predictions
-    from analyticup.threshold import thresholds_of
+    from analyticup.threshold import Choice
 
     what = f"predictions {name}"
-    if not run.sound.issuperset([name, scores]) or task not in run.manifest["thresholds"]:
-        return Item(NEAR, what, f"not checked against {scores}, as one of the two is missing or damaged")
-    table, value = load_table(run.folder / scores), run.manifest["thresholds"][task]
-    chosen = {"value": value, "by_language": run.manifest["thresholds_by_language"].get(task, {})}
-    voted = task_settings(run.settings, task).ensemble.method == "vote"
-    cuts = VOTE_CUT if voted else thresholds_of(chosen, table["language"])
-    decided = dict(zip(table["id"], (table["score"] >= cuts).astype(int), strict=True))
+    if not run.sound.issuperset([name, scores]) or task not in run.manifest.thresholds:
+        return Item(Verdict.SKIPPED, what, f"not checked against {scores}, as one of the two is missing or damaged")
+    table, value = load_table(run.folder / scores), run.manifest.thresholds[task]
+    choice = Choice(value=value, by_language=run.manifest.thresholds_by_language.get(task, {}))
+    method = task_settings(run.settings, task).ensemble.method
+    decided = dict(zip(table["id"], choice.decide(table["score"], table["language"], method), strict=True))
     written = read_predictions(run.folder / name)
     ids = decided.keys() | written.keys()
     differ = sum(decided.get(row_id) != written.get(row_id) for row_id in ids)
@@ -257,15 +216,15 @@ def _graph(run: _Run) -> Item:
     """
     from analyticup.pipeline import CODE_VERSIONS, build, identities_by
 
-    stages = run.manifest["stages"]
+    stages = run.manifest.stages
     try:
-        nodes = build(run.settings, run.manifest["data"])
+        nodes = build(run.settings, run.manifest.data)
     except UserError as error:
-        return Item(NEAR, "settings", f"not checked: {_line(error)}")
-    then = CODE_VERSIONS | {node.stage: stages[node.title]["code"] for node in nodes if node.title in stages}
+        return Item(Verdict.SKIPPED, "settings", f"not checked: {_line(error)}")
+    then = CODE_VERSIONS | {node.stage: stages[node.title].code for node in nodes if node.title in stages}
     wanted = identities_by(nodes, then)
     strange = sorted(wanted.keys() ^ stages.keys())
-    other = [title for title in wanted if title in stages and stages[title]["identity"] != wanted[title]]
+    other = [title for title in wanted if title in stages and stages[title].identity != wanted[title]]
     faults = [f"the settings and the manifest do not have the same stages: {', '.join(strange)}"] if strange else []
     faults += (
         [f"the settings and inputs are not those that made {other[0]} ({len(other)} such stages)"] if other else []
@@ -275,58 +234,61 @@ def _graph(run: _Run) -> Item:
     ]
     if changed and not faults:
         return Item(
-            NEAR, "settings", f"they made these stages, by earlier versions of their code ({'; '.join(changed)})"
+            Verdict.NEAR,
+            "settings",
+            f"they made these stages, by earlier versions of their code ({'; '.join(changed)})",
         )
     return _said("settings", faults, f"they and the inputs give the identities of all {len(wanted)} stages")
 
 
-def _read_stages(manifest: Mapping[str, Any], places: Settings) -> dict[str, Artifact | str]:
+def _read_stages(manifest: Manifest, places: Settings) -> dict[str, Artifact | Unusable]:
     from analyticup.pipeline import resolve
 
     artifacts = resolve(places.paths.artifacts)
-    return {
-        title: read_artifact(artifacts / entry["folder"], entry["identity"])
-        for title, entry in manifest["stages"].items()
-    }
+    return {title: read_artifact(artifacts / entry.folder, entry.identity) for title, entry in manifest.stages.items()}
 
 
 def _stages(run: _Run) -> Iterator[Item]:
     """Each stage's folder: its files, its record, and that it was made from the other stages' folders as they are."""
     from analyticup.pipeline import resolve
 
-    entries, artifacts = run.manifest["stages"], resolve(run.places.paths.artifacts)
-    if not any((artifacts / entry["folder"]).is_dir() for entry in entries.values()):
+    entries, artifacts = run.manifest.stages, resolve(run.places.paths.artifacts)
+    if not any((artifacts / entry.folder).is_dir() for entry in entries.values()):
         yield Item(
-            NEAR,
+            Verdict.SKIPPED,
             "stages",
             f"not checked: none of the {len(entries)} folders is in {artifacts}; say where with paths.artifacts=FOLDER",
         )
         return
-    digests = {entry["folder"]: entry["digest"] for entry in entries.values()}
+    digests = {entry.folder: entry.digest for entry in entries.values()}
     for title, entry in entries.items():
-        stage, place = run.stages[title], artifacts / entry["folder"]
-        if isinstance(stage, str):
-            fault = stage if place.is_dir() else "the folder is gone"
-            yield Item(FAIL, f"stage {title}", f"{fault}; the same run makes it again ({place})")
+        stage, place = run.stages[title], artifacts / entry.folder
+        if isinstance(stage, Unusable):
+            fault = stage.reason if place.is_dir() else "the folder is gone"
+            yield Item(Verdict.FAIL, f"stage {title}", f"{fault}; the same run makes it again ({place})")
             continue
-        faults = [] if stage.digest == entry["digest"] else ["its files are not those of this run"]
-        faults += [] if stage.record["counts"] == entry["counts"] else ["its counts are not the manifest's"]
-        made_from = {name: digests.get(stage.record["input_folders"][name]) for name in stage.record["inputs"]}
-        foreign = [name for name, digest in stage.record["inputs"].items() if made_from[name] != digest]
+        record = stage.record
+        faults = [] if record.digest == entry.digest else ["its files are not those of this run"]
+        faults += [] if record.counts == entry.counts else ["its counts are not the manifest's"]
+        made_from = {name: digests.get(record.input_folders[name]) for name in record.inputs}
+        foreign = [name for name, digest in record.inputs.items() if made_from[name] != digest]
         faults += [f"it was made from another {', '.join(foreign)}"] if foreign else []
-        yield _said(f"stage {title}", faults, f"{len(stage.record['files'])} files and the record as they were written")
+        yield _said(f"stage {title}", faults, f"{len(record.files)} files and the record as they were written")
 
 
-def _records(run: _Run) -> Item:
+def _records(run: _Run, graph: Item) -> Item:
     """The manifest against the one that the records give now; times and machine may be those of a repair."""
     from analyticup.publish import make_manifest
 
+    what = "manifest and stages"
     stages = {title: stage for title, stage in run.stages.items() if isinstance(stage, Artifact)}
-    made = json.loads(json.dumps(make_manifest(run.settings, stages)))
+    if graph.verdict == Verdict.FAIL or len(stages) < len(run.stages):
+        return Item(Verdict.SKIPPED, what, "not checked, as the settings do not fit, or a stage's folder is unusable")
+    made, found = json.loads(json.dumps(asdict(make_manifest(run.settings, stages)))), asdict(run.manifest)
     names = sorted(made.keys() - {"environment", "seconds", "stages"})
-    differ = [name for name in names if made[name] != run.manifest.get(name)]
+    differ = [name for name in names if made[name] != found[name]]
     faults = [f"{', '.join(differ)} not as the stages' folders say"] if differ else []
-    return _said("manifest and stages", faults, "the published files, thresholds and figures are the stages'")
+    return _said(what, faults, "the published files, thresholds and figures are the stages'")
 
 
 def _model(run: _Run) -> Iterator[Item]:
@@ -340,30 +302,27 @@ def _model(run: _Run) -> Iterator[Item]:
     try:
         folder = converted_folder(backbone, cache)
     except UserError as error:
-        yield Item(NEAR, "converted model", f"not checked: {_line(error)}")
+        yield Item(Verdict.SKIPPED, "converted model", f"not checked: {_line(error)}")
         return
     if folder.is_dir():
         read = read_conversion(backbone, cache)
-        faults = [f"{read}; the next run that loads it converts it again ({folder})"] if isinstance(read, str) else []
+        again = f"the next run that loads it converts it again ({folder})"
+        faults = [f"{read.reason}; {again}"] if isinstance(read, Unusable) else []
         yield _said("converted model", faults, "as it was converted")
     else:
-        yield Item(OK, "converted model", f"none in {cache}; made when a stage needs it")
+        yield Item(Verdict.SKIPPED, "converted model", f"none in {cache}; made when a stage needs it")
 
 
 def _figures(run: _Run) -> Iterator[Item]:
-    from analyticup.expected import figures_by_name, verdicts
+    from analyticup.expected import compare, figures_by_name
     from analyticup.pipeline import PROJECT
+    from analyticup.report import REPORT, Report
 
     report = run.stages.get("report-all")
     if not isinstance(report, Artifact):
-        yield Item(NEAR, "expected figures", "not compared: the folder of the stage report-all is gone or damaged")
+        yield Item(
+            Verdict.SKIPPED, "expected figures", "not compared: the folder of the stage report-all is gone or damaged"
+        )
         return
-    figures = json.loads(report.file("report.json").read_text(encoding="utf-8"))
-    found = verdicts(
-        run.settings.name, run.settings, figures_by_name(figures), run.manifest["data"], PROJECT / "configs"
-    )
-    if isinstance(found, str):
-        yield Item(OK, "expected figures", f"none to compare with: {found}")
-        return
-    for one in found:
-        yield Item(one.verdict, f"figure {one.figure}", one.text)
+    figures = figures_by_name(Report.load(report.file(REPORT)))
+    yield from compare(run.settings.name, run.settings, figures, run.manifest.data, PROJECT / "configs")

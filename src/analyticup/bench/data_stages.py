@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyticup import stages
-from analyticup.artifacts import Artifact
+from analyticup.artifacts import Artifact, StageRecord
 from analyticup.bench.harness import Done
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.settings.schema import MinedSettings, NegativesSettings, Settings, TranslateSettings
@@ -86,13 +86,15 @@ def write_generated(folder: Path, count: int) -> None:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     draw = random.Random(SEED)
     from analyticup.corpus.scores import save_table
+    from analyticup.metrics import binary_metrics
+    from analyticup.threshold import DECISION, Decision
 
     (folder / "ensemble").mkdir(exist_ok=True)
     languages = [row["language"] for row in generated_rows("test", count)]
     columns = {"id": list(range(1, count + 1)), "language": languages, "score": [draw.random() for _ in languages]}
     save_table(columns, folder / "ensemble" / "test.parquet")
-    chosen = {"value": 0.5, "mode": "fixed", "scores": "probability", "by_language": {}}
-    (folder / "threshold.json").write_text(json.dumps(chosen), encoding="utf-8")
+    figures = binary_metrics([0, 1], [0, 1])
+    Decision(value=0.5, out_of_fold=figures, out_of_fold_at_half=figures).save(folder / DECISION)
 
 
 class RandomEmbedder:
@@ -141,9 +143,9 @@ class DataStage:
 def _job(folder: Path, out: Path, split: str = "train") -> stages.Job:
     name = f"{split}_{TASK}.txt"
     inputs = {
-        "rows": Artifact(folder / "ingest", {}),
-        f"ensemble-{TASK}": Artifact(folder / "ensemble", {}),
-        f"threshold-{TASK}": Artifact(folder, {}),
+        "rows": Artifact(folder / "ingest", StageRecord()),
+        f"ensemble-{TASK}": Artifact(folder / "ensemble", StageRecord()),
+        f"threshold-{TASK}": Artifact(folder, StageRecord()),
     }
     return stages.Job(
         task=TASK,
@@ -182,7 +184,7 @@ def _save_with(rows: DataFrame, new_rows: DataFrame, out: Path) -> None:
 def _negatives(folder: Path, out: Path) -> None:
     from analyticup.augment.negatives import sample_negatives
 
-    rows = stages.training_rows(Artifact(folder / "ingest", {}))
+    rows = stages.training_rows(Artifact(folder / "ingest", StageRecord()))
     # Random vectors know no band; each ask takes the nearest path that the rules leave.
     new_rows, _ = sample_negatives(rows, NegativesSettings(low=-1, high=1), RandomEmbedder(), SEED)
     _save_with(rows, new_rows, out)
@@ -192,7 +194,7 @@ def _mined(folder: Path, out: Path) -> None:
     from analyticup.augment.translate import translate_rows
     from analyticup.augment.translators.mined import MinedTranslator
 
-    rows = stages.training_rows(Artifact(folder / "ingest", {}))
+    rows = stages.training_rows(Artifact(folder / "ingest", StageRecord()))
     found = set()
     with (folder / f"test_{TASK}.txt").open("rb") as stream:
         for line in stream:

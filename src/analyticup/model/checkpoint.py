@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.artifacts import SCRATCH_PREFIX
+from analyticup.files import replace_file, scratch_path
 
 if TYPE_CHECKING:
     from lightning import Callback, LightningModule, Trainer
@@ -40,17 +39,9 @@ class StepCheckpoint:
         """Replaces the file in one step; on any error the one before stays."""
         from safetensors.torch import save_file
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _scratch(self.path)
         ready = {name: value.detach().contiguous() for name, value in tensors.items()}
-        try:
+        with replace_file(self.path) as scratch:
             save_file(ready, scratch, metadata={"identity": self.identity, "plain": json.dumps(plain)})
-            with scratch.open("rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(scratch, self.path)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `write` was given, or None; a file that cannot be used is named on stderr."""
@@ -73,7 +64,7 @@ class StepCheckpoint:
 
 def discard(path: Path) -> None:
     """Removes a checkpoint file."""
-    for file in (path, _scratch(path)):
+    for file in (path, scratch_path(path)):
         file.unlink(missing_ok=True)
 
 
@@ -85,10 +76,6 @@ def tidy(folder: Path) -> None:
         path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _scratch(path: Path) -> Path:
-    return path.with_name(f"{SCRATCH_PREFIX}{path.name}")
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.artifacts import file_sha256
+from analyticup.artifacts import Record, Unusable, read_record
 from analyticup.errors import UserError
+from analyticup.files import file_sha256, lock, publish_folder
 from analyticup.model.pins import check_packaged
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from analyticup.artifacts import Artifact
 
 GGUF = "gguf:"
 # Raised when the conversion below changes what it writes, so that old conversions are not used.
@@ -60,28 +59,24 @@ def converted_folder(backbone: str, cache: Path) -> Path:
     return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
 
 
-def read_conversion(backbone: str, cache: Path) -> Artifact | str:
-    """The converted copy of a GGUF backbone, all of it hashed, or why it cannot be used."""
-    from analyticup.artifacts import read_artifact
-
+def read_conversion(backbone: str, cache: Path) -> Record | Unusable:
+    """The record of a GGUF backbone's converted copy, all of it hashed, or why the copy cannot be used."""
     folder = converted_folder(backbone, cache)
-    return read_artifact(folder, folder.name)
+    return read_record(folder, folder.name, Record)
 
 
 def converted_gguf(backbone: str, cache: Path) -> Path:
     """GGUF to safetensors once (some twenty seconds), then found by its source's sha256 and hashed before use."""
-    from analyticup.artifacts import lock, publish_folder, write_record
-
     folder = converted_folder(backbone, cache)
     # Runs with other artifacts folders may share the cache; the second one waits and finds the work done.
     with lock(cache, waits=True):
         read = read_conversion(backbone, cache)
-        if isinstance(read, str):
-            again = f" ({folder}: {read})" if folder.is_dir() else ""
+        if isinstance(read, Unusable):
+            again = f" ({folder}: {read.reason})" if folder.is_dir() else ""
             print(f"converting {backbone} to safetensors, once{again}", file=sys.stderr, flush=True)
             with publish_folder(folder) as scratch:
                 _convert(backbone.removeprefix(GGUF), scratch)
-                write_record(scratch, {"identity": folder.name})
+                Record(identity=folder.name).save(scratch)
     return folder
 
 
