@@ -78,11 +78,10 @@ running = ""
 
 def follow_stages() -> None:
     """Keeps `running` at the title of the stage that runs."""
-    from analyticup import pipeline
 
-    known = pipeline._run
+    known = execution._run
 
-    def following(node: pipeline.Node, *arguments: Any) -> Any:
+    def following(node: graph.Node, *arguments: Any) -> Any:
         global running
         running = node.title
         try:
@@ -90,7 +89,7 @@ def follow_stages() -> None:
         finally:
             running = ""
 
-    pipeline._run = following
+    execution._run = following
 
 
 def install(fault: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ from test_ensemble import settings as ensemble_settings
 from tiny_runs import FEW_STEPS, ROOT, SAMPLE_ROWS, TINY, places
 
 from analyticup.__main__ import main
-from analyticup.ablation import ALL, PAPER_ROWS, SEEN, TABLES, UNSEEN, Row, Scored, make_table, read_run
-from analyticup.ablation_output import to_csv, to_markdown
-from analyticup.artifacts import Artifact, StageRecord
-from analyticup.report import REPORT, Report
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.experiments.ablation.output import to_csv, to_markdown
+from analyticup.experiments.ablation.table import PAPER_ROWS, TABLES, Row, Scored, make_table, read_run
+from analyticup.metrics import ALL, SEEN, UNSEEN
+from analyticup.report.figures import REPORT, Report
 from analyticup.settings.loading import load_settings, task_settings
 
 ROWS = [row for rows in TABLES.values() for row in rows]

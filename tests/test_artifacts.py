@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyticup.artifacts import (
+from analyticup.engine.artifacts import (
     Artifact,
     StageRecord,
     Unusable,
@@ -21,8 +21,8 @@ from analyticup.artifacts import (
     list_files,
     read_artifact,
 )
+from analyticup.engine.files import lock, publish_folder, remove_unfinished, write_atomically
 from analyticup.errors import UserError
-from analyticup.files import lock, publish_folder, remove_unfinished, write_atomically
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 

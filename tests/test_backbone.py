@@ -20,7 +20,6 @@ from analyticup.model import backbone
 from analyticup.model.backbone import (
     add_adapter,
     choose_precision,
-    identity,
     load_adapter,
     load_backbone,
     load_tokenizer,
@@ -28,10 +27,10 @@ from analyticup.model.backbone import (
     random_qwen3,
     random_tokenizer,
     save_adapter,
-    source_kind,
 )
 from analyticup.model.module import label_hidden, output_matrix
 from analyticup.model.objective import margins
+from analyticup.model.pins import identity, source_kind
 from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.schema import LoraSettings, ModelSettings, PromptSettings
 

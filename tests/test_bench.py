@@ -16,9 +16,13 @@ import torch
 from closeness import assert_same_sums
 
 from analyticup.__main__ import main
-from analyticup.bench import peers
-from analyticup.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
-from analyticup.bench.flops import (
+from analyticup.corpus.languages import LANGUAGES
+from analyticup.corpus.rows import make_rows, save_rows
+from analyticup.corpus.taxonomy import split_path
+from analyticup.errors import UserError
+from analyticup.experiments.bench import peers
+from analyticup.experiments.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
+from analyticup.experiments.bench.flops import (
     Load,
     MatrixMultiply,
     Shape,
@@ -29,15 +33,11 @@ from analyticup.bench.flops import (
     prompts_load,
     shape_of,
 )
-from analyticup.bench.harness import Done, Entry, Result, Round, Unavailable, _turn, measure, timed_round
-from analyticup.bench.kit import KitScoring, KitTraining
-from analyticup.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
-from analyticup.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
-from analyticup.bench.work import Work
-from analyticup.corpus.languages import LANGUAGES
-from analyticup.corpus.rows import make_rows, save_rows
-from analyticup.corpus.taxonomy import split_path
-from analyticup.errors import UserError
+from analyticup.experiments.bench.harness import Done, Entry, Result, Round, Unavailable, _turn, measure, timed_round
+from analyticup.experiments.bench.ours import KitScoring, KitTraining
+from analyticup.experiments.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
+from analyticup.experiments.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
+from analyticup.experiments.bench.work import Work
 from analyticup.settings.loading import load_settings, task_settings
 from analyticup.settings.schema import LoraSettings
 

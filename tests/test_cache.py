@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analyticup.cache import Cache
+from analyticup.engine.cache import Cache
 from analyticup.errors import UserError
 
 VALUES = {"a": b"\x00\x01", "b": "größer", "c": "[]", "d": b"value that stands in the file as it is"}

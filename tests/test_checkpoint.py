@@ -13,10 +13,12 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from analyticup.model import objective
 from analyticup.model.backbone import save_adapter
 from analyticup.model.checkpoint import StepCheckpoint, discard, tidy
 from analyticup.settings.schema import Settings, TrainSettings
-from analyticup.train import Machine, ModelSource, train_fold
+from analyticup.training.fold import train_fold
+from analyticup.training.source import Machine, ModelSource
 
 pytestmark = pytest.mark.arithmetic
 
@@ -64,7 +66,6 @@ class Training:
 
     def interrupt(self, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
         """Stops the training in the loss of its batch number `batch` (from 1) of this start."""
-        from analyticup.model import objective
 
         seen = []
         known = objective.loss_function

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from analyticup import __main__ as entry
-from analyticup import commands
+from analyticup import __main__, commands
+from analyticup.engine.files import lock
 from analyticup.errors import ADVICE, CheckFailed, UserError
-from analyticup.files import lock
-from analyticup.publish import Manifest
+from analyticup.results.manifest import Manifest
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -35,7 +34,7 @@ def fresh(*arguments, code=None):
 
 def refused(capsys, *arguments):
     """The lines on stderr of a command line that is refused with exit code 2."""
-    assert entry.main([str(argument) for argument in arguments]) == 2
+    assert __main__.main([str(argument) for argument in arguments]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()
@@ -70,7 +69,7 @@ def test_help_takes_hardly_longer_than_python_itself():
             assert run.returncode == 0
     # Side by side, and the best of five: machines differ, and may be busy with something else.
     assert min(seconds["help"]) < 10 * min(seconds["python"])
-    assert all(f"\n    {name} " in fresh("--help").stdout for name in entry.COMMANDS)
+    assert all(f"\n    {name} " in fresh("--help").stdout for name in __main__.COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["validate", "--help"], ["--version"]])
@@ -106,7 +105,7 @@ def test_the_module_exits_with_the_code_of_its_command(tmp_path):
     ],
 )
 def test_without_a_command_run_is_meant(given, arguments, config, overrides):
-    assert entry.main(arguments) == 0
+    assert __main__.main(arguments) == 0
     (options,) = given
     assert options.command == "run"
     assert (options.config, options.overrides) == (Path(config) if config else None, overrides)
@@ -128,7 +127,7 @@ def test_without_a_command_run_is_meant(given, arguments, config, overrides):
 )
 def test_wrong_usage_is_exit_code_2(given, capsys, arguments):
     with pytest.raises(SystemExit) as end:
-        entry.main(arguments)
+        __main__.main(arguments)
     assert end.value.code == 2 and not given
     shown = capsys.readouterr()
     assert ": error: " in shown.err.splitlines()[-1] and "Traceback" not in shown.err
@@ -154,14 +153,14 @@ def test_errors_become_exit_codes(monkeypatch, capsys, error, code, told):
         raise error
 
     monkeypatch.setattr(commands, "run", fail)
-    assert entry.main([]) == code
+    assert __main__.main([]) == code
     assert capsys.readouterr().err == told
 
 
 def test_a_mistake_in_the_kit_is_not_dressed_up_as_the_users(monkeypatch):
     monkeypatch.setattr(commands, "run", lambda _: {}["missing"])
     with pytest.raises(KeyError):
-        entry.main([])
+        __main__.main([])
 
 
 def test_a_closed_pipe_is_no_crash():
@@ -221,13 +220,13 @@ def test_missing_files_are_named(tmp_path, capsys, own_paths, command, files, to
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path, capsys, own_paths):
     with lock(tmp_path / "artifacts"):
-        assert entry.main(["run", "model.backbone=random:qwen3", *own_paths]) == 2
+        assert __main__.main(["run", "model.backbone=random:qwen3", *own_paths]) == 2
     assert "another run is using this artifacts folder" in capsys.readouterr().err
     assert not (tmp_path / "submissions").exists()
 
 
 def test_plan_lists_the_stages_and_creates_nothing(tmp_path, capsys, own_paths):
-    assert entry.main(["plan", "model.backbone=random:qwen3", *own_paths]) == 0
+    assert __main__.main(["plan", "model.backbone=random:qwen3", *own_paths]) == 0
     shown = capsys.readouterr().out
     for stage in ("sample-all", "ingest-QC", "negatives-QC", "filter-QI", "train-QI-fold1", "submit-all", "report-all"):
         assert stage in shown
@@ -258,14 +257,14 @@ def options(files, *names):
 
 
 def test_validate_passes_a_valid_file(files, capsys):
-    assert entry.main(["validate", "--task", "QC", *options(files, "input", "submission")]) == 0
+    assert __main__.main(["validate", "--task", "QC", *options(files, "input", "submission")]) == 0
     assert capsys.readouterr().out == f"{files['submission']}: valid for {files['input']}\n"
 
 
 def test_validate_lists_every_problem_with_its_line(files, capsys):
     lines = files["submission"].read_text().replace('"prediction": 1', '"prediction": true').splitlines()
     files["submission"].write_text(f"{lines[1]}\n\n{lines[0]}\n")
-    assert entry.main(["validate", "--task", "QC", *options(files, "input", "submission")]) == 1
+    assert __main__.main(["validate", "--task", "QC", *options(files, "input", "submission")]) == 1
     shown = capsys.readouterr()
     assert shown.err == "" and "not the integer 0 or 1" in shown.out
     for part in ("line 1", "line 2", "line 3", "wrong order", "blank line"):
@@ -276,13 +275,13 @@ def test_validate_lists_every_problem_with_its_line(files, capsys):
 def test_validate_names_a_file_that_is_not_there(files, capsys, tmp_path, name):
     for path in (tmp_path / "none.txt", tmp_path):
         files[name] = path
-        code = entry.main(["validate", "--task", "QC", *options(files, "input", "submission")])
+        code = __main__.main(["validate", "--task", "QC", *options(files, "input", "submission")])
         shown = capsys.readouterr()
         assert code in (1, 2) and str(path) in shown.out + shown.err and "Traceback" not in shown.err
 
 
 def test_score_prints_the_figures(files, capsys):
-    assert entry.main(["score", *options(files, "input", "submission", "labels")]) == 0
+    assert __main__.main(["score", *options(files, "input", "submission", "labels")]) == 0
     shown = capsys.readouterr().out
     # One of two right, all predicted positive: F1 is the floor, 2/3.
     assert shown.count("0.6667") >= 2 and " en " in shown and " all " in shown
@@ -303,7 +302,7 @@ def test_score_shows_any_language_as_plain_characters(files, capsys, language, s
     text = json.dumps("en")
     for name in ("input", "submission"):
         files[name].write_text(files[name].read_text().replace(text, json.dumps(language)))
-    assert entry.main(["score", *options(files, "input", "submission", "labels")]) == 0
+    assert __main__.main(["score", *options(files, "input", "submission", "labels")]) == 0
     assert f" {shown} " in capsys.readouterr().out
 
 

@@ -18,7 +18,8 @@ from analyticup.model.backbone import add_adapter, random_qwen3, save_adapter
 from analyticup.model.compiling import compiled
 from analyticup.model.module import decoder, label_hidden
 from analyticup.settings.schema import LoraSettings, ModelSettings, PredictSettings, Settings, TrainSettings
-from analyticup.train import Machine, ModelSource, score_rows, train_fold
+from analyticup.training.fold import score_rows, train_fold
+from analyticup.training.source import Machine, ModelSource
 
 pytestmark = pytest.mark.arithmetic
 

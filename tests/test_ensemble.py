@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from analyticup import pipeline, stages
-from analyticup.artifacts import Artifact, StageRecord
+from analyticup import pipeline
 from analyticup.corpus.rows import make_rows, save_rows
-from analyticup.corpus.scores import load_table, save_table
-from analyticup.ensemble import (
+from analyticup.corpus.tables import load_table, save_table
+from analyticup.engine import graph, job
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.ensembling import stage
+from analyticup.ensembling.combine import (
     combine,
     combine_ranks,
     combine_votes,
@@ -21,12 +23,13 @@ from analyticup.ensemble import (
     fold_weights,
     out_of_fold_scores,
     rank_among,
-    sigmoid,
 )
+from analyticup.ensembling.threshold import Choice
 from analyticup.errors import CheckFailed
+from analyticup.metrics import sigmoid
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import EnsembleSettings, Settings, ThresholdSettings
-from analyticup.threshold import Choice
+from analyticup.submission import stage
 
 pytestmark = pytest.mark.arithmetic
 
@@ -176,7 +179,7 @@ class World:
         columns = {"row_id": names, "source_id": names, "language": list(languages), "label": list(labels)}
         return make_rows({**columns, **{name: [value] * len(names) for name, value in constant.items()}})
 
-    def job(self, name: str, settings: Settings, **inputs: Artifact) -> stages.Job:
+    def job(self, name: str, settings: Settings, **inputs: Artifact) -> job.Job:
         out = self.root / name
         out.mkdir(exist_ok=True)
         source = self.root / "dev_QC.txt"
@@ -185,15 +188,15 @@ class World:
         source.write_text("".join(json.dumps(line) + "\n" for line in lines))
         made = {"inputs": {**self.inputs, **inputs}, "out": out, "raw": {source.name: source}}
         places = {"cache": self.root, "logs": self.root, "group": "", "source": None}
-        return stages.Job(task="QC", part="", settings=settings, **made, **places)
+        return job.Job(task="QC", part="", settings=settings, **made, **places)
 
     def run(self, settings: Settings):
         """threshold.json, the scores of dev with their predictions, and the counts of ensemble and submit."""
-        stages.threshold(self.job("threshold", settings))
+        stage.threshold(self.job("threshold", settings))
         threshold = Artifact(self.root / "threshold", StageRecord())
-        counts = stages.ensemble(self.job("ensemble", settings, threshold=threshold))
+        counts = stage.ensemble(self.job("ensemble", settings, threshold=threshold))
         ends = {"threshold-QC": threshold, "ensemble-QC": Artifact(self.root / "ensemble", StageRecord())}
-        _, submitted = stages._submit_task(self.job("submit", settings, **ends), "QC", "dev")
+        _, submitted = stage._submit_task(self.job("submit", settings, **ends), "QC", "dev")
         chosen = json.loads((self.root / "threshold" / "threshold.json").read_text())
         return chosen, load_table(self.root / "submit" / "dev" / "scores_QC.parquet"), counts, submitted
 
@@ -255,7 +258,7 @@ def test_the_threshold_never_reads_dev_and_its_scores(world):
     before = world.run(wanted)[0]
     for path in (*world.root.glob("predict*/dev.parquet"), world.root / "ingest" / "dev.parquet"):
         path.write_bytes(b"")
-    stages.threshold(world.job("again", wanted))
+    stage.threshold(world.job("again", wanted))
     assert json.loads((world.root / "again" / "threshold.json").read_text()) == before
 
 
@@ -266,7 +269,7 @@ def test_a_score_that_is_no_number_stops_the_ensemble(world, method):
         world.run(settings(method))
 
 
-def built(*overrides: str) -> dict[str, pipeline.Node]:
+def built(*overrides: str) -> dict[str, graph.Node]:
     return {node.title: node for node in pipeline.build(load_settings(SAMPLE, ["tasks=[QC]", "folds.n=2", *overrides]))}
 
 

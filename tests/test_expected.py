@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from analyticup.expected import decides_no_figure
 
-from analyticup import commands, pipeline
+from analyticup import console, terminal
 from analyticup.errors import UserError
-from analyticup.expected import compare, compare_figure, decides_no_figure, figures_by_name
-from analyticup.report import Report
+from analyticup.report.figures import Report
+from analyticup.results.expected import compare, compare_figure, figures_by_name
+from analyticup.settings import paths
 from analyticup.settings.loading import load_settings
 from analyticup.verdict import Item, Verdict
 
@@ -111,9 +113,9 @@ def test_a_run_says_it_in_the_words_of_verify(configs, tmp_path, monkeypatch, ca
     project = tmp_path / "project"
     project.mkdir()
     (project / "configs").symlink_to(configs)
-    monkeypatch.setattr(pipeline, "PROJECT", project)
+    monkeypatch.setattr(paths, "PROJECT", project)
     name, figures = ("other", {}) if value is None else ("mine", {"dev QC all: auc": value})
-    assert commands._judge(commands._console(), name, own(configs), figures, DATA) == failed
+    assert console.compare_with_expected(terminal.make_console(), name, own(configs), figures, DATA) == failed
     assert capsys.readouterr().out == line + "\n"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analyticup.corpus.rows import COLUMNS, make_rows
-from analyticup.filter import apply_remedy, find_suspects, label_credibility
+from analyticup.filtering.rules import apply_remedy, find_suspects, label_credibility
 from analyticup.settings.schema import FilterSettings
 
 pytestmark = pytest.mark.arithmetic

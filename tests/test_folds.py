@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import pytest
 
-from analyticup import folds
 from analyticup.corpus.rows import COLUMNS, make_rows, normalise, query_key
 from analyticup.errors import CheckFailed, UserError
-from analyticup.folds import assign_folds, check_no_leakage, tied_groups
+from analyticup.training import folds
+from analyticup.training.folds import assign_folds, check_no_leakage, tied_groups
 
 
 def table(rows):

@@ -9,7 +9,7 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 
-from analyticup.model import frozen as frozen_module
+from analyticup.model import frozen
 from analyticup.model.backbone import (
     add_adapter,
     frozen_layers,
@@ -18,13 +18,15 @@ from analyticup.model.backbone import (
     random_tokenizer,
     save_adapter,
 )
-from analyticup.model.data import EncodedRows, collate
+from analyticup.model.batches import EncodedRows
+from analyticup.model.data import collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import enable_packing
 from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.schema import LoraSettings, PromptSettings, Settings
-from analyticup.train import Machine, ModelSource, with_states
+from analyticup.training.fold import with_states
+from analyticup.training.source import Machine, ModelSource
 
 pytestmark = pytest.mark.arithmetic
 
@@ -109,7 +111,7 @@ def test_layers_counts_from_the_top(layers, below):
 def test_the_model_is_as_it_was_afterwards(rows):
     model = adapted(gemma, 1)
     before = (decoder(model).layers, decoder(model).norm, decoder(model).config)
-    with pytest.raises(RuntimeError), frozen_module.only_layers(decoder(model), 0, 1):
+    with pytest.raises(RuntimeError), frozen.only_layers(decoder(model), 0, 1):
         raise RuntimeError
     after = (decoder(model).layers, decoder(model).norm, decoder(model).config)
     assert all(a is b for a, b in zip(before, after, strict=True))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from analyticup.artifacts import fingerprint
+from analyticup.engine.artifacts import fingerprint
 from analyticup.errors import UserError
 from analyticup.settings.loading import load_settings, task_settings, to_dict
 from analyticup.settings.schema import TASKS, Settings, leaves

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from analyticup.corpus.taxonomy import RELATIONS, leaf, on_one_line, parent, path_levels, relation, split_path
 from analyticup.errors import UserError
 from analyticup.model.backbone import load_tokenizer, random_tokenizer
-from analyticup.model.gguf import converted_folder
+from analyticup.model.pins import converted_folder
 from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.schema import ModelSettings, PromptSettings
 

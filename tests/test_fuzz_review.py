@@ -12,12 +12,14 @@ from fuzzing import HOSTILE, TEXTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from analyticup.artifacts import Artifact, StageRecord
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
-from analyticup.corpus.scores import save_table
-from analyticup.report import Report, _filter_quality, describe_counts, score_table, to_html
+from analyticup.corpus.tables import save_table
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.filtering.stage import filter_rows
+from analyticup.report.collect import _filter_quality
+from analyticup.report.figures import Report
+from analyticup.report.tables import describe_counts, score_table, to_html
 from analyticup.settings.schema import FilterSettings, Settings
-from analyticup.stages import filter_rows
 
 FIGURES: dict[str, Any] = dict.fromkeys(("f1", "f1_se", "floor_f1", "precision", "recall", "auc", "ap"))
 # What the reader of the competition's files lets through.

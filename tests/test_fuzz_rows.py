@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from analyticup.corpus.rows import TARGET_FIELD, ReadResult, load_rows, read_split, save_rows, write_rejects
 from analyticup.errors import UserError
-from analyticup.submission import read_labels, score_submission, validate_submission
+from analyticup.submission.score import read_labels, score_submission
+from analyticup.submission.validate import validate_submission
 
 ROWS = 4
 AT_LEAST = 2000

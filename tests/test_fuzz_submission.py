@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from analyticup.corpus.rows import TARGET_FIELD
 from analyticup.errors import UserError
-from analyticup.submission import validate_submission, write_submission
+from analyticup.submission.validate import validate_submission
+from analyticup.submission.write import write_submission
 
 pytestmark = pytest.mark.filterwarnings("error")
 EXAMPLES_PER_FAULT = 8

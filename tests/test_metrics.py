@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyticup.metrics import binary_metrics, f1_at_thresholds, per_language
+from analyticup.metrics import binary_metrics, f1_at_thresholds
+from analyticup.submission.score import per_language
 
 pytestmark = pytest.mark.arithmetic
 

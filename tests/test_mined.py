@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analyticup.augment.translators.mined import MinedTranslator, length_ratio, numbers, ratio_margin
+from analyticup.augmentation.translators.mined import MinedTranslator, length_ratio, numbers, ratio_margin
 from analyticup.settings.schema import MinedSettings
 
 pytestmark = pytest.mark.arithmetic

@@ -3,14 +3,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analyticup import stages
-from analyticup.artifacts import Artifact, StageRecord
-from analyticup.augment.negative_rules import relation_counts
-from analyticup.augment.negatives import COUNTS, sample_negatives, wanted_by_language
+from analyticup.augmentation import stage
+from analyticup.augmentation.negative_rules import relation_counts
+from analyticup.augmentation.negatives import COUNTS, sample_negatives, wanted_by_language
+from analyticup.corpus import tables
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, normalise, query_key, save_rows
+from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
 from analyticup.settings.schema import NegativesSettings, Settings
-from analyticup.train import Machine
+from analyticup.training.source import Machine
 
 pytestmark = pytest.mark.arithmetic
 
@@ -566,7 +567,7 @@ def test_a_single_category_or_no_row_leaves_nothing_in_every_mode(hardness):
 @pytest.mark.parametrize(("task", "relations"), [("QC", {"sibling": 0, "cousin": 0, "other": 1}), ("QI", None)])
 def test_the_stage_keeps_given_and_new_rows_and_reports_relations_of_paths(tmp_path, monkeypatch, task, relations):
     rows = rows_of(("en", "bag", "t0", 1), ("en", "z", "t30", 0)).assign(task=task)
-    save_rows(rows, tmp_path / "in" / stages.ROWS)
+    save_rows(rows, tmp_path / "in" / tables.ROWS)
     monkeypatch.setattr("analyticup.embed.load_embedder", lambda *_: PlaneEmbedder())
     job = SimpleNamespace(
         task=task,
@@ -576,6 +577,6 @@ def test_the_stage_keeps_given_and_new_rows_and_reports_relations_of_paths(tmp_p
         cache=tmp_path,
         source=SimpleNamespace(machine=Machine("cpu", None)),
     )
-    counts = stages.negatives(job)
+    counts = stage.negatives(job)
     assert (counts["given"], counts["new"], counts.get("by relation")) == (2, 1, relations)
-    assert load_rows(tmp_path / stages.ROWS)["target"].tolist() == ["t0", "t30", "t30"]
+    assert load_rows(tmp_path / tables.ROWS)["target"].tolist() == ["t0", "t30", "t30"]

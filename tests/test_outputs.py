@@ -1,7 +1,7 @@
 import pytest
 
-from analyticup.augment.translators import Translation
-from analyticup.augment.translators.outputs import first_line, judged, refusal, scripts
+from analyticup.augmentation.translators.base import Translation
+from analyticup.augmentation.translators.outputs import first_line, judged, refusal, scripts
 
 
 @pytest.mark.parametrize(

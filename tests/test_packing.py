@@ -15,7 +15,8 @@ from transformers import AttentionInterface
 from analyticup.errors import UserError
 from analyticup.model import packing
 from analyticup.model.backbone import add_adapter, frozen_layers, random_qwen3
-from analyticup.model.data import EncodedRows, collate
+from analyticup.model.batches import EncodedRows
+from analyticup.model.data import collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import (
@@ -74,7 +75,8 @@ def test_a_tree_without_sharing_has_all_tokens_of_every_prompt():
 
 def test_training_with_dropout_shares_no_tokens(tmp_path, monkeypatch):
     from analyticup.settings.schema import ModelSettings, Settings, TrainSettings
-    from analyticup.train import Machine, ModelSource, train_fold
+    from analyticup.training.fold import train_fold
+    from analyticup.training.source import Machine, ModelSource
 
     asked = []
     made = packing.collate_packed

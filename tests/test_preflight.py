@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 
-from analyticup import preflight, preflight_machine, preflight_models
 from analyticup.__main__ import main
-from analyticup.artifacts import Record
+from analyticup.checks import access, data, finding, machine, models
+from analyticup.checks.machine import MachineFacts
+from analyticup.checks.preflight import findings
+from analyticup.engine.artifacts import Record
 from analyticup.model.backbone import random_qwen3, random_tokenizer
-from analyticup.model.gguf import CONVERSION_VERSION
-from analyticup.preflight import findings
-from analyticup.preflight_machine import MachineFacts
+from analyticup.model.pins import CONVERSION_VERSION
 from analyticup.settings.loading import load_settings
 from analyticup.verdict import Verdict
 
@@ -43,7 +43,7 @@ def surroundings(tmp_path, monkeypatch):
 
 
 def machine(monkeypatch, facts):
-    monkeypatch.setattr(preflight_machine, "look_at_machine", lambda _: facts)
+    monkeypatch.setattr(machine, "look_at_machine", lambda _: facts)
 
 
 def disk(monkeypatch, free):
@@ -141,10 +141,10 @@ def test_everything_wrong_is_found_at_once(tmp_path, monkeypatch):
 
 def test_a_check_that_fails_is_a_finding_and_keeps_no_other_from_being_made(tmp_path, monkeypatch):
     def fail(_):
-        yield preflight.Finding(Verdict.OK, "seen so far")
+        yield finding.Finding(Verdict.OK, "seen so far")
         raise PermissionError(13, "Permission denied", "train_QC.txt")
 
-    monkeypatch.setattr(preflight, "data_findings", fail)
+    monkeypatch.setattr(data, "data_findings", fail)
     found = look(tmp_path)
     assert [f.text for f in found[:2]] == ["seen so far", "[Errno 13] Permission denied: 'train_QC.txt'"]
     assert found[1].verdict == "FAIL" and found[-1].text.startswith("tracking")
@@ -419,7 +419,7 @@ def test_each_model_is_looked_at_once(tmp_path):
     ],
 )
 def test_sizes_by_name(name, parameters):
-    assert preflight_models._parameters(name, None) == parameters
+    assert models._parameters(name, None) == parameters
 
 
 # ---------------------------------------------------------------- machine
@@ -474,7 +474,7 @@ def test_workers_take_memory_each(tmp_path, monkeypatch):
     paper = look(tmp_path, f"translate.seedx.revision={COMMIT}", "machine.workers=3", config=CONFIGS / "paper.yaml")
     # Two tasks.
     assert only(paper, "memory for the translator")[1].count(" in 2 workers ") == 1
-    monkeypatch.setattr(preflight_machine, "cores", lambda: 4)
+    monkeypatch.setattr(workers, "cores", lambda: 4)
     assert only(look(tmp_path, "machine.workers=5"), "machine.workers = 5: CPU cores for them: 4")[0] == "note"
     assert not [f for f in look(tmp_path, "machine.workers=4") if "machine.workers" in f.text]
 
@@ -499,8 +499,8 @@ def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):
 
 def test_a_models_own_config_decides_its_shape(tmp_path):
     folder = local_model(tmp_path / "model")
-    found = preflight_models._model("backbone", "model", str(folder), None)
-    assert preflight_models._shape(found) == (2, 32)
+    found = models._model("backbone", "model", str(folder), None)
+    assert models._shape(found) == (2, 32)
 
 
 def test_a_translator_is_loaded_in_bf16_on_a_gpu_alone_and_an_embedder_in_float32(tmp_path, monkeypatch):
@@ -546,9 +546,9 @@ def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50_000))
     contents = {"memory.max": "10000\n", "memory.current": "6000\n", "memory.stat": "anon 3000\ninactive_file 1500\n"}
     monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: contents[path.name])
-    assert preflight_machine.free_memory() == 5500
+    assert machine.free_memory() == 5500
     contents["memory.max"] = "max\n"
-    assert preflight_machine.free_memory() == 50_000
+    assert machine.free_memory() == 50_000
 
 
 def test_disk_is_added_up_over_downloads_and_adapters(tmp_path, monkeypatch):
@@ -600,7 +600,7 @@ def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text("machine example.org login user password word\n")
     assert only(look(tmp_path, online), "W&B")[0] == "FAIL"
     asked = []
-    monkeypatch.setattr(preflight, "_unreachable", lambda *place: asked.append(place) or "")
+    monkeypatch.setattr(access, "_unreachable", lambda *place: asked.append(place) or "")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password word\n")
     assert only(look(tmp_path, online), "tracking: online")[0] == "OK"
     assert asked == [("api.wandb.ai", 443)]

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from analyticup.progress import track
+from analyticup.engine.progress import track
 
 
 class Clock:

@@ -11,7 +11,8 @@ from tiny_models import fill_adapter_at_random
 
 from analyticup.model.backbone import add_adapter
 from analyticup.settings.schema import LoraSettings, ModelSettings, Settings
-from analyticup.train import Machine, ModelSource, score_rows
+from analyticup.training.fold import score_rows
+from analyticup.training.source import Machine, ModelSource
 
 pytestmark = pytest.mark.arithmetic
 

@@ -3,12 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
-from analyticup.augment.translators.seedx import SeedXTranslator, build_prompt, clean
+from analyticup.augmentation.translators import build_translator
+from analyticup.augmentation.translators.base import CachedTranslator, Tools, Translation
+from analyticup.augmentation.translators.seedx import SeedXTranslator, build_prompt, clean
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
 from analyticup.settings.schema import SeedXSettings, Settings, TranslateSettings
-from analyticup.train import Machine
+from analyticup.training.source import Machine
 
 CPU = Machine("cpu", None)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -224,7 +225,7 @@ def test_build_translator_caches_seedx(tokenizer, tmp_path):
 
 
 def test_the_stage_is_identified_as_the_translator_is(random_model, monkeypatch):
-    from analyticup.pipeline import _translate_identity
+    from analyticup.augmentation import translate_settings as _translate_identity
 
     def identity(**change):
         seedx = random_model.replace(**change)
@@ -238,7 +239,7 @@ def test_the_stage_is_identified_as_the_translator_is(random_model, monkeypatch)
 
 
 def test_other_weights_in_the_same_folder_are_another_stage(tokenizer, tmp_path):
-    from analyticup.pipeline import _translate_identity
+    from analyticup.augmentation import translate_settings as _translate_identity
 
     settings = Settings(
         translate=TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path, "rotKle"))
@@ -249,7 +250,7 @@ def test_other_weights_in_the_same_folder_are_another_stage(tokenizer, tmp_path)
 
 
 def test_without_a_commit_a_plan_can_be_shown_but_nothing_is_translated(tmp_path):
-    from analyticup.pipeline import _translate_identity
+    from analyticup.augmentation import translate_settings as _translate_identity
 
     settings = TranslateSettings(translator="seedx")
     open_, pinned = (

@@ -15,19 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analyticup import submission
 from analyticup.corpus import rows
 from analyticup.errors import UserError
 from analyticup.metrics import binary_metrics
-from analyticup.submission import (
-    Problem,
-    format_problems,
-    read_labels,
-    score_submission,
-    validate_submission,
-    write_submission,
-    zip_submission,
-)
+from analyticup.submission.score import read_labels, score_submission
+from analyticup.submission.validate import Problem, format_problems, validate_submission
+from analyticup.submission.write import write_submission, zip_submission
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "competition"
 QUERIES = ["red shoes", "أحذية", 'say "hi" \\ 50%', "ไทย", "x\u2028y", "lampe"]
@@ -394,7 +387,7 @@ def test_validator_does_not_use_the_writers_code(source: Path, valid: Path, monk
         "read_lines",
     ):
         monkeypatch.setattr(submission, name, forbidden)
-    monkeypatch.setattr(submission, "TARGET_FIELD", {})
+    monkeypatch.setattr(rows, "TARGET_FIELD", {})
     for name in ("decode_line", "read_lines", "read_split"):
         monkeypatch.setattr(rows, name, forbidden)
     assert validate_submission("QI", source, valid) == []

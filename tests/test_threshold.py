@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from analyticup.errors import UserError
-from analyticup.report import Report, render
-from analyticup.settings.loading import load_settings
-from analyticup.settings.schema import ThresholdSettings
-from analyticup.threshold import (
+from analyticup.ensembling.threshold import (
     Choice,
     Decision,
     choose,
@@ -22,6 +18,11 @@ from analyticup.threshold import (
     shrink,
     threshold_grid,
 )
+from analyticup.errors import UserError
+from analyticup.report.figures import Report
+from analyticup.report.tables import render
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import ThresholdSettings
 
 pytestmark = pytest.mark.arithmetic
 

@@ -4,19 +4,21 @@ import re
 import pandas as pd
 import pytest
 
-from analyticup import stages
-from analyticup.artifacts import Artifact, StageRecord
-from analyticup.augment import proportional_quotas
-from analyticup.augment.translate import COUNTS, missing_languages, translate_rows
-from analyticup.augment.translation_report import write_report
-from analyticup.augment.translators import CachedTranslator, Tools, Translation, build_translator
-from analyticup.augment.translators.mined import MinedTranslator
+from analyticup.augmentation import stage
+from analyticup.augmentation.translate import COUNTS, missing_languages, translate_rows
+from analyticup.augmentation.translation_report import write_report
+from analyticup.augmentation.translators import build_translator
+from analyticup.augmentation.translators.base import CachedTranslator, Tools, Translation
+from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, query_key, save_rows
+from analyticup.engine import job
+from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
-from analyticup.folds import assign_folds, check_no_leakage
+from analyticup.seeds import proportional_quotas
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import Settings, TranslateSettings, read_volumes
-from analyticup.train import Machine
+from analyticup.training.folds import assign_folds, check_no_leakage
+from analyticup.training.source import Machine
 
 
 def rows_of(*cells, split="train"):
@@ -334,11 +336,11 @@ def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
     save_rows(rows, tmp_path / "in" / "train.parquet")
     save_rows(rows_of(("de", "pfanne", "a", None), split="dev"), tmp_path / "in" / "dev.parquet")
     own = TranslateSettings(translator="lexicon", source_languages=["en"], volumes=["de=5", "vn=5"])
-    job = stages.Job(
+    job = job.Job(
         *("QC", "", Settings(translate=own), {"rows": Artifact(tmp_path / "in", StageRecord())}, tmp_path / "out"),
         *({}, tmp_path / "cache", tmp_path / "logs", "group", None),
     )
-    counts = stages.translate(job)
+    counts = stage.translate(job)
     assert counts["new"] == 1 and counts["by language"]["de"]["refused"] == 1
     assert counts["pairs refused"] == {"de": {"no known phrase": 1}}
     assert counts["translate.volumes not needed for"] == "vn"

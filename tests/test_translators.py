@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from analyticup.augment.translators import TRANSLATORS, Tools, Translator, build_translator
-from analyticup.pipeline import _embedder_identity, _translate_identity, build
-from analyticup.preflight_models import needed_models
+from analyticup.augmentation import embedder_settings as _embedder_identity
+from analyticup.augmentation import translate_settings as _translate_identity
+from analyticup.augmentation.translators import TRANSLATORS, build_translator
+from analyticup.augmentation.translators.base import Tools, Translator
+from analyticup.checks.models import needed_models
+from analyticup.pipeline import build
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import (
     EmbedderSettings,
@@ -20,7 +23,7 @@ from analyticup.settings.schema import (
     TranslateSettings,
     leaves,
 )
-from analyticup.train import Machine
+from analyticup.training.source import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

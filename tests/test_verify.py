@@ -17,10 +17,13 @@ from test_pipeline import SAMPLE, digests, one, run_main
 from tiny_runs import TINY
 
 from analyticup import pipeline
-from analyticup import verify as verification
 from analyticup.__main__ import main
-from analyticup.artifacts import sealed
+from analyticup.engine import graph
+from analyticup.engine.artifacts import sealed
 from analyticup.errors import UserError
+from analyticup.model import pins
+from analyticup.results import verify
+from analyticup.settings import paths
 from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.verdict import Verdict
@@ -155,7 +158,7 @@ def test_every_injected_damage_is_found_and_named(copy: Path, capsys: pytest.Cap
             found = found and path.name in "\n".join(lines(told.out, "FAIL")) + told.err
         else:
             found = found and f"stage {title(path, copy)}: " in "\n".join(lines(told.out, "FAIL"))
-            reasons = {status.node.title: status.reason for status in pipeline.inspect(nodes, copy / "artifacts")}
+            reasons = {status.node.title: status.reason for status in graph.inspect(nodes, copy / "artifacts")}
             found = found and bool(re.match("its (file|record) |it holds ", reasons[title(path, copy)]))
         if not found:
             missed.append((kind, path))
@@ -312,14 +315,13 @@ def test_settings_whose_model_is_not_on_this_machine_are_not_checked(
 
 def test_a_converted_model_that_is_not_there_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is one whose name says nothing on this machine."""
-    from analyticup.model import gguf
 
     settings = Settings(model=ModelSettings(backbone="gguf:some_gguf"))
     run: Any = SimpleNamespace(places=settings, settings=settings)
-    (unknown,) = verification._model(run)
+    (unknown,) = verify._model(run)
     assert unknown.verdict == Verdict.SKIPPED and "names neither a .gguf file" in unknown.text
-    monkeypatch.setattr(gguf, "converted_folder", lambda backbone, cache: tmp_path / "none")
-    (absent,) = verification._model(run)
+    monkeypatch.setattr(pins, "converted_folder", lambda backbone, cache: tmp_path / "none")
+    (absent,) = verify._model(run)
     assert absent.verdict == Verdict.SKIPPED and absent.text.startswith("none in ")
 
 
@@ -353,7 +355,7 @@ def test_figures_are_compared_with_those_expected(
     configs.mkdir()
     (configs / "sample.yaml").write_text(yaml.safe_dump(manifest["config"]))
     (configs / "expected.yaml").write_text(yaml.safe_dump({"sample": {"data": {}, "figures": figures}}))
-    monkeypatch.setattr(pipeline, "PROJECT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
     assert verify(finished) == code
     assert any(line.startswith("figure test QC all: f1: ") for line in lines(capsys.readouterr().out, verdict))
 
@@ -386,5 +388,5 @@ def test_official_files_are_those_that_the_run_read_or_named(
 
 @pytest.mark.parametrize("config", ["sample", "small", "paper"])
 def test_settings_come_back_from_a_manifest_as_they_went_in(config: str) -> None:
-    settings = load_settings(pipeline.PROJECT / "configs" / f"{config}.yaml", ["QC.train.lr=2e-4", *TINY])
+    settings = load_settings(paths.PROJECT / "configs" / f"{config}.yaml", ["QC.train.lr=2e-4", *TINY])
     assert settings_from_dict(json.loads(json.dumps(to_dict(settings))), "here", []) == settings

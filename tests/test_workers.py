@@ -19,14 +19,16 @@ import psutil
 import pytest
 from tiny_runs import ROOT, TINY, places
 
-from analyticup import pipeline, progress, workers
-from analyticup.artifacts import Artifact, StageRecord
+from analyticup import pipeline
+from analyticup.engine import execution, graph, progress, workers
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.files import publish_folder
+from analyticup.engine.progress import Display, relay_to, track
+from analyticup.engine.workers import InProcess, cores, make_runner
 from analyticup.errors import UserError
-from analyticup.files import publish_folder
 from analyticup.model.frozen import KEPT_BYTES
-from analyticup.progress import Display, relay_to, track
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
-from analyticup.workers import InProcess, cores, make_runner
+from analyticup.training import source
 
 # Trainings that are long enough to be interrupted.
 LONG = [
@@ -98,7 +100,7 @@ def test_workers_are_processes_with_their_share_of_the_cores():
 
 
 def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
-    monkeypatch.setattr(pipeline, "model_source", lambda given: object())
+    monkeypatch.setattr(source, "model_source", lambda given: object())
     sources = workers._Sources()
     first = sources.of(settings())
     assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
@@ -128,10 +130,10 @@ def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path)
 
 
 def test_a_worker_that_is_killed_is_told_as_out_of_memory(tmp_path):
-    node = pipeline.Node("train", "QC", "fold0", {}, {}, {}, die)
+    node = graph.Node("train", "QC", "fold0", {}, {}, {}, die)
     given = Settings(machine=settings().machine, paths=PathSettings(artifacts=str(tmp_path)))
     with pytest.raises(UserError, match=r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"):
-        list(pipeline.execute(given, [node], {}))
+        list(execution.execute(given, [node], {}))
 
 
 # ---------------------------------------------------------------- order
@@ -164,12 +166,12 @@ def events(tmp_path, monkeypatch, count, ends):
     """ "+" for a start, "-" for an end."""
     made = {}
     for name, needed in DIAMOND.items():
-        made[name] = pipeline.Node(name, "", "", {}, {other: made[other] for other in needed}, {}, answer)
+        made[name] = graph.Node(name, "", "", {}, {other: made[other] for other in needed}, {}, answer)
     monkeypatch.setattr(pipeline, "CODE_VERSIONS", dict.fromkeys(DIAMOND, 1))
     given = Settings(paths=PathSettings(artifacts=str(tmp_path)))
-    steps = pipeline.execute(given, list(made.values()), {}, Scripted(count, ends, monkeypatch))
+    steps = execution.execute(given, list(made.values()), {}, Scripted(count, ends, monkeypatch))
     for step in steps:
-        yield f"+{step.node.title}" if isinstance(step, pipeline.Status) else f"-{step.status.node.title}"
+        yield f"+{step.node.title}" if isinstance(step, graph.Status) else f"-{step.status.node.title}"
 
 
 @pytest.mark.parametrize(

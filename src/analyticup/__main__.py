@@ -1,70 +1,128 @@
-"""Commands and their arguments; the work is done elsewhere."""
+"""The commands: their arguments, and the function that does the work of each, imported only when it is called."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 VERSION = "0.1.0"
-COMMANDS = ("run", "plan", "check", "validate", "score", "report", "verify", "ablate", "bench")
 EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
-all of them stand in src/analyticup/settings/schema.py.
-Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
+src/analyticup/settings/schema.py has them all. Exit codes: 0 done, 1 a check failed, 2 wrong input or settings."""
+Parser = argparse.ArgumentParser
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _settings(command: Parser, default: str = "sample.yaml") -> None:
+    command.add_argument("--config", type=Path, default=None, help=f"YAML file (default: configs/{default})")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
+
+
+def _ablate(command: Parser) -> None:
+    _settings(command)
+    table = "paper: its Table 3 (default); noise: filters against flipped labels"
+    command.add_argument("--table", choices=("paper", "noise"), default="paper", help=table)
+    command.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
+
+
+def _bench(command: Parser) -> None:
+    _settings(command, "small.yaml")
+    command.add_argument("--only", default=None, metavar="PARTS", help="of training,scoring,matmul,data (default: all)")
+    command.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
+    command.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows in a training round")
+    command.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows in a scoring round")
+    sizes = "generated rows (default: 10000,100000,340000)"
+    command.add_argument("--data-rows", default=None, metavar="N,N", help=sizes)
+    command.add_argument("--data-rounds", type=int, default=1, metavar="N", help="rounds of the data part (default: 1)")
+
+
+def _validate(command: Parser) -> None:
+    command.add_argument("--task", required=True, choices=("QC", "QI"))
+    command.add_argument("--input", required=True, type=Path, help="the dev or test file")
+    command.add_argument("--submission", required=True, type=Path)
+
+
+def _score(command: Parser) -> None:
+    command.add_argument("--input", required=True, type=Path, help="the dev or test file")
+    command.add_argument("--submission", required=True, type=Path)
+    command.add_argument("--labels", required=True, type=Path, help='JSON lines {"id": 1, "label": 0}')
+    command.add_argument("--scores", type=Path, help="scores_*.parquet, for ROC-AUC and average precision")
+
+
+def _run_dir(command: Parser) -> None:
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
+
+
+def _verify(command: Parser) -> None:
+    _run_dir(command)
+    places = "other places: paths.artifacts, paths.cache, data.dir"
+    command.add_argument("overrides", nargs="*", metavar="key=value", help=places)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`run` is "module:function": it takes the parsed arguments and gives the exit code. One that `writes` nothing
+    promises to create no file, not even byte code."""
+
+    help: str
+    run: str
+    arguments: Callable[[Parser], None]
+    writes: bool = True
+
+
+# A new command is one entry here and its function.
+COMMANDS = {
+    "run": Command(
+        "run every stage that is not cached and write submissions/<name>", "analyticup.commands:run", _settings
+    ),
+    "plan": Command(
+        "list every stage: run or cached, why, where; creates nothing",
+        "analyticup.commands:plan",
+        _settings,
+        writes=False,
+    ),
+    "check": Command(
+        "preflight: settings, data, model, disk, memory, device; all findings",
+        "analyticup.commands:check",
+        _settings,
+        writes=False,
+    ),
+    "ablate": Command(
+        "the rows of the paper's ablation, with intervals", "analyticup.experiments.ablation.run:ablate", _ablate
+    ),
+    "bench": Command(
+        "speed and memory next to the usual tools, in one table", "analyticup.experiments.bench.command:bench", _bench
+    ),
+    "validate": Command(
+        "check a submission file against its input, line by line", "analyticup.commands:validate", _validate
+    ),
+    "score": Command(
+        "F1 per language of a submission file, where labels are known", "analyticup.commands:score", _score
+    ),
+    "report": Command("show the report of a finished run again", "analyticup.commands:report", _run_dir),
+    "verify": Command(
+        "check a finished run: files, inputs, settings, stages, figures",
+        "analyticup.commands:verify",
+        _verify,
+        writes=False,
+    ),
+}
+
+
+def make_parser() -> Parser:
+    parser = Parser(
         prog="./run.sh",
         description="Multilingual product-search relevance: from the competition's files to the submission.",
         epilog=f"Without a command, `run` is meant. `./run.sh test` runs the tests. {EPILOG}",
     )
     parser.add_argument("--version", action="version", version=f"analyticup {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, what in (
-        ("run", "run every stage that is not cached and write submissions/<name>"),
-        ("plan", "list every stage: run or cached, why, where; creates nothing"),
-        ("check", "preflight: settings, data, model, disk, memory, device; all findings"),
-    ):
-        command = commands.add_parser(name, help=what, description=what, epilog=EPILOG)
-        command.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/sample.yaml)")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
-    ablate = commands.add_parser("ablate", help="the rows of the paper's ablation, with intervals", epilog=EPILOG)
-    ablate.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/sample.yaml)")
-    ablate.add_argument(
-        "--table",
-        choices=("paper", "noise"),
-        default="paper",
-        help="paper: its Table 3 (default); noise: filters against turned labels",
-    )
-    ablate.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
-    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
-    bench = commands.add_parser("bench", help="speed and memory beside the usual tools, in one table", epilog=EPILOG)
-    bench.add_argument("--config", type=Path, default=None, help="YAML file (default: configs/small.yaml)")
-    bench.add_argument("--only", default=None, metavar="PARTS", help="of training,scoring,matmul,data (default: all)")
-    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
-    bench.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows to a training round")
-    bench.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows to a scoring round")
-    bench.add_argument("--data-rows", default=None, metavar="N,N", help="generated rows (default: 10000,100000,340000)")
-    bench.add_argument("--data-rounds", type=int, default=1, metavar="N", help="rounds of the data part (default: 1)")
-    bench.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
-    validate = commands.add_parser("validate", help="check a submission file against its input, line by line")
-    validate.add_argument("--task", required=True, choices=("QC", "QI"))
-    validate.add_argument("--input", required=True, type=Path, help="the dev or test file")
-    validate.add_argument("--submission", required=True, type=Path)
-    score = commands.add_parser("score", help="F1 per language of a submission file, where labels are known")
-    score.add_argument("--input", required=True, type=Path, help="the dev or test file")
-    score.add_argument("--submission", required=True, type=Path)
-    score.add_argument("--labels", required=True, type=Path, help='JSON lines {"id": 1, "label": 0}')
-    score.add_argument("--scores", type=Path, help="scores_*.parquet, for ROC-AUC and average precision")
-    report = commands.add_parser("report", help="show the report of a finished run again")
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
-    verify = commands.add_parser("verify", help="check a finished run: files, inputs, settings, stages, figures")
-    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
-    verify.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="other places: paths.artifacts, paths.cache, data.dir"
-    )
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(name, help=command.help, description=command.help, epilog=EPILOG)
+        command.arguments(own)
     return parser
 
 
@@ -73,14 +131,14 @@ def main(arguments: list[str]) -> int:
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     options = _parse(arguments)
-    if options.command in ("plan", "check", "verify"):
-        # These promise to create nothing, not even byte code.
+    command = COMMANDS[options.command]
+    if not command.writes:
         sys.dont_write_bytecode = True
-    from analyticup import commands
     from analyticup.errors import CheckFailed, UserError, machine_trouble
 
     try:
-        return getattr(commands, options.command)(options)
+        module, _, function = command.run.partition(":")
+        return getattr(import_module(module), function)(options)
     except UserError as error:
         print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr)
         return 2
@@ -88,7 +146,7 @@ def main(arguments: list[str]) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted; finished stages are kept, the same command resumes from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -103,7 +161,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """argparse takes positionals in one stretch only; settings may stand before and after an option."""
+    """argparse takes positionals in one stretch only; settings may be before and after an option."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if any(text.startswith("-") for text in rest) or (rest and not hasattr(options, "overrides")):

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
+
+
+def show_value(value: object) -> str:
+    """A value as JSON in ASCII, shortened: no control or right-to-left character disturbs a terminal."""
+    try:
+        text = json.dumps(value[:60] if isinstance(value, str) else value)
+    except RecursionError:
+        return "a deeply nested value"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class UserError(Exception):
@@ -15,6 +25,8 @@ class CheckFailed(Exception):
 
 
 ADVICE = "finished stages are kept, and the same command goes on from there"
+
+
 # Libraries tell the same trouble in their own exceptions, with these words or as an errno.
 _TROUBLES = (
     (

@@ -7,21 +7,40 @@ another's over the same queries, so that differences are paired.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
-from analyticup.corpus.languages import LANGUAGES
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import ArrayLike
+def sigmoid(margins: np.ndarray) -> np.ndarray:
+    """p(yes) from the logit margin: the two-word softmax of Eq. 2, float64."""
+    return expit(margins.astype("float64"))
+
+
+def finite_scores(values: ArrayLike, rows: int) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    if array.shape != (rows,) or not np.isfinite(array).all():
+        raise ValueError(f"scores must be {rows} finite numbers")
+    return array
+
 
 # The groups of languages that figures are also given for; "seen" is in the training rows as they were given.
 ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
+
+
 FIGURES = ("f1", "ap", "auc")
+
+
 RESAMPLES = 1000
+
+
 _SE_RESAMPLES = 200  # assumed: the standard error of a standard error is then about 5 %
+
+
 # Resamples worked on at once, to bound the memory.
 _CHUNK = 50
 
@@ -47,27 +66,14 @@ class LanguageFigures(Figures):
 
 
 def _binary(name: str, values: ArrayLike) -> np.ndarray:
-    import numpy as np
-
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or not np.isin(array, (0.0, 1.0)).all():
         raise ValueError(f"{name} must be one-dimensional and hold 0 and 1 only")
     return array.astype(np.int8)
 
 
-def _scores(values: ArrayLike, rows: int) -> np.ndarray:
-    import numpy as np
-
-    array = np.asarray(values, dtype=float)
-    if array.shape != (rows,) or not np.isfinite(array).all():
-        raise ValueError(f"scores must be {rows} finite numbers")
-    return array
-
-
 def _f1_standard_error(labels: np.ndarray, predictions: np.ndarray, seed: int) -> float:
     """Bootstrap over rows: F1 depends on a resample through four confusion counts, so only they are drawn."""
-    import numpy as np
-
     counts = np.bincount(2 * labels + predictions, minlength=4)
     drawn = _draw(seed, len(labels), counts / len(labels), _SE_RESAMPLES)
     wrong, hit = drawn[:, 1] + drawn[:, 2], drawn[:, 3]
@@ -86,8 +92,6 @@ def binary_metrics(
     rows and positives lie in 0..1. ValueError for no rows, unequal lengths, values other than 0 and 1, or
     scores that are not finite.
     """
-    from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
-
     truth, guess = _binary("labels", labels), _binary("predictions", predictions)
     if len(truth) != len(guess) or not len(truth):
         raise ValueError(f"{len(truth)} labels for {len(guess)} predictions; as many are needed, and one or more")
@@ -96,7 +100,7 @@ def binary_metrics(
     precision, recall, f1, _ = figures
     auc = ap = None
     if scores is not None:
-        ranking = _scores(scores, len(truth))
+        ranking = finite_scores(scores, len(truth))
         if 0 < positives < len(truth):
             auc, ap = float(roc_auc_score(truth, ranking)), float(average_precision_score(truth, ranking))
     return {
@@ -112,44 +116,13 @@ def binary_metrics(
     }
 
 
-def per_language(
-    labels: ArrayLike,
-    predictions: ArrayLike,
-    languages: Sequence[str],
-    scores: ArrayLike | None = None,
-    *,
-    seed: int = 0,
-) -> list[LanguageFigures]:
-    """`binary_metrics` for each language present, with its code first under "language".
-
-    The competition's languages come in its order, others after them by code. Errors as in `binary_metrics`.
-    """
-    import numpy as np
-
-    codes = np.asarray(languages, dtype=object)
-    truth, guess = np.asarray(labels), np.asarray(predictions)
-    if not len(codes) == len(truth) == len(guess):
-        raise ValueError(f"{len(truth)} labels, {len(guess)} predictions, {len(codes)} languages")
-    ranking = None if scores is None else _scores(scores, len(truth))
-    present = set(languages)
-    ordered = [code for code in LANGUAGES if code in present] + sorted(present - set(LANGUAGES))
-    table = []
-    for code in ordered:
-        own = codes == code
-        figures = binary_metrics(truth[own], guess[own], None if ranking is None else ranking[own], seed=seed)
-        table.append({"language": code, **figures})
-    return table
-
-
 def f1_at_thresholds(labels: ArrayLike, scores: ArrayLike, grid: ArrayLike) -> np.ndarray:
     """F1 of the positive class, shape (len(grid),), under the rule "1 where score >= threshold" (Eq. 3).
 
     0.0 where nothing is predicted 1 or nothing is positive. ValueError as for `binary_metrics`.
     """
-    import numpy as np
-
     truth = _binary("labels", labels)
-    ranking = _scores(scores, len(truth))
+    ranking = finite_scores(scores, len(truth))
     order = np.argsort(ranking, kind="stable")
     below = np.searchsorted(ranking[order], np.asarray(grid, dtype=float), side="left")
     hits_below = np.concatenate(([0], np.cumsum(truth[order], dtype=np.int64)))
@@ -159,14 +132,9 @@ def f1_at_thresholds(labels: ArrayLike, scores: ArrayLike, grid: ArrayLike) -> n
     return 2 * hit / np.maximum(predicted + positives, 1)
 
 
-# ---------------------------------------------------------------- bootstrap
-
-
 def _draw(seed: int | list[int], draws: int, shares: np.ndarray, resamples: int) -> np.ndarray:
     """How often each group is drawn, int [resamples, groups], in `draws` draws with replacement; `shares` [groups] sum
     to 1. Things that are alike for a figure may be one group with their share."""
-    import numpy as np
-
     return np.random.default_rng(seed).multinomial(draws, shares, size=resamples)
 
 
@@ -175,8 +143,6 @@ def query_weights(queries: Sequence[str], resamples: int, seed: int) -> np.ndarr
 
     The same set of queries and the same seed give the same draws, whatever the rows' order.
     """
-    import numpy as np
-
     distinct, which = np.unique(np.asarray(queries, dtype=object).astype(str), return_inverse=True)
     n = len(distinct)
     drawn = _draw([seed, n], n, np.full(n, 1 / n), resamples)
@@ -190,8 +156,6 @@ def weighted_figures(
 
     Equal to scikit-learn's with `sample_weight`, for all resamples after one sort. nan where a class is missing.
     """
-    import numpy as np
-
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     parts = [
@@ -205,8 +169,6 @@ def _figures(
     labels: np.ndarray, predictions: np.ndarray, last_of_tie: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Rows sorted by falling score; `last_of_tie` [distinct scores] is the last row of each score."""
-    import numpy as np
-
     weights = weights.astype(np.float64)
     hits = np.cumsum(weights * labels, axis=1)[:, last_of_tie]
     misses = np.cumsum(weights * (1 - labels), axis=1)[:, last_of_tie]
@@ -223,7 +185,5 @@ def _figures(
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The central 95 % of resampled values (percentile bootstrap), nan left out."""
-    import numpy as np
-
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

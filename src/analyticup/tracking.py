@@ -8,13 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyticup.report import REPORT, Report
 from analyticup.settings.schema import Settings, TrackingSettings
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
-
-    from analyticup.artifacts import Artifact
 
 
 @contextlib.contextmanager
@@ -54,20 +51,6 @@ def tracked_run(
         run.finish(exit_code=int(failed))
 
 
-def log_summary(settings: Settings, folder: Path, group: str, config: Mapping[str, Any], report: Artifact) -> None:
-    """The summary run of a pipeline run: final figures per task and split. Once per report, so that a cached run adds
-    nothing."""
-    marker = folder / "wandb" / f"summary-{report.record.identity[:16]}-{report.digest[:16]}"
-    if settings.tracking.mode == "disabled" or marker.exists():
-        return
-    figures = Report.load(report.file(REPORT))
-    with tracked_run(settings.tracking, folder, group, "summary", config) as logger:
-        if logger is not None:
-            logger.experiment.summary.update(_final_figures(figures))
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-
-
 def log_table(settings: Settings, folder: Path, name: str, columns: Sequence[str], rows: list[list[Any]]) -> None:
     """One run that holds a table."""
     with tracked_run(settings.tracking, folder, name, name, {"rows": len(rows)}) as logger:
@@ -75,15 +58,3 @@ def log_table(settings: Settings, folder: Path, name: str, columns: Sequence[str
             import wandb
 
             logger.experiment.log({"table": wandb.Table(columns=list(columns), data=rows)})
-
-
-def _final_figures(figures: Report) -> dict[str, float | None]:
-    names = ("f1", "f1_se", "floor_f1", "auc", "ap")
-    flat: dict[str, float | None] = {}
-    for task, decision in figures.out_of_fold.items():
-        flat[f"{task}/threshold"] = decision.value
-        flat |= {f"{task}/out_of_fold/{name}": decision.out_of_fold[name] for name in names}
-    for title, rows in figures.scores.items():
-        for row in rows:
-            flat |= {f"{title.replace(' ', '/')}/{row['language']}/{name}": row[name] for name in names}
-    return flat

@@ -9,22 +9,35 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Value
+from pandas import DataFrame
 
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.errors import UserError
 
-if TYPE_CHECKING:
-    from datasets import Features
-    from pandas import DataFrame
-
 COLUMNS: Final = ("row_id", "task", "language", "query", "target", "label", "origin", "source_id", "group")
+
+
 TARGET_FIELD: Final[dict[str, str]] = {"QC": "category_path", "QI": "item_title"}
+
+
 SPLITS: Final = ("train", "dev", "test")
+
+
 MAX_CHARS: Final = 2000  # assumed: far above any query, path or title; a longer text is a broken line
+
+
 MAX_ID: Final = 2**63 - 1  # score tables hold ids as 64-bit integers
 
+
 _BOM = b"\xef\xbb\xbf"
+
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -76,8 +89,6 @@ def original_id(row_id: str) -> int:
 
 def make_rows(columns: Mapping[str, Sequence[Any]]) -> DataFrame:
     """A rows table, shape (n, 9), from one sequence per name in COLUMNS; a label is 0, 1 or None."""
-    import pandas as pd
-
     dtypes = {name: "Int8" if name == "label" else "str" for name in COLUMNS}
     return pd.DataFrame({name: pd.Series(columns[name], dtype=dtypes[name]) for name in COLUMNS})
 
@@ -88,8 +99,6 @@ def empty_rows() -> DataFrame:
 
 
 def _features() -> Features:
-    from datasets import Features, Value
-
     return Features({name: Value("int8" if name == "label" else "string") for name in COLUMNS})
 
 
@@ -98,9 +107,6 @@ def save_rows(frame: DataFrame, path: Path) -> None:
 
     Raises ValueError where the table breaks its schema (columns, unique row_id, label outside 0, 1, missing).
     """
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-
     if tuple(frame.columns) != COLUMNS:
         raise ValueError(f"a rows table has the columns {COLUMNS}, not {tuple(frame.columns)}")
     if not frame["row_id"].is_unique:
@@ -116,11 +122,6 @@ def save_rows(frame: DataFrame, path: Path) -> None:
 
 def load_rows(path: Path) -> DataFrame:
     """Reads what `save_rows` wrote, index 0..n-1. UserError where the file is absent or something else."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-
     try:
         # Dataset.from_parquet would leave a second copy in the user's cache folder.
         dataset = Dataset(pq.ParquetFile(path).read())

@@ -5,58 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging
 
 from analyticup.errors import UserError
-from analyticup.model.gguf import CONVERSION_VERSION, GGUF, converted_gguf, gguf_sha256
-from analyticup.model.pins import existing_folder, folder_sha256, is_commit, is_hub_id, loadable
+from analyticup.model.gguf import converted_gguf
+from analyticup.model.pins import checked_kind, loadable, source_kind
 from analyticup.settings.schema import LoraSettings, ModelSettings
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-RANDOM = "random:"
-RANDOM_QWEN3 = "random:qwen3"
-
-
-def source_kind(settings: ModelSettings) -> str:
-    """ "gguf", "random", "local" or "hub", from the spelling of `model.backbone`."""
-    name = settings.backbone
-    if name.startswith(GGUF):
-        return "gguf"
-    if name.startswith(RANDOM):
-        return "random"
-    return "local" if existing_folder(name) else "hub"
-
-
-def identity(settings: ModelSettings) -> dict[str, Any]:
-    """What decides the weights, for fingerprints: hub id and commit, or the sha256 of the local files.
-
-    Raises UserError where the weights are not there or not pinned.
-    """
-    kind = _checked_kind(settings)
-    if kind == "gguf":
-        return {"gguf_sha256": gguf_sha256(settings.backbone), "conversion": CONVERSION_VERSION}
-    if kind == "local":
-        return {"local_sha256": folder_sha256(Path(settings.backbone).expanduser(), decisive_only=False)}
-    return {"backbone": settings.backbone, "revision": settings.revision}
-
-
-def _checked_kind(settings: ModelSettings) -> str:
-    """`source_kind`; raises UserError for a name that is none and for a hub model without a commit."""
-    kind, name = source_kind(settings), settings.backbone
-    if kind == "random" and name != RANDOM_QWEN3:
-        raise UserError(f"model.backbone: {name} is not known; there is {RANDOM_QWEN3}")
-    if kind == "hub" and not is_hub_id(name):
-        raise UserError(f"model.backbone: {name} is neither a folder nor a hub id (owner/name)")
-    if kind == "hub" and not is_commit(settings.revision):
-        raise UserError(
-            f"model.revision: the hub model {name} needs a pinned commit (40 hex digits), so that a rerun loads the "
-            f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
-        )
-    return kind
 
 
 @dataclass(frozen=True)
@@ -69,8 +38,6 @@ class Precision:
 
 def choose_precision(wanted: str, device: str) -> Precision:
     """bf16 where the machine has it. `wanted` is auto, float32 or bfloat16; `device` is cpu, cuda or mps."""
-    import torch
-
     if wanted != "auto":
         return Precision(wanted, "model.dtype says so")
     if device == "cuda":
@@ -82,8 +49,6 @@ def choose_precision(wanted: str, device: str) -> Precision:
 
 
 def _cpu_has_bf16() -> bool:
-    import torch
-
     capabilities = torch.backends.cpu.get_cpu_capability()
     if "AVX512" in capabilities or "AMX" in capabilities:
         return bool(torch.cpu._is_avx512_bf16_supported())
@@ -92,7 +57,7 @@ def _cpu_has_bf16() -> bool:
 
 def local_folder(settings: ModelSettings, cache: Path) -> str:
     """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file on first use."""
-    kind = _checked_kind(settings)
+    kind = checked_kind(settings)
     if kind == "gguf":
         _quiet_transformers()
         return str(converted_gguf(settings.backbone, cache))
@@ -101,15 +66,11 @@ def local_folder(settings: ModelSettings, cache: Path) -> str:
 
 def _quiet_transformers() -> None:
     """Switches off Transformers' own bars and advice, which would tear the kit's progress lines."""
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
     _quiet_transformers()
     if source_kind(settings) == "random":
         return random_tokenizer()
@@ -120,8 +81,6 @@ def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerB
 
 def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The frozen causal language model, in eval mode, on the CPU."""
-    from transformers import AutoModelForCausalLM
-
     _quiet_transformers()
     if source_kind(settings) == "random":
         model = random_qwen3(len(load_tokenizer(settings, cache)))
@@ -138,9 +97,6 @@ def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype) -> P
 
 def random_qwen3(vocabulary: int) -> PreTrainedModel:
     """A random two-layer Qwen3, the architecture of the paper's model, for tests of the code path."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     config = Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -159,9 +115,6 @@ def random_qwen3(vocabulary: int) -> PreTrainedModel:
 
 def random_tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level tokenizer that knows the two label words as single tokens; no download, no training."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
     merges: list[tuple[str, str]] = []
@@ -177,9 +130,6 @@ def random_tokenizer() -> PreTrainedTokenizerBase:
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
     """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend on the seed alone."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
     frozen = frozen_layers(model, settings)
     config = LoraConfig(
         r=settings.r,
@@ -196,8 +146,6 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
 
 def _without_input_casts(model: PeftModel) -> PeftModel:
     """Keeps PEFT from casting each layer's input to the adapter's float32: a fifth of the training time on a CPU."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = False
@@ -210,8 +158,6 @@ def frozen_layers(model: PreTrainedModel, settings: LoraSettings) -> int:
 
 
 def _targets(model: PreTrainedModel, spelling: str, frozen: int) -> str | list[str]:
-    import torch
-
     if spelling != "all-linear":
         return sorted(part.strip() for part in spelling.split(","))
     if not frozen:
@@ -223,9 +169,6 @@ def _targets(model: PreTrainedModel, spelling: str, frozen: int) -> str | list[s
 
 def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     """Adapter in PEFT's own layout (loads with PeftModel.from_pretrained), with reproducible bytes."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
     state = {name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
     save_file(dict(sorted(state.items())), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
@@ -238,8 +181,6 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """A saved adapter on its backbone; raises UserError where any adapter tensor is missing or left over."""
-    from peft import LoraConfig, get_peft_model
-
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "task_type")
     known = {key: saved[key] for key in names}
@@ -250,9 +191,6 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def fill_adapter(model: PeftModel, folder: Path) -> None:
     """Puts a saved adapter's tensors into a model with one of the same shape; raises UserError as `load_adapter`."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
     state = load_file(folder / "adapter_model.safetensors")
     try:
         result = set_peft_model_state_dict(model, state)

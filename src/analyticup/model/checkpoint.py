@@ -13,16 +13,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyticup.files import replace_file, scratch_path
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning import Callback, LightningModule, Trainer
-    from lightning.pytorch.plugins import CheckpointIO
-    from torch import Tensor
+from analyticup.engine.files import replace_file, scratch_path
 
 # What Lightning puts back besides tensors; the version is that of the loops' own format.
+# Tensors by name, and plain values.
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
 PLAIN_PARTS = ("epoch", "global_step", "pytorch-lightning_version", "loops", "lr_schedulers")
 
 
@@ -37,16 +41,12 @@ class StepCheckpoint:
 
     def write(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Replaces the file in one step; on any error the one before stays."""
-        from safetensors.torch import save_file
-
         ready = {name: value.detach().contiguous() for name, value in tensors.items()}
         with replace_file(self.path) as scratch:
             save_file(ready, scratch, metadata={"identity": self.identity, "plain": json.dumps(plain)})
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What `write` was given, or None; a file that cannot be used is named on stderr."""
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return None
         try:
@@ -97,7 +97,7 @@ def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, descr
     # The backbone's frozen weights are not in the file.
     module.strict_loading = False
     found = checkpoint.read()
-    callbacks, plugins = [_saver(checkpoint, found)], [_plugin(checkpoint, found, names)]
+    callbacks, plugins = [Saver(checkpoint, found)], [StepCheckpointIO(checkpoint, found, names)]
     if found is None:
         return Resumption(callbacks=callbacks, plugins=plugins)
     epoch = found[1]["epoch"]
@@ -106,53 +106,49 @@ def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, descr
     return Resumption((epoch, batches), str(checkpoint.path), callbacks, plugins)
 
 
-def _saver(checkpoint: StepCheckpoint, found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Callback:
-    from lightning import Callback
+class Saver(Callback):
+    """Writes a step checkpoint every so many minutes; puts back the random state of the one that a training resumes
+    from."""
 
-    class Saver(Callback):
-        def __init__(self) -> None:
+    def __init__(self, checkpoint: StepCheckpoint, found: Kept | None) -> None:
+        self.checkpoint = checkpoint
+        self.written = time.monotonic()
+        self.random = None if found is None else found[0]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.written = time.monotonic()
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        # Here and not earlier: a loader draws a random number when its iteration begins.
+        if self.random is not None:
+            _set_random_state(self.random)
+        self.random = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        # Only between two optimiser steps, and not at an epoch's end, where the next loader has yet to be made.
+        within = (index + 1) % trainer.accumulate_grad_batches == 0 and index + 1 < trainer.num_training_batches
+        if within and time.monotonic() - self.written >= 60 * self.checkpoint.minutes:
+            trainer.save_checkpoint(self.checkpoint.path)
             self.written = time.monotonic()
-            self.random = None if found is None else found[0]
-
-        def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-            self.written = time.monotonic()
-
-        def on_train_batch_start(self, *arguments: Any) -> None:
-            # Here and not earlier: a loader draws a random number when its iteration begins.
-            if self.random is not None:
-                _set_random_state(self.random)
-            self.random = None
-
-        def on_train_batch_end(
-            self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
-        ) -> None:
-            # Only between two optimiser steps, and not at an epoch's end, where the next loader has yet to be made.
-            within = (index + 1) % trainer.accumulate_grad_batches == 0 and index + 1 < trainer.num_training_batches
-            if within and time.monotonic() - self.written >= 60 * checkpoint.minutes:
-                trainer.save_checkpoint(checkpoint.path)
-                self.written = time.monotonic()
-
-    return Saver()
 
 
-def _plugin(
-    checkpoint: StepCheckpoint, found: tuple[dict[str, Tensor], dict[str, Any]] | None, names: Sequence[str]
-) -> CheckpointIO:
+class StepCheckpointIO(CheckpointIO):
     """What Lightning writes and reads its checkpoints with, in place of torch.save."""
-    from lightning.pytorch.plugins import CheckpointIO
 
-    class StepCheckpointIO(CheckpointIO):
-        def save_checkpoint(self, state: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-            checkpoint.write(*_pack(state, names))
+    def __init__(self, checkpoint: StepCheckpoint, found: Kept | None, names: Sequence[str]) -> None:
+        self.checkpoint, self.found, self.names = checkpoint, found, names
 
-        def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-            assert found is not None
-            return _unpack(*found, names)
+    def save_checkpoint(self, state: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.checkpoint.write(*_pack(state, self.names))
 
-        def remove_checkpoint(self, path: Any) -> None:
-            discard(checkpoint.path)
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        assert self.found is not None
+        return _unpack(*self.found, self.names)
 
-    return StepCheckpointIO()
+    def remove_checkpoint(self, path: Any) -> None:
+        discard(self.checkpoint.path)
 
 
 def _pack(state: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -184,8 +180,6 @@ def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], names: Sequ
 
 def _random_state() -> Iterator[tuple[str, Tensor]]:
     """torch's generators: dropout alone draws during training."""
-    import torch
-
     yield "cpu", torch.get_rng_state()
     if torch.cuda.is_available():
         yield "cuda", torch.cuda.get_rng_state()
@@ -194,8 +188,6 @@ def _random_state() -> Iterator[tuple[str, Tensor]]:
 
 
 def _set_random_state(tensors: Mapping[str, Tensor]) -> None:
-    import torch
-
     torch.set_rng_state(tensors["random/cpu"])
     if "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"])

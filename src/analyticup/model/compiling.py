@@ -8,14 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from analyticup.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from analyticup.settings.schema import Settings
+from analyticup.settings.schema import Settings
 
 
 def compiler_fault(settings: Settings) -> str:
@@ -55,8 +54,6 @@ def compiled(layers: Iterable[nn.Module], settings: Settings, size: int, gradien
 
 
 def _compiled_where(gradients: bool, plain: Callable[..., Any]) -> Callable[..., Any]:
-    import torch
-
     fast = torch.compile(plain, dynamic=True)
 
     @functools.wraps(plain)

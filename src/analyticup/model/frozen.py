@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analyticup.model.data import scoring_batches
+import numpy as np
+import torch
+from torch import Tensor
+
+from analyticup.engine.progress import track
+from analyticup.model.batches import scoring_batches
 from analyticup.model.packing import packed_batches, packed_states
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
 KEPT_BYTES = 6 * 2**30
+
+
 BATCH_TOKENS = 4096
 
 
@@ -36,8 +40,6 @@ class FrozenStates:
 
         On the CPU that this was measured on, the bits do not depend on which prompts stand beside each other.
         """
-        from analyticup.progress import track
-
         keys = [tuple(ids) for ids in tokens]
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         made: dict[tuple[int, ...], Tensor] = {}
@@ -53,8 +55,6 @@ class FrozenStates:
         return found
 
     def _batches(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        import numpy as np
-
         if self._packing:
             batches = packed_batches(prompts, BATCH_TOKENS)
         else:
@@ -63,8 +63,6 @@ class FrozenStates:
         return [[prompts[row] for row in batch] for batch in batches]
 
     def _states(self, decoder: Any, layers: int, batch: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        import torch
-
         # no_grad and not inference_mode: the states become inputs of a training step.
         with torch.no_grad(), only_layers(decoder, 0, layers):
             if self._packing:
@@ -81,8 +79,6 @@ def only_layers(decoder: Any, first: int, last: int) -> Iterator[None]:
 
     For upper layers alone it takes the states that come out of layer first-1 as `inputs_embeds`.
     """
-    import torch
-
     layers, norm, config = decoder.layers, decoder.norm, decoder.config
     if last - first == len(layers):
         yield

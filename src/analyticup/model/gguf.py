@@ -5,64 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from analyticup.artifacts import Record, Unusable, read_record
+import gguf
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from analyticup.engine.artifacts import Record, Unusable
+from analyticup.engine.files import file_sha256, lock, publish_folder
 from analyticup.errors import UserError
-from analyticup.files import file_sha256, lock, publish_folder
-from analyticup.model.pins import check_packaged
-
-if TYPE_CHECKING:
-    import numpy as np
-
-GGUF = "gguf:"
-# Raised when the conversion below changes what it writes, so that old conversions are not used.
-CONVERSION_VERSION = 1
-
-
-def gguf_sha256(backbone: str) -> str:
-    """sha256 of a GGUF backbone: that of the file, or the one its package promises (checked on assembly).
-
-    Raises UserError where there is no such file or package, or where the package promises other than the pinned bytes.
-    """
-    name = backbone.removeprefix(GGUF)
-    if name.endswith(".gguf"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package")
-        return file_sha256(path)
-    promised = str(_gguf_package(name).EXPECTED_SHA256)
-    check_packaged(name, "*.gguf", promised)
-    return promised
-
-
-def _gguf_package(name: str) -> Any:
-    from importlib import import_module
-
-    try:
-        package = import_module(name)
-        if hasattr(package, "EXPECTED_SHA256"):
-            return package
-        raise ImportError
-    # A name with a dot at its start is a TypeError, an empty one a ValueError.
-    except (ImportError, TypeError, ValueError):
-        raise UserError(
-            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package of one; "
-            f"pip install it or give a path"
-        ) from None
-
-
-def converted_folder(backbone: str, cache: Path) -> Path:
-    """Where the converted copy of a GGUF backbone lies, or would lie."""
-    return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
-
-
-def read_conversion(backbone: str, cache: Path) -> Record | Unusable:
-    """The record of a GGUF backbone's converted copy, all of it hashed, or why the copy cannot be used."""
-    folder = converted_folder(backbone, cache)
-    return read_record(folder, folder.name, Record)
+from analyticup.model.pins import GGUF, check_packaged, converted_folder, gguf_package, read_conversion
 
 
 def converted_gguf(backbone: str, cache: Path) -> Path:
@@ -81,8 +36,6 @@ def converted_gguf(backbone: str, cache: Path) -> Path:
 
 
 def _convert(name: str, out: Path) -> None:
-    import tempfile
-
     # Inside `out`: killed, it goes with it.
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if name.endswith(".gguf"):
@@ -101,9 +54,6 @@ def _fast_reader() -> Iterator[None]:
     The gguf package's reader slices a memory map for each of half a million vocabulary entries, ten seconds each time;
     slices of a plain view of the same bytes take a third of that.
     """
-    import gguf
-    import numpy as np
-
     reader = gguf.GGUFReader
 
     class PlainReader(reader):
@@ -125,7 +75,7 @@ def _fast_reader() -> Iterator[None]:
 def _assembled(name: str, target: Path) -> Path:
     """The package's parts as one file at `target`; raises UserError where its sha256 is not the promised one."""
     try:
-        source = Path(_gguf_package(name).assemble(target))
+        source = Path(gguf_package(name).assemble(target))
         found = file_sha256(source)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(
@@ -137,15 +87,10 @@ def _assembled(name: str, target: Path) -> Path:
 
 
 def _convert_tokenizer(source: Path, out: Path) -> None:
-    from transformers import AutoTokenizer
-
     AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(out)
 
 
 def _convert_weights(source: Path, out: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
-
     model = AutoModelForCausalLM.from_pretrained(
         str(source.parent),
         gguf_file=source.name,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from lightning import LightningModule
+from peft import PeftModel
+from torch import Tensor
+
+from analyticup.metrics import binary_metrics
+from analyticup.model.frozen import only_layers
+from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
+from analyticup.model.prompt import LabelWords
 from analyticup.settings.schema import TrainSettings
-
-if TYPE_CHECKING:
-    from lightning import LightningModule
-    from peft import PeftModel
-    from torch import Tensor
-
-    from analyticup.model.prompt import LabelWords
 
 
 def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int = 0) -> Tensor:
@@ -22,10 +24,6 @@ def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int 
     `batch` as from `collate`: ids [rows, tokens] right-padded, or the states [rows, tokens, width] that come out of the
     first `frozen_layers` layers; last [rows] is the index of the last prompt token. Or as from `collate_packed`.
     """
-    import torch
-
-    from analyticup.model.frozen import only_layers
-
     matrix, run = output_matrix(model), decoder(model)
     # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
     casting = torch.autocast(matrix.device.type, dtype=matrix.dtype, enabled=matrix.dtype == torch.bfloat16)
@@ -43,10 +41,6 @@ def reference_margins(model: PeftModel, batch: Mapping[str, Any], words: LabelWo
     Arguments as for `label_hidden`. Call it before the pass that is trained: PEFT switches the gradients of the
     adapters off and on again.
     """
-    import torch
-
-    from analyticup.model.objective import margins
-
     training = model.training
     model.eval()
     try:
@@ -75,78 +69,75 @@ def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) ->
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
 
-def make_module(
-    model: PeftModel, words: LabelWords, settings: TrainSettings, steps: int, frozen_layers: int = 0
-) -> LightningModule:
-    """A LightningModule over `model`; `steps` is the number of optimiser steps of the whole training.
+class LabelWordModule(LightningModule):
+    """Training and scoring of `model` by its label words; `steps` is the number of optimiser steps of the whole
+    training.
 
     With `frozen_layers` the batches bring the states that come out of that many layers.
     """
-    import torch
-    from lightning import LightningModule
 
-    from analyticup.metrics import binary_metrics
-    from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
+    def __init__(
+        self, model: PeftModel, words: LabelWords, settings: TrainSettings, steps: int, frozen_layers: int = 0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.words = words
+        self.settings = settings
+        self.steps = steps
+        self.frozen_layers = frozen_layers
+        self.loss = loss_function(settings)
+        self.scored: dict[str, list[Tensor]] = {}
 
-    class LabelWordModule(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.loss = loss_function(settings)
-            self.scored: dict[str, list[Tensor]] = {}
+    def _hidden(self, batch: dict[str, Any]) -> Tensor:
+        return label_hidden(self.model, batch, self.frozen_layers)
 
-        def _hidden(self, batch: dict[str, Any]) -> Tensor:
-            return label_hidden(self.model, batch, frozen_layers)
+    def _reference(self, batch: dict[str, Any]) -> Tensor | None:
+        if self.settings.objective not in NEEDS_REFERENCE:
+            return None
+        return reference_margins(self.model, batch, self.words, self.frozen_layers)
 
-        def _reference(self, batch: dict[str, Any]) -> Tensor | None:
-            if settings.objective not in NEEDS_REFERENCE:
-                return None
-            return reference_margins(self.model, batch, words, frozen_layers)
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        reference = self._reference(batch)
+        loss = self.loss(self._hidden(batch), output_matrix(self.model), self.words, batch["labels"], reference)
+        self.log("train/loss", loss, batch_size=len(batch["labels"]))
+        return loss
 
-        def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-            reference = self._reference(batch)
-            loss = self.loss(self._hidden(batch), output_matrix(self.model), words, batch["labels"], reference)
-            self.log("train/loss", loss, batch_size=len(batch["labels"]))
-            return loss
+    def on_validation_epoch_start(self) -> None:
+        self.scored = {"rows": [], "margins": [], "labels": []}
 
-        def on_validation_epoch_start(self) -> None:
-            self.scored = {"rows": [], "margins": [], "labels": []}
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        scores = margins(self._hidden(batch), output_matrix(self.model), self.words)
+        for name, value in (("rows", batch["rows"]), ("margins", scores), ("labels", batch["labels"])):
+            self.scored[name].append(value.cpu())
 
-        def validation_step(self, batch: dict[str, Any], index: int) -> None:
-            scores = margins(self._hidden(batch), output_matrix(self.model), words)
-            for name, value in (("rows", batch["rows"]), ("margins", scores), ("labels", batch["labels"])):
-                self.scored[name].append(value.cpu())
+    def on_validation_epoch_end(self) -> None:
+        _, values, labels = self.validation_scores()
+        known = labels >= 0
+        if not known.any():
+            return
+        scores = 1 / (1 + torch.exp(-values[known].double()))
+        figures = binary_metrics(labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy())
+        for name in ("f1", "auc"):
+            if figures[name] is not None:
+                self.log(f"val/{name}", float(figures[name]))
 
-        def on_validation_epoch_end(self) -> None:
-            _, values, labels = self.validation_scores()
-            known = labels >= 0
-            if not known.any():
-                return
-            scores = 1 / (1 + torch.exp(-values[known].double()))
-            figures = binary_metrics(labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy())
-            for name in ("f1", "auc"):
-                if figures[name] is not None:
-                    self.log(f"val/{name}", float(figures[name]))
+    def validation_scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers, logit margins and labels of the last validation, in row order."""
+        rows = torch.cat(self.scored["rows"])
+        order = torch.argsort(rows)
+        return (
+            rows[order],
+            torch.cat(self.scored["margins"])[order],
+            torch.cat(self.scored["labels"])[order],
+        )
 
-        def validation_scores(self) -> tuple[Tensor, Tensor, Tensor]:
-            """Row numbers, logit margins and labels of the last validation, in row order."""
-            rows = torch.cat(self.scored["rows"])
-            order = torch.argsort(rows)
-            return (
-                rows[order],
-                torch.cat(self.scored["margins"])[order],
-                torch.cat(self.scored["labels"])[order],
-            )
+    def predict_step(self, batch: dict[str, Any], index: int) -> tuple[Tensor, Tensor]:
+        return batch["rows"].cpu(), margins(self._hidden(batch), output_matrix(self.model), self.words).cpu()
 
-        def predict_step(self, batch: dict[str, Any], index: int) -> tuple[Tensor, Tensor]:
-            return batch["rows"].cpu(), margins(self._hidden(batch), output_matrix(self.model), words).cpu()
-
-        def configure_optimizers(self) -> dict[str, Any]:
-            trained = [value for value in self.model.parameters() if value.requires_grad]
-            optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
-            schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimiser, lambda step: learning_rate_factor(step, steps, settings.warmup, settings.schedule)
-            )
-            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    return LabelWordModule()
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [value for value in self.model.parameters() if value.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: learning_rate_factor(step, self.steps, self.settings.warmup, self.settings.schedule)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

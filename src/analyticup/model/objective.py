@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from analyticup.model.prompt import LabelWords
 from analyticup.settings.schema import TrainSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from analyticup.model.prompt import LabelWords
 
 # Objectives that compare the model with itself without adapters.
 NEEDS_REFERENCE = ("dpo",)
@@ -47,9 +46,6 @@ def label_nll(
     smoothing: float = 0.0,
 ) -> Tensor:
     """Eq. 1: -log p(label word | P) over the whole vocabulary."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
     word_ids = torch.where(labels == 1, words.positive, words.negative)
     loss = cross_entropy((hidden @ output_matrix.T).float(), word_ids)
     # Both words share the normaliser: -log p(other) = -log p(label word) + margin of the label word over the other.
@@ -65,8 +61,6 @@ def two_way(
     smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy over the two label words alone."""
-    from torch.nn.functional import binary_cross_entropy_with_logits
-
     return binary_cross_entropy_with_logits(margins(hidden, output_matrix, words), _targets(labels, smoothing))
 
 
@@ -89,8 +83,6 @@ def dpo(
     equal prompts is positive, the loss is least at the margin reference + log(p / (1 - p)) / beta: a small beta gives
     scores close to 0 and 1, and thresholds mean something else than with the other objectives.
     """
-    from torch.nn.functional import binary_cross_entropy_with_logits
-
     gains = beta * (margins(hidden, output_matrix, words) - reference)
     return binary_cross_entropy_with_logits(gains, _targets(labels, smoothing))
 

@@ -10,20 +10,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from analyticup.errors import UserError
-from analyticup.model.data import cut_batches
+from analyticup.model.batches import EncodedRows, cut_batches
 from analyticup.settings.schema import ModelSettings
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
-
-    from analyticup.model.data import EncodedRows
-
 ATTENTION = "packed_prompts"
+
+
 # Attention's rows have so many queries, and a multiple of it as keys. On the CPU that this was measured on, the bits of
 # a prompt's states then do not depend on the prompts beside it (with rows cut to the longest, 139 of 150 changed).
 QUERIES = 16
@@ -63,8 +67,6 @@ def packed_batches(tokens: Sequence[Sequence[int]], max_tokens: int) -> list[lis
 
     A batch holds at most max_tokens tokens as attention sees them (each prompt whole, padded), but at least one prompt.
     """
-    import numpy as np
-
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     order = sorted(range(len(tokens)), key=tokens.__getitem__)
     batches = cut_batches(order, lengths, len(tokens), max_tokens)
@@ -76,8 +78,6 @@ def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
 
     Without `share` every prompt has all its tokens to itself.
     """
-    import numpy as np
-
     lengths = np.array([len(ids) for ids in prompts])
     table = np.full((len(prompts), lengths.max()), -1)
     for row, ids in enumerate(prompts):
@@ -104,9 +104,6 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     """What a decoder needs beside ids or states to run on the tree: `position_ids` [1, tokens], `attention_mask`
     [rows, 1, QUERIES, longest] (who sees whom; Transformers hands on a mask with four dimensions as it is), and
     `packing`."""
-    import numpy as np
-    import torch
-
     counts = -(-(tree.lengths - tree.first) // QUERIES)
     prompts = np.repeat(np.arange(len(counts)), counts)
     # Numbers the rows of each prompt.
@@ -134,9 +131,6 @@ def shares_in_training(settings: ModelSettings) -> bool:
 def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) -> dict[str, Any]:
     """The batch's tree: its ids [1, tokens], or states [1, tokens, width] where the rows bring them; `packed`, the rest
     of a decoder's inputs; and last token's number [rows], labels [rows] and row numbers [rows] in the tree's order."""
-    import numpy as np
-    import torch
-
     tree = make_tree([rows.tokens[row] for row in batch], share)
     order = [batch[number] for number in tree.order]
     if rows.states is None:
@@ -170,9 +164,6 @@ def packed_attention(
     query [1, heads, tokens, width], key and value [1, key heads, tokens, width]; gives [1, tokens, heads, width].
     Without `packing` it is Transformers' own.
     """
-    from torch.nn.functional import embedding, pad, scaled_dot_product_attention
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
@@ -208,10 +199,6 @@ def enable_packing(model: PreTrainedModel) -> None:
 
     Raises UserError where it gives a pack other states than its prompts alone, as one with recurrent layers would.
     """
-    import torch
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     if model.config._attn_implementation == "sdpa":
@@ -231,9 +218,6 @@ def enable_packing(model: PreTrainedModel) -> None:
 
 def packed_states(decoder: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all."""
-    import torch
-    from lightning.fabric.utilities import move_data_to_device
-
     tree = make_tree(prompts)
     inputs = {"input_ids": torch.from_numpy(tree.ids)[None], **packed_inputs(tree)}
     moved = move_data_to_device(inputs, next(decoder.parameters()).device)

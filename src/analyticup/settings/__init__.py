@@ -1,1 +1,0 @@
-"""Every setting (`schema`) and how it is given (`loading`)."""

@@ -6,6 +6,7 @@ plain values here, each written out where it stands.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import re
@@ -23,7 +24,13 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from analyticup.errors import UserError
+from analyticup.settings.paths import PROJECT
 from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, TASKS, Leaf, Section, Settings, leaves, split_task
+
+
+def settings_of(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
+    config = options.config or PROJECT / "configs" / default
+    return load_settings(config, options.overrides)
 
 
 @dataclass(frozen=True)

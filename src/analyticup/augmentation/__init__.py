@@ -1,0 +1,38 @@
+"""New training rows: translations for languages that have none, and semantic negatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analyticup.augmentation.embedder_identity import embedder_identity
+from analyticup.augmentation.translators import translator_identity
+from analyticup.engine.graph import Stage
+from analyticup.settings.schema import Settings, decisive
+from analyticup.training import scoring_settings
+
+
+def embedder_settings(settings: Settings) -> dict[str, Any]:
+    return {"identity": embedder_identity(settings.embedder)}
+
+
+def translate_settings(settings: Settings) -> dict[str, Any]:
+    own = settings.translate
+    return {
+        "translator": own.translator,
+        "languages": own.languages,
+        "rows_per_language": own.rows_per_language,
+        "volumes": sorted(own.volumes),
+        "source_languages": None if own.source_languages is None else sorted(own.source_languages),
+        "positive_share": own.positive_share,
+        "seed": settings.seed,
+        **translator_identity(own, settings.embedder),
+    }
+
+
+def negatives_settings(own: Settings) -> dict[str, Any]:
+    guard = scoring_settings(own, "compile_min_rows") if own.negatives.guard_above is not None else {}
+    return {**decisive(own.negatives), **guard, "seed": own.seed, "embedder": embedder_settings(own)}
+
+
+TRANSLATE = Stage("translate", version=2, run="analyticup.augmentation.stage:translate", settings=translate_settings)
+NEGATIVES = Stage("negatives", version=2, run="analyticup.augmentation.stage:negatives", settings=negatives_settings)

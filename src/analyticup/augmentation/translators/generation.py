@@ -1,0 +1,135 @@
+"""What translators with a model of Transformers share: its identity, its loading, batches of texts of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from analyticup.augmentation.translators.base import CachedTranslator, Tools
+from analyticup.augmentation.translators.outputs import RULES
+from analyticup.engine.cache import batches
+from analyticup.model.pins import loadable
+from analyticup.settings.schema import EmbedderSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from analyticup.training.source import Machine
+
+
+class GenerationSettings(Protocol):
+    """What the settings of every such translator hold."""
+
+    model: Any  # str, or None where it must be set
+    revision: str | None
+    beams: int
+    batch_size: int
+    max_new_tokens: int
+
+
+S = TypeVar("S", bound=GenerationSettings)
+
+
+class GeneratingTranslator(Generic[S]):
+    """Keeps one model loaded, the last one used, on the machine's device. Subclasses add what is theirs: `_weights`,
+    `_how` and `translate`."""
+
+    name: ClassVar[str]
+    key: ClassVar[str]
+    """Prefix of its settings, for errors."""
+    auto_class: ClassVar[str]
+    """The class of Transformers that loads its model."""
+    selective: ClassVar[bool] = False
+    uses_embedder: ClassVar[bool] = False
+    uses_source: bool
+
+    def __init__(self, settings: S, machine: Machine) -> None:
+        """Raises UserError for what `identity_of` refuses."""
+        self.identity = self.identity_of(settings)
+        self._settings = settings
+        self._machine = machine
+        self._loaded: str | None = None
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    @classmethod
+    def build(cls, settings: S, tools: Tools) -> CachedTranslator:
+        return CachedTranslator(cls(settings, tools.machine), tools.cache_dir, settings.batch_size)
+
+    @classmethod
+    def decides(cls, settings: S, embedder: EmbedderSettings) -> dict[str, Any]:
+        return {"model": cls.identity_of(settings)}
+
+    @classmethod
+    def identity_of(cls, settings: S) -> str:
+        """Weights, settings and output rules; `batch_size` and device are left out."""
+        how = f"beams={settings.beams},max={settings.max_new_tokens},{cls._how(settings)},rules={RULES}"
+        return f"{cls.name}:{cls._weights(settings)}:{how}"
+
+    @classmethod
+    def models(cls, settings: S) -> list[str]:
+        """Folders or hub ids of what may be loaded."""
+        return [settings.model or ""]
+
+    @classmethod
+    def _weights(cls, settings: S) -> str:
+        """The weights' part of the identity."""
+        raise NotImplementedError
+
+    @classmethod
+    def _how(cls, settings: S) -> str:
+        """What else of its settings changes a translation, as `name=value`."""
+        raise NotImplementedError
+
+    def _answers(self, asked: Sequence[str], complete: Callable[[list[str]], list[str]]) -> list[str]:
+        """What `complete` makes of each, in order; it is given batches of at most `batch_size`."""
+        found = [""] * len(asked)
+        # Texts of like length share a batch, which keeps padding small.
+        order = sorted(range(len(asked)), key=lambda index: (len(asked[index]), asked[index]))
+        for batch in batches(order, self._settings.batch_size):
+            for index, output in zip(batch, complete([asked[place] for place in batch]), strict=True):
+                found[index] = output
+        return found
+
+    def _generate(self, inputs: Any, **options: Any) -> torch.Tensor:
+        """Token ids [texts, tokens] by beam search without sampling."""
+        import torch
+
+        with torch.inference_mode():
+            return self._model.generate(
+                **inputs.to(self._model.device),
+                **options,
+                do_sample=False,
+                num_beams=self._settings.beams,
+                max_new_tokens=self._settings.max_new_tokens,
+            )
+
+    def _decode(self, tokens: torch.Tensor) -> list[str]:
+        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _load(self, model: str) -> None:
+        """Makes `model` (folder or hub id) the loaded one; raises UserError where the machine lacks the wanted GPU."""
+        if self._loaded == model:
+            return
+        import torch
+        import transformers
+
+        device = self._machine.device
+        where = {"revision": self._settings.revision, "trust_remote_code": False}
+        # The old model goes before the new one comes, so that never two need memory.
+        self._loaded = self._model = self._tokenizer = None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(loadable(model), **where)
+        self._prepare(tokenizer)
+        loaded = getattr(transformers, self.auto_class).from_pretrained(
+            loadable(model), dtype=getattr(torch, dtype_on(device)), use_safetensors=True, **where
+        )
+        self._model, self._tokenizer = loaded.to(device).eval(), tokenizer
+        self._loaded = model
+
+    def _prepare(self, tokenizer: Any) -> None:
+        """Changes a tokenizer that was just loaded, where need be."""
+
+
+def dtype_on(device: str) -> str:
+    """The dtype that translators are loaded in; `device` is cpu, cuda or mps."""
+    return "bfloat16" if device == "cuda" else "float32"

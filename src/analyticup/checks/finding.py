@@ -1,0 +1,26 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analyticup.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found: FAIL means that the run would fail."""
+
+    verdict: Verdict
+    text: str
+
+
+def size_text(size: float) -> str:
+    """Bytes as MB or GB (powers of ten)."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself or the nearest of its parents that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())

@@ -1,0 +1,187 @@
+"""`check` on the machine: device, precision, memory and disk. Numbers that are estimates are called so."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+import torch
+from huggingface_hub import constants
+
+from analyticup.augmentation.translators.generation import dtype_on
+from analyticup.checks.finding import Finding, nearest_existing, size_text
+from analyticup.checks.models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
+from analyticup.engine.workers import cores
+from analyticup.errors import UserError
+from analyticup.model.backbone import choose_precision
+from analyticup.model.compiling import compiler_fault
+from analyticup.settings.loading import task_settings
+from analyticup.settings.paths import resolve
+from analyticup.settings.schema import MachineSettings, Settings
+from analyticup.training.source import Machine
+from analyticup.verdict import Verdict
+
+# Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
+_TABLE_COPIES: Final = 6
+
+
+# All tables of the sample corpus together stay below this (assumed).
+_SAMPLE_BYTES: Final = 50e6
+
+
+# Above this share of the free memory, weights leave little for the rest of the work (assumed).
+_TIGHT: Final = 0.7
+
+
+# Above this number of parameters, a CPU is no plan (assumed).
+_LARGE: Final = 2e9
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """`device`: cpu, cuda or mps; `gpus`: name and free bytes of each; `fault`: why no device can be had, or ""."""
+
+    device: str
+    gpus: tuple[tuple[str, int], ...]
+    free_memory: int
+    fault: str = ""
+
+
+def look_at_machine(settings: MachineSettings) -> MachineFacts:
+    gpus: list[tuple[str, int]] = []
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        numbers = range(torch.cuda.device_count())
+        gpus = [(torch.cuda.get_device_name(number), torch.cuda.mem_get_info(number)[0]) for number in numbers]
+    try:
+        device = Machine(settings.accelerator, settings.threads).device
+    except UserError as error:
+        return MachineFacts("cpu", (), free_memory(), str(error))
+    return MachineFacts(device, tuple(gpus), free_memory())
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take; in a container its limit counts too."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    # Cached file contents count as used but give way.
+    return min(free, limit - used + int(stat.get("inactive_file", 0)))
+
+
+def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Finding]:
+    if machine.fault:
+        yield Finding(Verdict.FAIL, machine.fault)
+        return
+    for name, free in machine.gpus:
+        yield Finding(Verdict.OK, f"device: {name}, {size_text(free)} of its memory free")
+    workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
+    if machine.gpus and workers > len(machine.gpus):
+        yield Finding(
+            Verdict.NOTE,
+            f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one",
+        )
+    if machine.device == "cpu" and workers > cores():
+        yield Finding(Verdict.NOTE, f"{given}: CPU cores for them: {cores()}; more workers than cores gain nothing")
+    if machine.device == "cpu":
+        why = "machine.accelerator = cpu" if settings.machine.accelerator == "cpu" else "no GPU"
+        yield Finding(Verdict.OK, f"device: {why}: CPU, {cores()} cores")
+    elif not machine.gpus:
+        yield Finding(Verdict.OK, f"device: {machine.device}")
+    precision = choose_precision(settings.model.dtype, machine.device)
+    yield Finding(Verdict.OK, f"precision: {precision.dtype}, as {precision.reason}")
+    faults = [compiler_fault(task_settings(settings, task)) for task in settings.tasks]
+    yield from (Finding(Verdict.FAIL, fault) for fault in dict.fromkeys(faults) if fault)
+
+
+def memory_findings(settings: Settings, models: list[Model], machine: MachineFacts) -> Iterable[Finding]:
+    """Weights against free memory, one model at a time; on their way to a GPU they pass through main memory."""
+    yield Finding(Verdict.OK, f"memory: {size_text(machine.free_memory)} of main memory free")
+    workers = settings.machine.workers
+    places = [("main memory", machine.free_memory, workers)]
+    places += [(name, free, _on_one_gpu(settings, machine)) for name, free in machine.gpus[:1]]
+    for model in models:
+        if model.kind == "random":
+            continue
+        if model.parameters is None:
+            yield Finding(
+                Verdict.SKIPPED,
+                f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it",
+            )
+            continue
+        dtype = _loaded_dtype(model, settings, machine.device)
+        # Of other models a task loads one.
+        most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
+        for place, free, sharing in places:
+            weights = f"memory for the {model.use}: {{}} in {dtype} for the weights alone"
+            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free, min(most, sharing))
+        if model.use == "backbone":
+            what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
+            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), *places[-1])
+        if machine.device == "cpu" and model.parameters > _LARGE:
+            yield Finding(
+                Verdict.NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long"
+            )
+
+
+def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
+    """How many workers share a GPU."""
+    return math.ceil(settings.machine.workers / max(1, len(machine.gpus)))
+
+
+def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:
+    """`what` has a {} where the size belongs, which `count` workers take `each`."""
+    size = count * each
+    if count > 1:
+        what += f" in {count} workers"
+    verdict, told = Verdict.OK, "fits into"
+    if size > free:
+        verdict, told = Verdict.FAIL, "does not fit into"
+    elif size > _TIGHT * free:
+        verdict, told = Verdict.NOTE, "barely fits into"
+    return Finding(verdict, f"{what.format(size_text(size))} (estimate) {told} the {size_text(free)} free of {place}")
+
+
+def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
+    """As backbone.py, generation.py and embed.py load them."""
+    if model.use == "backbone":
+        return choose_precision(settings.model.dtype, device).dtype
+    return dtype_on(device) if model.use == "translator" else "float32"
+
+
+def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
+    """What the run would write against what is free, added up per disk."""
+    tables = _table_bytes(settings) + adapter_bytes(settings, models[0])
+    wanted = [(resolve(settings.paths.artifacts), tables)]
+    for model in models:
+        if model.folder is None and model.kind == "gguf":
+            # The assembled GGUF file lies beside its bf16 copy until the conversion ends.
+            wanted.append((resolve(settings.paths.cache), 3 * (model.parameters or 0.0)))
+        elif model.folder is None and model.kind == "hub":
+            wanted.append((Path(constants.HF_HUB_CACHE), download_bytes(model)))
+    by_disk: dict[int, list[tuple[Path, float]]] = {}
+    for path, size in wanted:
+        place = nearest_existing(path)
+        by_disk.setdefault(place.stat().st_dev, []).append((place, size))
+    for parts in by_disk.values():
+        place, needed = parts[0][0], sum(size for _, size in parts)
+        free = shutil.disk_usage(place).free
+        verdict, told = (Verdict.FAIL, "only ") if needed > free else (Verdict.OK, "")
+        text = f"disk: the run needs about {size_text(needed)} (estimate); {told}{size_text(free)} free at {place}"
+        yield Finding(verdict, text)
+
+
+def _table_bytes(settings: Settings) -> float:
+    if settings.data.dir is None:
+        return _SAMPLE_BYTES
+    folder = Path(settings.data.dir).expanduser()
+    names = [f"{split}_{task}.txt" for task in settings.tasks for split in ("train", "dev", "test")]
+    return _TABLE_COPIES * sum((folder / name).stat().st_size for name in names if (folder / name).is_file())

@@ -1,0 +1,74 @@
+"""`./run.sh check`: everything that stands in the way of a run, all of it at once. Creates nothing; asks no network but
+the W&B host, and that only where tracking is online.
+
+preflight_models.py looks at the models, preflight_machine.py at the machine; data, settings and tracking are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+
+from analyticup.augmentation.translators import translator_of
+from analyticup.checks.access import access_findings, tracking_findings
+from analyticup.checks.data import data_findings
+from analyticup.checks.finding import Finding
+from analyticup.checks.machine import device_findings, disk_findings, look_at_machine, memory_findings
+from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
+from analyticup.corpus.languages import LANGUAGES
+from analyticup.errors import UserError
+from analyticup.settings.loading import task_settings
+from analyticup.settings.paths import resolve
+from analyticup.settings.schema import Settings
+from analyticup.verdict import Verdict
+
+
+def findings(settings: Settings) -> list[Finding]:
+    """All findings in a fixed order; what fails in one check keeps no other from being made."""
+    models = needed_models(settings, resolve(settings.paths.cache))
+    machine = look_at_machine(settings.machine)
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        lambda: data_findings(settings),
+        lambda: settings_findings(settings),
+        lambda: model_findings(models),
+        lambda: label_word_findings(settings, models[0]),
+        lambda: device_findings(settings, machine),
+        lambda: memory_findings(settings, models, machine),
+        lambda: disk_findings(settings, models),
+        lambda: access_findings(settings),
+        lambda: tracking_findings(settings),
+    ]
+    return list(dict.fromkeys(finding for check in checks for finding in _all_of(check)))
+
+
+def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        found.extend(check())
+    except (UserError, OSError, ImportError) as error:
+        found.append(Finding(Verdict.FAIL, " ".join(str(error).split())))
+    return found
+
+
+def settings_findings(settings: Settings) -> Iterable[Finding]:
+    """Settings that are fine alone but not together, or not with what is installed."""
+    for task in settings.tasks:
+        own = task_settings(settings, task)
+        translator = own.translate.translator if own.translate.enabled else ""
+        kind = own.embedder.kind
+        if uses_embedder(own) and find_spec(kind.replace("-", "_")) is None:
+            yield Finding(
+                Verdict.FAIL, f"embedder.kind = {kind}: the package is not installed; run: pip install {kind}"
+            )
+        if translator == "lexicon" and settings.data.dir is not None:
+            yield Finding(
+                Verdict.NOTE,
+                f"{task}: translate.translator = lexicon knows only the words of the embedded sample corpus and will "
+                f"translate little of {settings.data.dir}; mined needs no translator at all",
+            )
+        unknown = [code for code in own.translate.languages or [] if code not in LANGUAGES]
+        if unknown and own.translate.enabled and not translator_of(own.translate)[0].any_language:
+            yield Finding(
+                Verdict.FAIL,
+                f"{task}: translate.languages: {translator} does not know {', '.join(unknown)}; leave them out",
+            )

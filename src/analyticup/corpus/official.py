@@ -1,0 +1,53 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analyticup.engine.files import file_sha256
+from analyticup.errors import UserError
+from analyticup.settings.schema import TASKS, Settings
+
+SCORED_SPLITS = ("dev", "test")
+
+
+def raw_files(settings: Settings) -> dict[str, Path]:
+    """The official files of the run's tasks that stand in `data.dir`; raises UserError where too few do."""
+    folder = Path(settings.data.dir or "").expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.dir: {folder} is no folder; put the competition's files into it, or correct the path")
+    found = {}
+    for task in settings.tasks:
+        for name in official_names(task):
+            if (folder / name).is_file():
+                found[name] = folder / name
+        if f"train_{task}.txt" not in found:
+            raise UserError(
+                f"{folder}/train_{task}.txt: no such file; put the competition's file there, or leave the task out "
+                f"with tasks=[{', '.join(other for other in TASKS if other != task)}]"
+            )
+        if not any(f"{split}_{task}.txt" in found for split in SCORED_SPLITS):
+            raise UserError(
+                f"{folder}: neither dev_{task}.txt nor test_{task}.txt is there; put at least one of them there"
+            )
+    return found
+
+
+def official_names(task: str) -> list[str]:
+    """File names of a task: the competition's, plus the label files that only the report reads."""
+    return [*row_names(task), *label_names(task)]
+
+
+def row_names(task: str) -> list[str]:
+    """The competition's files of a task: train, dev, test."""
+    return [f"{split}_{task}.txt" for split in ("train", *SCORED_SPLITS)]
+
+
+def label_names(task: str) -> list[str]:
+    """Files with known labels, which only the report reads."""
+    return [*(f"{split}_{task}.labels.txt" for split in SCORED_SPLITS), f"train_{task}.truth.txt"]
+
+
+def hash_files(settings: Settings) -> dict[str, str]:
+    """File name -> sha256 of the official files; raises UserError as `raw_files`."""
+    return {name: file_sha256(path) for name, path in raw_files(settings).items()}

@@ -1,0 +1,45 @@
+"""Score tables: Parquet files with a row per scored row, the same bytes for the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pandas import DataFrame
+
+from analyticup.corpus.official import SCORED_SPLITS
+from analyticup.corpus.rows import load_rows
+from analyticup.engine.artifacts import Artifact
+
+ROWS = "rows.parquet"
+
+
+FOLDS = "folds.parquet"
+
+
+def scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
+    paths = {split: ingested.file(f"{split}.parquet") for split in SCORED_SPLITS}
+    return {split: load_rows(path) for split, path in paths.items() if path.exists()}
+
+
+def with_new_rows(rows: DataFrame, new_rows: DataFrame) -> DataFrame:
+    return pd.concat([rows, new_rows], ignore_index=True)
+
+
+def training_rows(artifact: Artifact) -> DataFrame:
+    """The training rows that an ingest, translate, negatives or filter artifact holds."""
+    path = artifact.file(ROWS)
+    return load_rows(path if path.exists() else artifact.file("train.parquet"))
+
+
+def save_table(columns: Mapping[str, Any], path: Path) -> None:
+    """Writes columns of equal length as Parquet, types as NumPy has them."""
+    pq.write_table(pa.table(dict(columns)), path)
+
+
+def load_table(path: Path) -> DataFrame:
+    return pq.ParquetFile(path).read().to_pandas()

@@ -1,0 +1,181 @@
+"""Where stages run: in this process, or several side by side, each in a worker process of its own.
+
+Which process runs a stage, and beside which others, changes nothing in what it writes. Small trainings leave most of a
+machine idle: on two cores two trainings side by side, with a thread each, are faster than one after the other with two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from analyticup.engine import progress
+from analyticup.engine.artifacts import Artifact
+from analyticup.errors import ADVICE, UserError
+from analyticup.settings.schema import MachineSettings, Settings
+
+# A stage that is ready to run but for the models.
+Call = Callable[[Any], Artifact]
+
+
+# What a worker that has been told to stop may take to clear up.
+GRACE_SECONDS = 10
+
+
+def imported(name: str) -> Any:
+    """What "module:name" is."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+class Runner(Protocol):
+    """Runs at most `count` calls at once."""
+
+    count: int
+
+    def submit(self, call: Call, settings: Settings) -> Future[Artifact]: ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+def make_runner(settings: Settings, models: str) -> Runner:
+    """By `machine.workers`. To be entered; it can then serve several runs, which keep what was loaded.
+
+    `models` is "module:function": what gives a stage the models of its settings, imported where stages run.
+    """
+    return InProcess(models) if settings.machine.workers == 1 else Workers(settings, models)
+
+
+class InProcess:
+    """One stage at a time, in this process."""
+
+    count = 1
+
+    def __init__(self, models: str) -> None:
+        self._sources = _Sources(models)
+
+    def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+        done: Future[Artifact] = Future()
+        done.set_result(call(self._sources.of(settings)))
+        return done
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+
+class Workers:
+    """`machine.workers` processes, each with its share of the cores, and on GPUs with one of them.
+
+    They end with this process, however it ends.
+    """
+
+    def __init__(self, settings: Settings, models: str) -> None:
+        self.count = settings.machine.workers
+        context = get_context("spawn")
+        # Nothing is sent: the workers' end tells them that the other one is closed, or its process gone.
+        theirs, self._ours = context.Pipe(duplex=False)
+        self._stops = context.Value("b", False)
+        self._display = progress.Display(context.SimpleQueue()) if sys.stderr.isatty() else None
+        told = self._display.queue if self._display else None
+        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, told)
+        self._pool = ProcessPoolExecutor(self.count, context, _start, given)
+
+    def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+        return self._pool.submit(_work, call, settings)
+
+    def __enter__(self) -> Workers:
+        if self._display:
+            self._display.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self._stops.value = True
+            self._ours.close()
+        self._pool.shutdown(cancel_futures=True)
+        self._ours.close()
+        if self._display:
+            self._display.stop()
+
+
+class _Sources:
+    """The models of the settings that were asked for last, with what has been loaded of them."""
+
+    def __init__(self, models: str = "", threads: int | None = None) -> None:
+        self._models = models
+        self._threads = threads
+        self._key: Any = None
+        self._source: Any = None
+
+    def of(self, settings: Settings) -> Any:
+        key = (settings.model, settings.paths, settings.machine)
+        if self._source is None or key != self._key:
+            own = settings.replace(**{"machine.threads": settings.machine.threads or self._threads})
+            self._key, self._source = key, imported(self._models)(own)
+        return self._source
+
+
+# Of a worker process.
+_sources = _Sources()
+
+
+def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, told: Any) -> None:
+    """First thing in a worker: what it may use of the machine, and how it ends."""
+    global _sources
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    _sources = _Sources(models, max(1, cores() // machine.workers))
+    if machine.accelerator != "cpu":
+        _take_gpu(number)
+    # Ctrl-C reaches every process of a terminal; the one in front says what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with, args=(alive, stops), daemon=True).start()
+    if told is not None:
+        progress.relay_to(told)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _take_gpu(number: int) -> None:
+    """Leaves one GPU visible, in turn; not tried yet on a machine with several."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = given.split(",") if given else [str(gpu) for gpu in range(count)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
+
+
+def _end_with(alive: Connection, stops: Any) -> None:
+    """Ends this process at once when the one that started it is gone; told to stop, its stage may clear up first."""
+    alive.poll(None)
+    if stops.value:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+    os._exit(1)
+
+
+def _work(call: Call, settings: Settings) -> Artifact:
+    try:
+        return call(_sources.of(settings))
+    except SystemExit:
+        raise UserError(f"a worker process was ended from outside; {ADVICE}") from None

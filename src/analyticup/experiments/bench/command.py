@@ -1,0 +1,53 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+from analyticup.engine.environment import describe
+from analyticup.engine.files import json_text, write_atomically
+from analyticup.errors import UserError
+from analyticup.experiments.bench.run import Plan, run_bench
+from analyticup.experiments.bench.table import COLUMNS, cells, to_markdown
+from analyticup.settings.loading import settings_of, to_dict
+from analyticup.settings.paths import PROJECT, resolve
+from analyticup.terminal import make_console, plain_table
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measures, shows the table and writes submissions/bench, also after each round; 1 where a variant failed."""
+    settings, console, started = settings_of(options, "small.yaml"), make_console(), time.monotonic()
+    plan = _bench_plan(options)
+    folder = resolve(settings.paths.submissions) / "bench"
+    circumstances = {"plan": dataclasses.asdict(plan), "config": to_dict(settings), "environment": describe(PROJECT)}
+
+    def write(records: list[dict[str, Any]], about: list[str]) -> None:
+        content = {"about": about, **circumstances, "table": records}
+        write_atomically(folder / "bench.json", json_text(content))
+        write_atomically(folder / "table.md", to_markdown(records, about))
+
+    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True), write)
+    write(records, about)
+    shown = plain_table("bench: median (min..max)", COLUMNS, left=2)
+    for record in records:
+        shown.add_row(*cells(record))
+    console.print(shown)
+    for text in [*about, f"table: {folder}; {time.monotonic() - started:.0f} s"]:
+        console.print(text, markup=False, soft_wrap=True)
+    return int(any(record["failed"] for record in records))
+
+
+def _bench_plan(options: argparse.Namespace) -> Plan:
+    given: dict[str, Any] = {"rounds": options.rounds, "data_rounds": options.data_rounds}
+    given |= {"train_rows": options.train_rows, "score_rows": options.score_rows}
+    if options.only is not None:
+        given["parts"] = tuple(part.strip() for part in options.only.split(","))
+    if options.data_rows is not None:
+        try:
+            given["data_rows"] = tuple(int(part) for part in options.data_rows.split(","))
+        except ValueError:
+            raise UserError(f"--data-rows {options.data_rows}: must be whole numbers, e.g. 10000,100000") from None
+    return Plan(**given)

@@ -1,0 +1,67 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+# Rows are shuffled, then sorted by length inside blocks of this many batches: little padding, still random batches.
+BATCHES_PER_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Prompts as token ids with their labels (-1 where there is none), in the order of the rows."""
+
+    tokens: Sequence[Sequence[int]]
+    labels: Sequence[int]
+    # Hidden states [tokens, width] of each prompt below the adapters (see frozen.py); None = start from the tokens.
+    states: Sequence[Tensor] | None = None
+
+    def lengths(self) -> np.ndarray:
+        return np.fromiter((len(ids) for ids in self.tokens), dtype=np.int64, count=len(self.tokens))
+
+
+def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Cuts rows in the given order into batches of at most max_rows rows and max_tokens padded tokens.
+
+    A single row that is longer than max_tokens makes a batch of its own: no row is ever left out.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in order:
+        longest = max(longest, int(lengths[row]))
+        full = not batches or len(batches[-1]) >= max_rows or longest * (len(batches[-1]) + 1) > max_tokens
+        if full:
+            batches.append([])
+            longest = int(lengths[row])
+        batches[-1].append(int(row))
+    return batches
+
+
+def training_batches(lengths: np.ndarray, seed: int, epoch: int, max_rows: int, max_tokens: int) -> list[list[int]]:
+    """Batches of one epoch: a function of seed and epoch alone; every row once."""
+    random = np.random.default_rng([seed, epoch])
+    shuffled = random.permutation(len(lengths))
+    block = max_rows * BATCHES_PER_BLOCK
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), block):
+        rows = shuffled[start : start + block]
+        ordered = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += cut_batches(ordered, lengths, max_rows, max_tokens)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def scoring_batches(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
+    """Batches for scoring: rows of one length, longest first (memory trouble shows at once), every row once.
+
+    At most max_tokens tokens each, but at least one row. Nothing is padded: on the CPU that this was measured on, the
+    bits of a score then do not depend on the rows beside it.
+    """
+    batches: list[list[int]] = []
+    for length in np.unique(lengths)[::-1]:
+        batches += cut_batches(np.flatnonzero(lengths == length), lengths, len(lengths), max_tokens)
+    return batches

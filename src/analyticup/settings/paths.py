@@ -1,0 +1,12 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def resolve(path: str) -> Path:
+    """A path of the settings: absolute, or relative to the project's root."""
+    return (PROJECT / Path(path).expanduser()).resolve()

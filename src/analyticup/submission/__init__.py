@@ -1,0 +1,7 @@
+"""Submission files: written, validated by code that shares nothing with the writer, zipped, scored."""
+
+from __future__ import annotations
+
+from analyticup.engine.graph import Stage
+
+SUBMIT = Stage("submit", version=1, run="analyticup.submission.stage:submit")

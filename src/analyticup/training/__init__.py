@@ -1,0 +1,41 @@
+"""Cross-validation: folds without leakage, one LoRA adapter per fold, and its scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analyticup.engine.graph import Stage
+from analyticup.model.pins import identity
+from analyticup.settings.schema import Settings, decisive
+
+
+def fold_settings(own: Settings) -> dict[str, Any]:
+    return {**decisive(own.folds), "seed": own.seed}
+
+
+def training_settings(settings: Settings) -> dict[str, Any]:
+    model = decisive(settings.model)
+    # What these two name is in the weights.
+    del model["backbone"], model["revision"]
+    return {
+        "weights": identity(settings.model),
+        **model,
+        "prompt": decisive(settings.prompt),
+        "train": decisive(settings.train),
+        "seed": settings.seed,
+    }
+
+
+def scoring_settings(settings: Settings, *names: str) -> dict[str, Any]:
+    """Those of the named `predict` settings that are in use: they move scores a little."""
+    predict = decisive(settings.predict)
+    return {name: predict[name] for name in names if predict[name]}
+
+
+def predict_settings(own: Settings) -> dict[str, Any]:
+    return scoring_settings(own, "merge_adapters", "compile_min_rows")
+
+
+FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
+TRAIN = Stage("train", version=2, run="analyticup.training.stage:train", settings=training_settings)
+PREDICT = Stage("predict", version=2, run="analyticup.training.stage:predict", settings=predict_settings)

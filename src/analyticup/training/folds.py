@@ -1,0 +1,86 @@
+"""Cross-validation folds in which no query, and nothing derived from it, is on both sides."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+
+from analyticup.corpus.rows import normalise
+from analyticup.errors import CheckFailed, UserError
+
+
+def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
+    """Fold 0..n-1 of each row, int64 [rows]; scikit-learn's StratifiedGroupKFold over tied queries.
+
+    Groups are what `tied_groups` ties together; strata are language x label of the original rows. Derived rows go
+    with their group, so that they are trained on only where their source is. Raises UserError for fewer groups than
+    folds, CheckFailed where the result would leak.
+    """
+    groups = tied_groups(rows)
+    original = (rows["origin"] == "original").to_numpy()
+    distinct = len(np.unique(groups[original]))
+    if distinct < n:
+        raise UserError(f"folds.n = {n}: only {distinct} distinct queries to divide; lower folds.n or bring more rows")
+    # Sorted by content, so that the order of the input file changes nothing but the order of the output.
+    order = np.argsort(rows["row_id"].to_numpy(dtype=str)[original], kind="stable")
+    strata = _strata(rows[original], n)[order]
+    splitter = StratifiedGroupKFold(n_splits=n, shuffle=True, random_state=seed)
+    fold_of_group: dict[int, int] = {}
+    with warnings.catch_warnings():
+        # A language with few rows cannot be in every fold; that is no news to the user.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held_out) in enumerate(splitter.split(strata, strata, groups[original][order])):
+            fold_of_group |= dict.fromkeys(groups[original][order][held_out].tolist(), fold)
+    folds = np.array([fold_of_group[group] for group in groups.tolist()], dtype=np.int64)
+    for fold in range(n):
+        check_no_leakage(rows[folds != fold], rows[folds == fold])
+    return folds
+
+
+def _strata(rows: DataFrame, n: int) -> np.ndarray:
+    """Language x label of each row; coarser where no such stratum has n rows, which the splitter would refuse."""
+    labels = rows["label"].astype(str)
+    for strata in (rows["language"] + "/" + labels, labels):
+        if strata.value_counts().max() >= n:
+            return strata.to_numpy(dtype=str)
+    return np.zeros(len(rows), dtype=int)
+
+
+def tied_groups(rows: DataFrame) -> np.ndarray:
+    """Group number of each row, int [rows]: rows that share a `group` or a normalised query, directly or by a chain.
+
+    A translation may equal a query of another group (brand names do), which would leak across folds.
+    """
+    by_group, _ = pd.factorize(rows["group"], sort=True)
+    by_query, queries = pd.factorize(_keys(rows["query"]), sort=True)
+    offset = int(by_group.max(initial=-1)) + 1
+    size = offset + len(queries)
+    edges = coo_array((np.ones(len(rows), dtype=np.int8), (by_group, offset + by_query)), shape=(size, size))
+    _, component = connected_components(edges, directed=False)
+    return component[by_group]
+
+
+def _keys(queries: Series) -> np.ndarray:
+    """The normalised form of each query, object [rows]; each distinct text is normalised once."""
+    place, distinct = pd.factorize(queries)
+    return np.array([normalise(text) for text in distinct], dtype=object)[place]
+
+
+def check_no_leakage(training: DataFrame, scored: DataFrame) -> None:
+    """Raises CheckFailed where the two share a group or a normalised query, naming the first."""
+    for what, ours, theirs in (
+        ("group", set(training["group"]), set(scored["group"])),
+        ("query", set(map(normalise, set(training["query"]))), set(map(normalise, set(scored["query"])))),
+    ):
+        shared = sorted(ours & theirs)
+        if shared:
+            raise CheckFailed(
+                f"leakage: {len(shared)} {what}s stand both in the training rows and in the rows they are scored on, "
+                f"e.g. {shared[0]!r}; the folds must not be used"
+            )

@@ -1,0 +1,27 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from pandas import DataFrame
+
+from analyticup.corpus.tables import load_table
+from analyticup.engine.artifacts import Artifact
+from analyticup.errors import CheckFailed
+
+
+def gathered(rows: DataFrame, inputs: Mapping[str, Artifact], role: str) -> DataFrame:
+    """The held-out `margin` of all `role` artifacts and the `part` that scored it, in the order of the rows; every row
+    must be scored once."""
+    names = [name for name in sorted(inputs) if name.startswith(role)]
+    parts = [
+        load_table(inputs[name].file("held_out.parquet")).assign(part=name.removeprefix(f"{role}-")) for name in names
+    ]
+    scored = pd.concat(parts).set_index("row_id")
+    if not scored.index.is_unique or not rows["row_id"].isin(scored.index).all():
+        raise CheckFailed(
+            f"{role}: the folds' scores do not cover every row exactly once; the folds do not fit the rows"
+        )
+    return scored.loc[rows["row_id"], ["margin", "part"]]

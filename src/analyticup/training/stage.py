@@ -1,0 +1,88 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import numpy as np
+from pandas import DataFrame
+
+from analyticup.corpus.tables import FOLDS, load_table, save_table, scored_splits, training_rows
+from analyticup.engine.artifacts import fingerprint
+from analyticup.engine.job import Counts, Job
+from analyticup.metrics import binary_metrics
+from analyticup.model.backbone import load_adapter, save_adapter
+from analyticup.model.checkpoint import StepCheckpoint
+from analyticup.seeds import derive_seed
+from analyticup.settings.loading import to_dict
+from analyticup.tracking import tracked_run
+from analyticup.training.fold import score_rows, train_fold
+from analyticup.training.folds import assign_folds, check_no_leakage
+
+
+def folds(job: Job) -> Counts:
+    rows = training_rows(job.inputs["rows"])
+    n = job.settings.folds.n
+    fold = assign_folds(rows, n, derive_seed(job.settings.seed, "folds", job.task))
+    save_table({"row_id": rows["row_id"].tolist(), "fold": fold}, job.out / FOLDS)
+    original = (rows["origin"] == "original").to_numpy()
+    sizes = {
+        f"fold{i}": {"original": int(np.sum((fold == i) & original)), "all": int(np.sum(fold == i))} for i in range(n)
+    }
+    return {"rows": len(rows), **sizes}
+
+
+def with_folds(job: Job) -> tuple[DataFrame, DataFrame]:
+    """(rows before filtering, rows to train on), both with their fold."""
+    fold_of = load_table(job.inputs["folds"].file(FOLDS)).set_index("row_id")["fold"]
+    before = training_rows(job.inputs["rows"])
+    after = training_rows(job.inputs["filter"]) if "filter" in job.inputs else before
+    return tuple(rows.assign(fold=rows["row_id"].map(fold_of)) for rows in (before, after))
+
+
+def train(job: Job) -> Counts:
+    """One fold's adapter; the scores of the original rows it never saw. Held-out rows are never filtered."""
+    before, after = with_folds(job)
+    held_out = before[(before["fold"] == job.fold) & (before["origin"] == "original")]
+    return train_adapter(job, after[after["fold"] != job.fold], held_out, "train")
+
+
+def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
+    if check:
+        check_no_leakage(training, held_out)
+    settings, part = job.settings, str(job.part)
+    seed = derive_seed(settings.seed, purpose, job.task, part)
+    config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **to_dict(settings.train)}
+    name = f"{purpose}-{job.task}-{part}"
+    description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
+    with tracked_run(settings.tracking, job.logs, job.group, name, config) as logger:
+        model, margins = train_fold(training, held_out, settings, job.source, seed, description, logger, checkpoint)
+    save_adapter(model, job.out, settings.model.backbone)
+    columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
+    save_table(columns, job.out / "held_out.parquet")
+    return {"trained on": len(training), "scored": len(held_out), **_held_out_figures(held_out, margins)}
+
+
+def _checkpoint(job: Job) -> StepCheckpoint | None:
+    """Where an interrupted training resumes: the same training, on the same device and packages. None = nowhere."""
+    minutes = job.settings.machine.checkpoint_minutes
+    if not minutes:
+        return None
+    identity = fingerprint({"job": job.resume_identity, "device": job.source.machine.device})
+    return StepCheckpoint(job.resume_file, identity, minutes)
+
+
+def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
+    labels = rows["label"].to_numpy(dtype=int)
+    figures = binary_metrics(labels, (margins >= 0).astype(int), margins)
+    return {name: figures[name] for name in ("f1", "floor_f1", "auc")}
+
+
+def predict(job: Job) -> Counts:
+    counts = {}
+    model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
+    if job.settings.predict.merge_adapters:
+        model.merge_adapter()
+    for split, rows in scored_splits(job.inputs["rows"]).items():
+        margins = score_rows(rows, model, job.settings, job.source, f"predict {job.title} {split}")
+        save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")
+        counts[split] = len(rows)
+    return counts
