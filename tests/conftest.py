@@ -2,6 +2,9 @@
 files first."""
 
 import os
+import sys
+from collections.abc import Callable
+from typing import Any
 
 # Workers share the cores; the tiny models of the tests gain nothing from a second thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,3 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with `slow` tests first: the file that starts last should be a short one, or the other workers wait."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Any], None]:
+    """replaced(known, other) puts `other` in the place of a function or constant, in every module that has imported
+    it by name."""
+
+    def replace(known: Any, other: Any) -> None:
+        for module in [one for name, one in sys.modules.items() if name.startswith("analyticup.")]:
+            for alias in [alias for alias, value in vars(module).items() if value is known]:
+                monkeypatch.setattr(module, alias, other)
+
+    return replace

@@ -13,12 +13,16 @@ import errno
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import sqlite3
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import analyticup
+from analyticup.engine import execution, graph
 
 
 def import_everything() -> None:
@@ -33,9 +37,8 @@ def import_everything() -> None:
             "wandb",
             "rich.table",
         ),
-        *("lightning.pytorch.plugins", "analyticup.__main__", "analyticup.commands", "analyticup.stages"),
-        *("analyticup.train", "analyticup.publish", "analyticup.report", "analyticup.submission", "analyticup.embed"),
-        *("analyticup.model.checkpoint", "analyticup.model.module", "analyticup.corpus.sample"),
+        "lightning.pytorch.plugins",
+        *(module.name for module in pkgutil.walk_packages(analyticup.__path__, "analyticup.")),
     ):
         importlib.import_module(name)
 
@@ -113,6 +116,10 @@ def install(fault: dict[str, Any]) -> None:
         return result
 
     setattr(owner, name, faulty)
+    # Other modules have imported it by name.
+    for module in [one for key, one in sys.modules.items() if key.startswith("analyticup.")]:
+        for alias in [alias for alias, value in vars(module).items() if value is known]:
+            setattr(module, alias, faulty)
 
 
 def serve(request: dict[str, Any]) -> None:

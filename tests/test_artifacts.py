@@ -62,7 +62,7 @@ def test_a_fingerprint_tells_values_apart():
 
 
 def test_a_fingerprint_is_the_same_in_every_process():
-    code = "from analyticup.artifacts import fingerprint; print(fingerprint({'b': [1, 'é'], 'a': None}))"
+    code = "from analyticup.engine.artifacts import fingerprint; print(fingerprint({'b': [1, 'é'], 'a': None}))"
     for seed in ("1", "2"):
         run = subprocess.run(
             [sys.executable, "-c", code],
@@ -213,7 +213,7 @@ def test_the_lock_keeps_a_second_process_out_and_is_freed_with_its_holder(tmp_pa
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from analyticup.files import lock\n"
+            "import sys; from pathlib import Path; from analyticup.engine.files import lock\n"
             "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
             str(tmp_path / "artifacts"),
         ],

@@ -330,7 +330,7 @@ def test_a_cut_off_run_leaves_the_rounds_it_has(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return _turn(worker, command, result)
 
-    monkeypatch.setattr("analyticup.bench.harness._turn", cut_off)
+    monkeypatch.setattr("analyticup.experiments.bench.harness._turn", cut_off)
     places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
     command = ["bench", "--only", "matmul", "--train-rows", "8", "tasks=[QI]", "machine.threads=1", *TINY, *places]
     with contextlib.suppress(KeyboardInterrupt):
@@ -363,7 +363,7 @@ def test_every_line_with_a_model_can_be_sent_to_its_process(work):
 
 def test_a_failed_line_is_exit_code_1(tmp_path, monkeypatch):
     records = [to_record(Result(Entry("training", "ours", None), note="broken", failed=True))]
-    monkeypatch.setattr("analyticup.bench.run.run_bench", lambda *arguments: (records, []))
+    monkeypatch.setattr("analyticup.experiments.bench.command.run_bench", lambda *arguments: (records, []))
     assert main(["bench", f"paths.submissions={tmp_path}"]) == 1
     assert "broken" in (tmp_path / "bench" / "table.md").read_text()
 

@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from analyticup.model import objective
+from analyticup.engine.files import discard, tidy
+from analyticup.model import checkpoint as checkpointing
+from analyticup.model import module, objective
 from analyticup.model.backbone import save_adapter
-from analyticup.model.checkpoint import StepCheckpoint, discard, tidy
+from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.settings.schema import Settings, TrainSettings
 from analyticup.training.fold import train_fold
 from analyticup.training.source import Machine, ModelSource
@@ -82,7 +84,7 @@ class Training:
             return counting
 
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(objective, "loss_function", loss_function)
+            patch.setattr(module, "loss_function", loss_function)
             self.run()
 
 
@@ -177,8 +179,6 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_the_training_starts_again
 
 
 def test_a_failed_write_keeps_the_checkpoint_before_and_leaves_no_scratch(tmp_path, monkeypatch):
-    import safetensors.torch
-
     checkpoint = StepCheckpoint(tmp_path / "checkpoints" / "fold.safetensors", "own", 1)
     checkpoint.write({"a": torch.ones(2)}, {"epoch": 1})
 
@@ -187,7 +187,7 @@ def test_a_failed_write_keeps_the_checkpoint_before_and_leaves_no_scratch(tmp_pa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(safetensors.torch, "save_file", fail)
+        patch.setattr(checkpointing, "save_file", fail)
         checkpoint.write({"a": torch.zeros(2)}, {"epoch": 2})
     assert checkpoint.read()[1] == {"epoch": 1}
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["fold.safetensors"]

@@ -138,7 +138,7 @@ def test_wrong_usage_is_exit_code_2(given, capsys, arguments):
     [
         (UserError("two\nlines"), 2, "error: two\nerror: lines\n"),
         (CheckFailed("no good"), 1, "failed: no good\n"),
-        (KeyboardInterrupt(), 130, "interrupted; finished stages are kept, the same command goes on from there\n"),
+        (KeyboardInterrupt(), 130, "interrupted; finished stages are kept, the same command resumes from there\n"),
         (
             OSError(28, "No space left on device", "a/b"),
             2,

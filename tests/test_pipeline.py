@@ -14,11 +14,13 @@ from tiny_runs import ROOT, TINY, places
 from analyticup import pipeline
 from analyticup.__main__ import main
 from analyticup.corpus import tables
-from analyticup.engine import artifacts, job
+from analyticup.engine import artifacts
 from analyticup.engine.artifacts import StageRecord
+from analyticup.engine.job import Counts, Job
 from analyticup.errors import CheckFailed
 from analyticup.settings.loading import load_settings, task_settings
-from analyticup.training import folds, source, stage
+from analyticup.training import stage
+from analyticup.training.source import model_source
 
 SAMPLE = ROOT / "configs" / "sample.yaml"
 SUBMISSION_FILES = {
@@ -96,8 +98,8 @@ def test_manifest_names_what_ran_on_which_bytes(finished: Path) -> None:
     assert manifest["config"]["data"]["sample"]["train_queries"] == 40
     assert set(manifest["thresholds"]) == {"QC", "QI"} and manifest["environment"]["packages"]["torch"]
     assert manifest["out_of_fold"]["QC"]["floor_f1"] > 0 and manifest["seconds"] > 0
-    for stage in manifest["stages"].values():
-        assert (finished / "artifacts" / stage["folder"] / "record.json").is_file()
+    for entry in manifest["stages"].values():
+        assert (finished / "artifacts" / entry["folder"] / "record.json").is_file()
 
 
 def test_second_run_is_all_cached_and_touches_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +143,7 @@ def test_plan_lists_every_stage_and_creates_nothing(tmp_path: Path, capsys: pyte
 
 def test_stage_order_is_that_of_the_design() -> None:
     nodes = pipeline.build(load_settings(SAMPLE, [*TINY, "QC.filter.enabled=true"]))
-    order = list(dict.fromkeys(node.stage for node in nodes if node.task == "QC"))
+    order = list(dict.fromkeys(node.stage.name for node in nodes if node.task == "QC"))
     assert order == [
         *("ingest", "translate", "negatives", "folds", "filter_model", "filter"),
         *("train", "predict", "ensemble", "threshold"),
@@ -163,7 +165,7 @@ def test_a_foreign_or_truncated_artifact_is_made_again(copy: Path, broken: str, 
 def test_a_failing_stage_leaves_nothing_and_the_next_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(job: job.Job) -> job.Counts:
+    def fail(job: Job) -> Counts:
         (job.out / "half").write_text("made")
         raise CheckFailed("stop here")
 
@@ -186,7 +188,7 @@ def test_a_leaking_fold_stops_the_run(
     def leak(rows, n: int, seed: int) -> np.ndarray:
         return np.arange(len(rows)) % n
 
-    monkeypatch.setattr(folds, "assign_folds", leak)
+    monkeypatch.setattr(stage, "assign_folds", leak)
     for path in (copy / "artifacts").glob("folds-*"):
         shutil.rmtree(path)
     assert run_main(copy) == 1
@@ -194,8 +196,8 @@ def test_a_leaking_fold_stops_the_run(
 
 
 def test_no_fold_shares_a_group_with_the_rows_it_scores(finished: Path) -> None:
-    from analyticup.corpus.rows import normalise
     from analyticup.corpus.tables import load_table
+    from analyticup.corpus.text import normalise
 
     for task in ("QC", "QI"):
         rows = tables.training_rows(
@@ -228,7 +230,8 @@ def identities(*overrides: str) -> dict[str, str]:
 def test_what_moves_scores_enters_the_identity_of_who_scores(override: str, stages: set[str]) -> None:
     def own(*overrides: str) -> dict[str, object]:
         given = [*TINY, "QC.negatives.enabled=true", "QC.negatives.guard_above=0.5", *overrides]
-        return {node.title: (node.stage, dict(node.settings)) for node in pipeline.build(load_settings(SAMPLE, given))}
+        nodes = pipeline.build(load_settings(SAMPLE, given))
+        return {node.title: (node.stage.name, dict(node.decides)) for node in nodes}
 
     before, after = own(), own(override)
     assert {after[title][0] for title in after if before[title] != after[title]} == stages
@@ -420,7 +423,7 @@ def test_the_guard_keeps_no_negative_that_its_out_of_fold_judge_takes_for_a_posi
     assert counts["guard"] > 0 and counts["kept"] > 0
     fold_of = pd.read_parquet(one(tmp_path, "folds-QC-guard-*") / "folds.parquet").set_index("row_id")["fold"]
     settings = load_settings(SAMPLE, [*TINY, *overrides, f"paths.cache={tmp_path / 'cache'}"])
-    own, source = task_settings(settings, "QC"), source.model_source(settings)
+    own, source = task_settings(settings, "QC"), model_source(settings)
     new = rows[rows["origin"] == "negative"]
     folds = new["source_id"].map(fold_of)
     assert set(folds) == {0, 1}

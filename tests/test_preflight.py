@@ -14,7 +14,8 @@ import huggingface_hub.constants
 import pytest
 
 from analyticup.__main__ import main
-from analyticup.checks import access, data, finding, machine, models
+from analyticup.checks import access, finding, models, preflight
+from analyticup.checks import machine as machine_checks
 from analyticup.checks.machine import MachineFacts
 from analyticup.checks.preflight import findings
 from analyticup.engine.artifacts import Record
@@ -43,7 +44,7 @@ def surroundings(tmp_path, monkeypatch):
 
 
 def machine(monkeypatch, facts):
-    monkeypatch.setattr(machine, "look_at_machine", lambda _: facts)
+    monkeypatch.setattr(preflight, "look_at_machine", lambda _: facts)
 
 
 def disk(monkeypatch, free):
@@ -144,7 +145,7 @@ def test_a_check_that_fails_is_a_finding_and_keeps_no_other_from_being_made(tmp_
         yield finding.Finding(Verdict.OK, "seen so far")
         raise PermissionError(13, "Permission denied", "train_QC.txt")
 
-    monkeypatch.setattr(data, "data_findings", fail)
+    monkeypatch.setattr(preflight, "data_findings", fail)
     found = look(tmp_path)
     assert [f.text for f in found[:2]] == ["seen so far", "[Errno 13] Permission denied: 'train_QC.txt'"]
     assert found[1].verdict == "FAIL" and found[-1].text.startswith("tracking")
@@ -252,9 +253,7 @@ def test_an_embedder_that_is_not_installed_blocks_where_it_is_used(tmp_path, mon
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "sentence_transformers" else real(name)
-    )
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "sentence_transformers" else real(name))
     kind = ("embedder.kind=sentence-transformers", f"embedder.revision={COMMIT}")
     level, text = only(look(tmp_path, *kind), "is not installed")
     assert (level, text) == (
@@ -474,7 +473,7 @@ def test_workers_take_memory_each(tmp_path, monkeypatch):
     paper = look(tmp_path, f"translate.seedx.revision={COMMIT}", "machine.workers=3", config=CONFIGS / "paper.yaml")
     # Two tasks.
     assert only(paper, "memory for the translator")[1].count(" in 2 workers ") == 1
-    monkeypatch.setattr(workers, "cores", lambda: 4)
+    monkeypatch.setattr(machine_checks, "cores", lambda: 4)
     assert only(look(tmp_path, "machine.workers=5"), "machine.workers = 5: CPU cores for them: 4")[0] == "note"
     assert not [f for f in look(tmp_path, "machine.workers=4") if "machine.workers" in f.text]
 
@@ -546,9 +545,9 @@ def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50_000))
     contents = {"memory.max": "10000\n", "memory.current": "6000\n", "memory.stat": "anon 3000\ninactive_file 1500\n"}
     monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: contents[path.name])
-    assert machine.free_memory() == 5500
+    assert machine_checks.free_memory() == 5500
     contents["memory.max"] = "max\n"
-    assert machine.free_memory() == 50_000
+    assert machine_checks.free_memory() == 50_000
 
 
 def test_disk_is_added_up_over_downloads_and_adapters(tmp_path, monkeypatch):

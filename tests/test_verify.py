@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,7 @@ from analyticup.__main__ import main
 from analyticup.engine import graph
 from analyticup.engine.artifacts import sealed
 from analyticup.errors import UserError
-from analyticup.model import pins
-from analyticup.results import verify
+from analyticup.results import verify as verifying
 from analyticup.settings import paths
 from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
 from analyticup.settings.schema import ModelSettings, Settings
@@ -307,7 +307,7 @@ def test_settings_whose_model_is_not_on_this_machine_are_not_checked(
     def build(*_: object) -> None:
         raise UserError("model.backbone: no file\nmodel.gguf")
 
-    monkeypatch.setattr(pipeline, "build", build)
+    monkeypatch.setattr(verifying, "build", build)
     assert verify(finished) == 0
     told = lines(capsys.readouterr().out, "SKIPPED")
     assert told[0] == "settings: not checked: model.backbone: no file model.gguf"
@@ -318,10 +318,10 @@ def test_a_converted_model_that_is_not_there_is_not_checked(tmp_path: Path, monk
 
     settings = Settings(model=ModelSettings(backbone="gguf:some_gguf"))
     run: Any = SimpleNamespace(places=settings, settings=settings)
-    (unknown,) = verify._model(run)
+    (unknown,) = verifying._model(run)
     assert unknown.verdict == Verdict.SKIPPED and "names neither a .gguf file" in unknown.text
-    monkeypatch.setattr(pins, "converted_folder", lambda backbone, cache: tmp_path / "none")
-    (absent,) = verify._model(run)
+    monkeypatch.setattr(verifying, "converted_folder", lambda backbone, cache: tmp_path / "none")
+    (absent,) = verifying._model(run)
     assert absent.verdict == Verdict.SKIPPED and absent.text.startswith("none in ")
 
 
@@ -335,7 +335,7 @@ def test_moved_artifacts_are_found_where_they_are_said_to_be(copy: Path, tmp_pat
 def test_a_stage_whose_code_has_changed_since_is_named(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(pipeline.CODE_VERSIONS, "folds", 99)
+    monkeypatch.setattr(pipeline, "FOLDS", replace(pipeline.FOLDS, version=99))
     assert verify(finished) == 0
     (told,) = lines(capsys.readouterr().out, "near")
     assert re.match(r"settings: they made these stages, by earlier versions of their code \(folds 1, now 99\)", told)
@@ -355,7 +355,7 @@ def test_figures_are_compared_with_those_expected(
     configs.mkdir()
     (configs / "sample.yaml").write_text(yaml.safe_dump(manifest["config"]))
     (configs / "expected.yaml").write_text(yaml.safe_dump({"sample": {"data": {}, "figures": figures}}))
-    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.setattr(verifying, "PROJECT", tmp_path)
     assert verify(finished) == code
     assert any(line.startswith("figure test QC all: f1: ") for line in lines(capsys.readouterr().out, verdict))
 

@@ -19,14 +19,15 @@ import psutil
 import pytest
 from tiny_runs import ROOT, TINY, places
 
-from analyticup import pipeline
-from analyticup.engine import execution, graph, progress, workers
+from analyticup.engine import execution, progress, workers
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.files import publish_folder
+from analyticup.engine.graph import Node, Part, Stage, Status
 from analyticup.engine.progress import Display, relay_to, track
 from analyticup.engine.workers import InProcess, cores, make_runner
 from analyticup.errors import UserError
 from analyticup.model.frozen import KEPT_BYTES
+from analyticup.pipeline import MODELS
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
 from analyticup.training import source
 
@@ -77,7 +78,7 @@ def wait_for(condition, seconds=60):
 
 
 def test_one_worker_is_this_process():
-    with make_runner(settings(1)) as runner:
+    with make_runner(settings(1), MODELS) as runner:
         assert isinstance(runner, InProcess) and runner.count == 1
         record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record.counts
     assert record["pid"] == os.getpid() and record["threads"] is None
@@ -85,7 +86,7 @@ def test_one_worker_is_this_process():
 
 def test_workers_are_processes_with_their_share_of_the_cores():
     given = settings(2)
-    with make_runner(given) as runner:
+    with make_runner(given, MODELS) as runner:
         call = functools.partial(answer, Path("x"), seconds=3)
         records = [future.result().record.counts for future in [runner.submit(call, given) for _ in range(2)]]
         # Ctrl-C reaches idle workers too.
@@ -101,7 +102,7 @@ def test_workers_are_processes_with_their_share_of_the_cores():
 
 def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
     monkeypatch.setattr(source, "model_source", lambda given: object())
-    sources = workers._Sources()
+    sources = workers._Sources(MODELS)
     first = sources.of(settings())
     assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
     assert sources.of(Settings(paths=PathSettings(cache="elsewhere"), machine=settings().machine)) is not first
@@ -123,17 +124,18 @@ def test_each_worker_sees_one_gpu_in_turn(monkeypatch, given, number, seen):
 
 
 def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path):
-    with pytest.raises(UserError, match="rows are wrong"), make_runner(settings()) as runner:
+    with pytest.raises(UserError, match="rows are wrong"), make_runner(settings(), MODELS) as runner:
         runner.submit(functools.partial(work_long, tmp_path / "stage"), settings())
         runner.submit(functools.partial(fail_beside, tmp_path), settings()).result()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_is_killed_is_told_as_out_of_memory(tmp_path):
-    node = graph.Node("train", "QC", "fold0", {}, {}, {}, die)
+    node = Node(Stage("train", 1, "test_workers:die"), "QC", Part(0), {}, {}, {})
     given = Settings(machine=settings().machine, paths=PathSettings(artifacts=str(tmp_path)))
-    with pytest.raises(UserError, match=r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"):
-        list(execution.execute(given, [node], {}))
+    told = r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"
+    with pytest.raises(UserError, match=told), make_runner(given, MODELS) as runner:
+        list(execution.execute(given, [node], {}, runner))
 
 
 # ---------------------------------------------------------------- order
@@ -144,7 +146,7 @@ class Scripted:
 
     def __init__(self, count, ends, monkeypatch):
         self.count, self.running, self.ends = count, {}, iter(ends)
-        monkeypatch.setattr(pipeline, "wait", self.wait)
+        monkeypatch.setattr(execution, "wait", self.wait)
 
     def submit(self, call, settings):
         return self.running.setdefault(call.args[0].title, Future())
@@ -166,12 +168,12 @@ def events(tmp_path, monkeypatch, count, ends):
     """ "+" for a start, "-" for an end."""
     made = {}
     for name, needed in DIAMOND.items():
-        made[name] = graph.Node(name, "", "", {}, {other: made[other] for other in needed}, {}, answer)
-    monkeypatch.setattr(pipeline, "CODE_VERSIONS", dict.fromkeys(DIAMOND, 1))
+        inputs = {other: made[other] for other in needed}
+        made[name] = Node(Stage(name, 1, "test_workers:answer"), "", Part(), {}, inputs, {})
     given = Settings(paths=PathSettings(artifacts=str(tmp_path)))
     steps = execution.execute(given, list(made.values()), {}, Scripted(count, ends, monkeypatch))
     for step in steps:
-        yield f"+{step.node.title}" if isinstance(step, graph.Status) else f"-{step.status.node.title}"
+        yield f"+{step.node.title}" if isinstance(step, Status) else f"-{step.status.node.title}"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_no_worker_outlives_an_interrupted_run_and_the_next_one_goes_on(tmp_path
 
     # As Ctrl-C does, to every process of the terminal.
     assert interrupt(tmp_path, written, lambda pid: os.killpg(pid, signal.SIGINT)) == 130
-    assert said().endswith("interrupted; finished stages are kept, the same command goes on from there\n")
+    assert said().endswith("interrupted; finished stages are kept, the same command resumes from there\n")
     assert "Traceback" not in said() and not list((tmp_path / "artifacts").glob(".unfinished-*"))
     resumed = [f"train QI fold{number}: goes on after batch " for number in (0, 1)]
 

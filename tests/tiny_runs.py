@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from analyticup.engine.graph import Part
+from analyticup.engine.job import Job
+from analyticup.training.source import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_ROWS = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "data.sample.test_queries=26"]
@@ -23,3 +29,11 @@ TINY = [
 def places(folder: Path) -> list[str]:
     """All that a run writes, below one folder."""
     return [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
+
+
+def make_job(folder: Path, **given: Any) -> Job:
+    """A stage's job in a folder: nothing is cached there, no model can be loaded; `given` says the rest."""
+    places = {"out": folder, "cache": folder, "logs": folder, "resume_file": folder / "none"}
+    plain = {"task": "QC", "part": Part(), "inputs": {}, "files": {}, "group": "", "resume_identity": ""}
+    source = SimpleNamespace(machine=Machine("cpu", None))
+    return Job(**{**places, **plain, "source": source, **given})

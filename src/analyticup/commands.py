@@ -13,8 +13,9 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
 from analyticup.engine.execution import execute
 from analyticup.engine.graph import inspect
+from analyticup.engine.workers import make_runner
 from analyticup.errors import UserError
-from analyticup.pipeline import build
+from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import settings_of, task_settings, to_dict
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings
@@ -35,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     nodes = build(settings)
     _say_absent_files(settings, console)
     artifacts: dict[str, Artifact] = {}
-    with exclusive_run(settings, console):
-        show_execution(console, execute(settings, nodes, describe(PROJECT)), len(nodes), artifacts)
+    with exclusive_run(settings, console), make_runner(settings, MODELS) as runner:
+        show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
         _track_summary(settings, nodes[-1].identity[:8], artifacts)

@@ -25,8 +25,6 @@ class CheckFailed(Exception):
 
 
 ADVICE = "finished stages are kept, and the same command goes on from there"
-
-
 # Libraries tell the same trouble in their own exceptions, with these words or as an errno.
 _TROUBLES = (
     (

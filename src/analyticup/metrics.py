@@ -30,17 +30,9 @@ def finite_scores(values: ArrayLike, rows: int) -> np.ndarray:
 
 # The groups of languages that figures are also given for; "seen" is in the training rows as they were given.
 ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
-
-
 FIGURES = ("f1", "ap", "auc")
-
-
 RESAMPLES = 1000
-
-
 _SE_RESAMPLES = 200  # assumed: the standard error of a standard error is then about 5 %
-
-
 # Resamples worked on at once, to bound the memory.
 _CHUNK = 50
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analyticup.augmentation.embedder_identity import embedder_identity
+from analyticup.augmentation.embedder_pin import embedder_identity
 from analyticup.augmentation.translators import translator_identity
 from analyticup.engine.graph import Stage
 from analyticup.settings.schema import Settings, decisive

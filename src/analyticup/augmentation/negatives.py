@@ -19,7 +19,8 @@ from pandas import DataFrame
 
 from analyticup.augmentation.embedders import Embedder, nearest
 from analyticup.augmentation.negative_rules import BAND, EASY, Ask, Rules, has_label
-from analyticup.corpus.rows import COLUMNS, empty_rows, make_rows, normalise
+from analyticup.corpus.rows import COLUMNS, empty_rows, make_rows
+from analyticup.corpus.text import normalise
 from analyticup.errors import UserError
 from analyticup.seeds import proportional_quotas, seeded_key
 from analyticup.settings.schema import NegativesSettings
@@ -42,8 +43,6 @@ COUNTS = (
     "kept",
     "kept easy",
 )
-
-
 Candidate = tuple[str, float]
 
 

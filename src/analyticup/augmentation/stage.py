@@ -15,8 +15,9 @@ from analyticup.augmentation.translate import missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
 from analyticup.augmentation.translators.base import Tools
-from analyticup.corpus.rows import load_rows, normalise, save_rows
+from analyticup.corpus.rows import load_rows, save_rows
 from analyticup.corpus.tables import FOLDS, ROWS, load_table, scored_splits, training_rows, with_new_rows
+from analyticup.corpus.text import normalise
 from analyticup.engine.job import Counts, Job
 from analyticup.metrics import sigmoid
 from analyticup.model.backbone import fill_adapter, load_adapter

@@ -15,7 +15,8 @@ from pandas import DataFrame
 
 from analyticup.augmentation.translators.base import Translation, Translator
 from analyticup.corpus.languages import LANGUAGES
-from analyticup.corpus.rows import COLUMNS, make_rows, normalise
+from analyticup.corpus.rows import COLUMNS, make_rows
+from analyticup.corpus.text import normalise
 from analyticup.errors import UserError
 from analyticup.seeds import proportional_quotas, seeded_key
 from analyticup.settings.schema import TranslateSettings, read_volumes

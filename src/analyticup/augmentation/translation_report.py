@@ -14,14 +14,8 @@ from analyticup.augmentation.translate import Pair, Pairs
 from analyticup.seeds import seeded_key
 
 PAIRS, REPORT, READABLE = "pairs.jsonl", "translation_report.json", "translation_report.md"
-
-
 EXAMPLES: Final = 20
-
-
 QUANTILES: Final = (5, 25, 50, 75, 95)
-
-
 _DIGITS: Final = 6
 
 

@@ -15,8 +15,6 @@ _SOURCE: Final = (
     "the official files come from the competition's page (CIKM AnalytiCup 2025, multilingual e-commerce product "
     "search) on its platform: sign in there and download them by hand"
 )
-
-
 # By the competition's description; checksums of its files are not published.
 _OFFICIAL_ROWS: Final = {
     "train_QC.txt": 300_000,

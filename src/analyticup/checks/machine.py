@@ -28,16 +28,10 @@ from analyticup.verdict import Verdict
 
 # Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
 _TABLE_COPIES: Final = 6
-
-
 # All tables of the sample corpus together stay below this (assumed).
 _SAMPLE_BYTES: Final = 50e6
-
-
 # Above this share of the free memory, weights leave little for the rest of the work (assumed).
 _TIGHT: Final = 0.7
-
-
 # Above this number of parameters, a CPU is no plan (assumed).
 _LARGE: Final = 2e9
 

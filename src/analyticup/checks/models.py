@@ -38,24 +38,14 @@ KNOWN_PARAMETERS: Final = {
     "Qwen/Qwen3-8B-Base": 8.2e9,
     "intfloat/multilingual-e5-small": 118e6,
 }
-
-
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-
 DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
 # LoRA parameters per rank and model parameter over all linear layers: .00027 for the shapes of Qwen3-14B, .00033 for
 # those of Qwen3-8B; rounded up.
 _LORA_SHARE: Final = 4e-4
-
-
 # Kept for the backward pass per token, layer and unit of width, as multiples of a value's bytes: 34 bytes in 16 bits
 # by Korthikanti et al. 2022 (arXiv 2205.05198, without attention scores).
 _KEPT_VALUES: Final = 17
-
-
 # An adapter's weight, gradient and two moments of AdamW, float32.
 _TRAINED_BYTES: Final = 16
 

@@ -19,7 +19,5 @@ LANGUAGES: Final[dict[str, str]] = {
     "vn": "Vietnamese",
     "id": "Indonesian",
 }
-
-
 # The competition codes Vietnamese by its country, vn; translators and tokenizers expect ISO 639-1, vi.
 ISO: Final[dict[str, str]] = {code: "vi" if code == "vn" else code for code in LANGUAGES}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,26 +17,15 @@ from datasets import Dataset, Features, Value
 from pandas import DataFrame
 
 from analyticup.corpus.languages import LANGUAGES
+from analyticup.corpus.text import query_key
 from analyticup.errors import UserError
 
 COLUMNS: Final = ("row_id", "task", "language", "query", "target", "label", "origin", "source_id", "group")
-
-
 TARGET_FIELD: Final[dict[str, str]] = {"QC": "category_path", "QI": "item_title"}
-
-
 SPLITS: Final = ("train", "dev", "test")
-
-
 MAX_CHARS: Final = 2000  # assumed: far above any query, path or title; a longer text is a broken line
-
-
 MAX_ID: Final = 2**63 - 1  # score tables hold ids as 64-bit integers
-
-
 _BOM = b"\xef\xbb\xbf"
-
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -70,16 +58,6 @@ class ReadResult:
     rejects: list[Reject]
     lines: int
     notes: dict[str, int]
-
-
-def normalise(text: str) -> str:
-    """Form in which texts are compared (assumed): NFKC, casefold, whitespace runs to one space, stripped."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def query_key(text: str) -> str:
-    """The `group` of an original row: queries with the same key must never be split across folds."""
-    return normalise(text)
 
 
 def original_id(row_id: str) -> int:

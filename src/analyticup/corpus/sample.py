@@ -22,77 +22,40 @@ from pathlib import Path
 from typing import Final
 
 from analyticup.corpus.languages import LANGUAGES
-from analyticup.corpus.rows import TARGET_FIELD, query_key
+from analyticup.corpus.rows import TARGET_FIELD
 from analyticup.corpus.taxonomy import split_path
+from analyticup.corpus.text import query_key
 from analyticup.errors import UserError
 from analyticup.settings.schema import SampleSettings
 
 _SEEN: Final = {"QC": ("en", "fr", "es", "ko", "pt", "ja"), "QI": ("en", "fr", "es", "pt", "th", "ja", "ko")}
-
-
 _HELD_OUT: Final = {"QC": (*_SEEN["QC"], "de", "it", "pl", "ar"), "QI": tuple(LANGUAGES)}
-
-
 POSITIVE_SHARE: Final = {"QC": 0.57, "QI": 0.57}
-
-
 # Rows per query, 1 to 4. A query has one category of its own and only ancestors besides: .57 positives,
 # nearly all of them that category, leave a mean of 1.8 rows; titles have no such limit: mean 2.5.
 _ROW_WEIGHTS: Final = {"QC": (44, 36, 14, 6), "QI": (20, 32, 26, 22)}
-
-
 _NEGATIVE_WEIGHTS: Final = {
     "QC": {"sibling": 15, "counterpart": 7, "far": 78},
     # Not every query names a color, material or audience to contradict: 30 comes to some 15 % of all.
     # `leafmate`: an accessory in the same category as its product is wrong as an item, not as a category.
     "QI": {"sibling": 20, "counterpart": 8, "leafmate": 8, "contradiction": 14, "far": 90},
 }
-
-
 # Were short paths (the ancestors) rarer among negatives than among positives, length would tell the label.
 _FAR_ANCESTOR: Final = 0.1
-
-
 _ATTRIBUTE_WEIGHTS: Final = (35, 45, 20)
-
-
 _TYPO, _MIXED, _CODE, _STRAY, _MISTAGGED, _THAI_TITLE = 0.08, 0.08, 0.12, 0.01, 0.02, 0.3
-
-
 # 453 of 340,000 in the competition's train file; at that rate a small sample would have none to trip over.
 _NULL_TITLES: Final = 2
-
-
 _QUERY_CHARS: Final = (2, 80)  # as the competition's shortest and longest queries
-
-
 _MAX_TRIES: Final = 200
-
-
 _NOUN_LAST: Final = frozenset({"en", "ko", "ja", "de"})
-
-
 _NO_TYPOS: Final = frozenset({"ko", "ja", "th"})
-
-
 _KIND_ORDER: Final = ("audience", "feature", "size", "color", "material")
-
-
 _EXCLUSIVE: Final = frozenset({"audience", "color", "material"})
-
-
 _WEAR: Final = r"^(women's|men's|shoes|apparel|luggage|jewelry|beauty)"
-
-
 _FABRIC: Final = r"^(women's|men's|shoes|apparel|luggage|mother|home & garden|furniture|pet)"
-
-
 _HARD: Final = r"^(home|lights|furniture|toys|office|pet|tools|auto|motorcycle|security|music|sports|computer)"
-
-
 _POWERED: Final = r"^(phones|consumer|computer|home appliances|tools|toys|lights|security|auto|beauty)"
-
-
 # Category paths on which an attribute makes sense; attributes not named here fit everywhere.
 _ONLY_IN: Final = {
     **dict.fromkeys(("cotton", "silk", "wool", "linen", "soft"), _FABRIC),
@@ -107,26 +70,12 @@ _ONLY_IN: Final = {
     "silicone": r"^(phones|consumer|home & garden|shoes|beauty|mother|pet)",
     "handmade": r"^(women's|apparel|luggage|jewelry|furniture|toys|music)",
 }
-
-
 _AUDIENCES: Final = re.compile(r"\b(wom[ae]n|m[ae]n|lad(y|ies)|bab|kid|mother|matern|dog|cat|fish|aquari)")
-
-
 _BRAND_HEADS: Final = ("Nor", "Bel", "Quin", "Osk", "Tar", "Plim", "Kes", "Zan", "Mir", "Hul", "Dra", "Yuv")
-
-
 _BRAND_TAILS: Final = ("vela", "zora", "tavo", "elda", "quilo", "ovan", "idrex", "noxa")
-
-
 _EXTRAS: Final = ("2 pcs", "new 2024", "high quality", "hot sale", "free shipping", "best seller", "in stock")
-
-
 _MORE_EXTRAS: Final = ("set of 3", "gift box", "fast delivery", "new arrival", "for daily use", "wholesale")
-
-
 _WEAR_EXTRAS: Final = ("size M", "size 38", "for party", "fashion design")
-
-
 _THAI_EXTRAS: Final = ("พร้อมส่ง", "ของแท้", "ส่งฟรี", "รุ่นใหม่ 2024", "2 ชิ้น", "คุณภาพดี", "ขายดี")
 
 

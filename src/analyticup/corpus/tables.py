@@ -16,8 +16,6 @@ from analyticup.corpus.rows import load_rows
 from analyticup.engine.artifacts import Artifact
 
 ROWS = "rows.parquet"
-
-
 FOLDS = "folds.parquet"
 
 

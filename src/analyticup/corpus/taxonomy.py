@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import re
 
-from analyticup.corpus.rows import normalise
+from analyticup.corpus.text import normalise
 
 Levels = tuple[str, ...]
-
-
 # How a category stands to another one that is neither the same nor above or below it.
 SIBLING, COUSIN, OTHER = "sibling", "cousin", "other"
-
-
 RELATIONS = (SIBLING, COUSIN, OTHER)
-
-
 _SEPARATOR = re.compile(r",(?! )")
-
-
 # The competition marks retired categories in their name; the category meant is the same.
 _RETIRED = re.compile(r" ?\(deactivate\)$")
 

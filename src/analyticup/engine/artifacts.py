@@ -12,8 +12,6 @@ from typing import Any, Self, TypedDict, TypeVar
 from analyticup.engine.files import file_sha256, read_json, write_json
 
 RECORD = "record.json"
-
-
 SEAL = "sha256_of_the_rest"
 
 

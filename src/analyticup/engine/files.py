@@ -148,3 +148,19 @@ def clean_cache(cache: Path) -> list[str]:
             return remove_unfinished(cache)
     except UserError:
         return []
+
+
+def discard(path: Path) -> None:
+    """Removes a file that a stage resumes from, and what a killed write left of it."""
+    for file in (path, scratch_path(path)):
+        file.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed writes left in a folder of such files, and the folder where none is left. No stage may be
+    running."""
+    # safetensors writes to a hidden file of its own first.
+    for path in folder.glob(".*"):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()

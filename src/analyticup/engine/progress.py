@@ -19,22 +19,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Item = TypeVar("Item")
-
-
 QUIET_SECONDS = 2.0
-
-
 LINE_SECONDS = 5.0
-
-
 RELAY_SECONDS = 0.2
-
-
 # In a worker: where to say what a bar shows. (name, description, units done, total) is a bar, (name,) its end, a text
 # goes above the bars.
 _relay: Callable[[Any], None] | None = None
-
-
 _names = itertools.count()
 
 

@@ -25,8 +25,6 @@ from analyticup.settings.schema import MachineSettings, Settings
 
 # A stage that is ready to run but for the models.
 Call = Callable[[Any], Artifact]
-
-
 # What a worker that has been told to stop may take to clear up.
 GRACE_SECONDS = 10
 

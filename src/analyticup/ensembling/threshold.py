@@ -25,15 +25,9 @@ def counts_by_language(decision: Decision) -> Counts:
 
 
 DECISION = "threshold.json"
-
-
 # Keeps the logit of a threshold of 0 or 1 finite; thresholds are rounded to 6 digits, which gives 0 and 1 back.
 _NEAREST_TO_END = 1e-7
-
-
 _DIGITS = 6
-
-
 # A vote's score is the share of folds that say yes; as in Eq. 3 the cut itself says yes, so a tie is a yes.
 VOTE_CUT = 0.5
 
@@ -135,10 +129,8 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, settings: Threshold
         value, mode = 0.5, "off"
     elif settings.mode == "fixed":
         value, mode = settings.value, "fixed"
-    elif settings.mode == "sweep":
-        value, mode = _best(grid, f1, 0.5), "sweep"
     else:
-        raise ValueError(f"unknown threshold.mode {settings.mode!r}")
+        value, mode = _best(grid, f1, 0.5), "sweep"
     sweep: list[SweepPoint] = [{"threshold": float(t), "f1": float(score)} for t, score in zip(grid, f1, strict=True)]
     return Choice(value=value, mode=mode, sweep=sweep)
 

@@ -6,7 +6,6 @@ adapters, optimiser state and the random state as tensors, the rest (schedule, l
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from analyticup.engine.files import replace_file, scratch_path
+from analyticup.engine.files import discard, replace_file
 
 # What Lightning puts back besides tensors; the version is that of the loops' own format.
 # Tensors by name, and plain values.
@@ -60,22 +59,6 @@ class StepCheckpoint:
 
     def _ignore(self, reason: str) -> None:
         print(f"{self.path}: this step checkpoint is not used, {reason}", file=sys.stderr, flush=True)
-
-
-def discard(path: Path) -> None:
-    """Removes a checkpoint file."""
-    for file in (path, scratch_path(path)):
-        file.unlink(missing_ok=True)
-
-
-def tidy(folder: Path) -> None:
-    """Removes what killed writes left in a folder of checkpoints, and the folder where none is left. No training may be
-    under way."""
-    # safetensors writes to a hidden file of its own first.
-    for path in folder.glob(".*"):
-        path.unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 @dataclass(frozen=True)

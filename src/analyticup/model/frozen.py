@@ -21,8 +21,6 @@ from analyticup.model.packing import packed_batches, packed_states
 
 # States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
 KEPT_BYTES = 6 * 2**30
-
-
 BATCH_TOKENS = 4096
 
 

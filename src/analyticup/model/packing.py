@@ -26,8 +26,6 @@ from analyticup.model.batches import EncodedRows, cut_batches
 from analyticup.settings.schema import ModelSettings
 
 ATTENTION = "packed_prompts"
-
-
 # Attention's rows have so many queries, and a multiple of it as keys. On the CPU that this was measured on, the bits of
 # a prompt's states then do not depend on the prompts beside it (with rows cut to the longest, 139 of 150 changed).
 QUERIES = 16

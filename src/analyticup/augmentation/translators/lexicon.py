@@ -11,14 +11,12 @@ from typing import Any, ClassVar
 
 from analyticup.augmentation.translators.base import Tools, Translation
 from analyticup.corpus import TABLES, tables_sha256
-from analyticup.corpus.rows import normalise
+from analyticup.corpus.text import normalise
 from analyticup.errors import UserError
 from analyticup.settings.schema import EmbedderSettings
 
 # Columns of the tables that are no language.
 _OTHER_COLUMNS = {"concept", "path", "accessory_of", "alias_en", "kind", "attribute"}
-
-
 # First words of the Unicode names of letters that are written without blanks between words.
 _BLANKLESS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "IDEOGRAPHIC")
 

@@ -15,9 +15,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from analyticup.augmentation.embedder_identity import embedder_identity
+from analyticup.augmentation.embedder_pin import embedder_identity
 from analyticup.augmentation.translators.base import Tools, Translation
-from analyticup.corpus.rows import normalise
+from analyticup.corpus.text import normalise
 from analyticup.settings.schema import EmbedderSettings, MinedSettings, decisive
 
 if TYPE_CHECKING:
@@ -27,18 +27,10 @@ if TYPE_CHECKING:
     from analyticup.augmentation.embedders import Embedder
 
 PAIR_COLUMNS = ("source", "target", "cosine", "margin", "verdict")
-
-
 KEPT = "kept"
-
-
 _BLANKLESS = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
-
-
 # Scripts without blanks between words are measured in characters instead (assumed).
 _MIN_CHARACTERS = 4
-
-
 # English letters that one letter stands for: medians over the 426 phrases of the sample corpus' tables of concepts.
 # Letters of all other scripts count as one (Arabic: 1.1).
 _DENSE = {
@@ -46,8 +38,6 @@ _DENSE = {
     1.7: re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"),
     2.5: re.compile(r"[\uac00-\ud7af]"),
 }
-
-
 _ANY_DENSE = re.compile("|".join(dense.pattern for dense in _DENSE.values()))
 
 

@@ -9,41 +9,25 @@ from typing import Final
 
 from analyticup.augmentation.translators.base import Translation
 from analyticup.corpus.languages import ISO, LANGUAGES
-from analyticup.corpus.rows import normalise
+from analyticup.corpus.text import normalise
 
 # Raised when the rules below change, so that what they let into a cache is not used any more.
 RULES: Final = 1
-
-
 _QUOTES = ('""', "''", "“”", "\u2018\u2019", "„“", "«»", "「」", "『』")
-
-
 # A longer output is a loop or an explanation, not a translation.
 _MAX_GROWTH, _MAX_EXTRA = 4, 40
-
-
 # A word that stands this many times more often than any word of the source is a loop.
 _MAX_REPEATS = 3
-
-
 _TAG = re.compile(f"<(?:{'|'.join(sorted(ISO.values()))})>")
-
-
 _EXPLANATION = re.compile(r"\b(?:translation|explanation|note)s?\s*:")
-
-
 # By the first words of the Unicode names of letters.
 _JAPANESE = frozenset({"CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA"})
-
-
 _OWN_SCRIPT: Final = {
     "ar": frozenset({"ARABIC"}),
     "ja": _JAPANESE,
     "ko": frozenset({"HANGUL"}),
     "th": frozenset({"THAI"}),
 }
-
-
 # Greek is not among them: its letters are units and names in any language.
 _KNOWN_SCRIPTS = frozenset({"ARABIC", "HANGUL", "THAI", "CYRILLIC"}) | _JAPANESE
 

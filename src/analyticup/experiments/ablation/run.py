@@ -15,7 +15,7 @@ from analyticup.engine.workers import Runner, make_runner
 from analyticup.errors import UserError
 from analyticup.experiments.ablation.output import ablation_name, show, write
 from analyticup.experiments.ablation.table import TABLES, RowRun, figures_by_name, make_table, read_run
-from analyticup.pipeline import build
+from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import load_settings, settings_of
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings
@@ -30,7 +30,7 @@ def ablate(options: argparse.Namespace) -> int:
     rows = [row for row in TABLES[options.table] if row.task in settings.tasks]
     plans = {row.config: _ablation_settings(options, row.config) for row in rows}
     runs = {}
-    with exclusive_run(settings, console), make_runner(settings) as runner:
+    with exclusive_run(settings, console), make_runner(settings, MODELS) as runner:
         for row in rows:
             console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold", markup=False)
             runs[row.config] = [_ablation_run(row.task, own, runner, console) for own in plans[row.config]]
@@ -54,4 +54,4 @@ def _ablation_settings(options: argparse.Namespace, config: str) -> list[Setting
 def _ablation_run(task: str, settings: Settings, runner: Runner, console: Console) -> RowRun:
     nodes, artifacts = build(settings), {}
     show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
-    return read_run(task, artifacts, given_files(settings, nodes[-1].raw, artifacts.get("sample-all")))
+    return read_run(task, artifacts, given_files(settings, nodes[-1].file_hashes, artifacts.get("sample-all")))

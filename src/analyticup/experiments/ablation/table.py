@@ -53,16 +53,12 @@ PAPER_ROWS = (
     Row("QI", "qi3-filter", "+ translation + filter", "qi2-translation"),
     Row("QI", "qi4-threshold", "+ translation + filter + threshold", "qi3-filter"),
 )
-
-
 NOISE_ROWS = (
     Row("QC", "noise1-none", "SFT on turned labels", None),
     Row("QC", "noise2-out-of-fold", "out-of-fold suspects dropped", "noise1-none"),
     Row("QC", "noise3-in-sample", "in-sample suspects dropped", "noise1-none"),
     Row("QC", "noise4-relabel", "out-of-fold suspects turned back", "noise1-none"),
 )
-
-
 TABLES = {"paper": PAPER_ROWS, "noise": NOISE_ROWS}
 
 

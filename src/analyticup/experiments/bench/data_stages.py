@@ -35,27 +35,13 @@ from analyticup.submission.stage import submit
 from analyticup.training.stage import folds
 
 TASK = "QC"
-
-
 SEED = 13
-
-
 TARGETS_PER_QUERY = 3
-
-
 TRAINED_LANGUAGES = tuple(LANGUAGES)[:7]
-
-
 MINED_LANGUAGE = "de"
-
-
 # As multilingual-e5-small has them.
 VECTOR_WIDTH = 384
-
-
 WARM_UP_ROWS = 390
-
-
 # Top level, second level, leaves: 4,320 category paths, whatever the number of rows.
 TREE = (12, 18, 20)
 
@@ -218,7 +204,5 @@ def _mined(folder: Path, out: Path) -> None:
 
 
 STAGES = {"ingest": _ingest, "folds": _folds, "negatives": _negatives, "mined": _mined, "submit": _submit}
-
-
 # What the competition's own files cannot do without; the others need an embedder, whose time dwarfs theirs.
 OFFICIAL = ("ingest", "folds", "submit")

@@ -33,8 +33,6 @@ from analyticup.model.backbone import local_folder
 from analyticup.model.pins import source_kind
 
 IGNORED = -100
-
-
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 

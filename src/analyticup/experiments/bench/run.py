@@ -29,11 +29,7 @@ from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
 
 PARTS = ("training", "scoring", "matmul", "data")
-
-
 THREEFOLD = "threefold"
-
-
 UNFINISHED = "Not finished: further rounds or lines were still to come."
 
 

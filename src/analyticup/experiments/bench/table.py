@@ -10,8 +10,6 @@ from typing import Any
 from analyticup.experiments.bench.harness import Result, Round
 
 COLUMNS = ("part", "what", "rows/s", "tokens/s", "seconds", "peak GB", "GFLOP/s", "of limit", "note")
-
-
 MATMUL = "matrix product: the limit"
 
 
