@@ -19,20 +19,21 @@ from pandas import DataFrame
 from analyticup.augmentation.negatives import sample_negatives
 from analyticup.augmentation.translate import translate_rows
 from analyticup.augmentation.translators.mined import MinedTranslator
+from analyticup.corpus import INGEST
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import save_rows
 from analyticup.corpus.sample import load_concepts
-from analyticup.corpus.stage import ingest
 from analyticup.corpus.tables import ROWS, save_table, training_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Part
 from analyticup.engine.job import Job
+from analyticup.engine.workers import imported
 from analyticup.ensembling.threshold import DECISION, Decision
 from analyticup.experiments.bench.harness import Done
 from analyticup.metrics import binary_metrics
 from analyticup.settings.schema import MinedSettings, NegativesSettings, Settings, TranslateSettings
-from analyticup.submission.stage import submit
-from analyticup.training.stage import folds
+from analyticup.submission import SUBMIT
+from analyticup.training import FOLDS
 
 TASK = "QC"
 SEED = 13
@@ -167,15 +168,15 @@ def _job(folder: Path, out: Path, split: str = "train") -> Job:
 
 
 def _ingest(folder: Path, out: Path) -> None:
-    ingest(_job(folder, out))
+    imported(INGEST.run)(_job(folder, out))
 
 
 def _folds(folder: Path, out: Path) -> None:
-    folds(_job(folder, out))
+    imported(FOLDS.run)(_job(folder, out))
 
 
 def _submit(folder: Path, out: Path) -> None:
-    submit(_job(folder, out, "test"))
+    imported(SUBMIT.run)(_job(folder, out, "test"))
 
 
 def _save_with(rows: DataFrame, new_rows: DataFrame, out: Path) -> None:
