@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import faiss
 import numpy as np
@@ -18,7 +18,9 @@ from analyticup.engine.progress import track
 from analyticup.errors import UserError
 from analyticup.model.pins import loadable
 from analyticup.settings.schema import EmbedderSettings
-from analyticup.training.source import Machine
+
+if TYPE_CHECKING:
+    from analyticup.training.source import Machine
 
 QUERY = "query"
 PASSAGE = "passage"
