@@ -56,7 +56,7 @@ def test_configs_are_shipped():
 def test_every_shipped_config_loads(path):
     settings = load_settings(path, [])
     for task in settings.tasks:
-        assert task_settings(settings, task).prompt.target_name != "" and settings.name != "run"
+        assert task_settings(settings, task).prompt.template != "" and settings.name != "run"
 
 
 def test_no_config_text_gives_the_defaults(empty):
@@ -148,6 +148,16 @@ def test_settings_go_to_other_processes_and_come_back(empty):
         ('negatives.enabled="false"', "negatives.enabled = 'false': must be true or false"),
         ("prompt.positive_word=yes", "prompt.positive_word = True: must be a text (quote it)"),
         ("prompt.negative_word=no", "prompt.negative_word = False: must be a text (quote it)"),
+        ('prompt.template="{query}:"', "prompt.template = '{query}:': must hold {query} and {target}, each once"),
+        (
+            'QC.prompt.template="{target}{query}{query}:"',
+            "QC.prompt.template = '{target}{query}{query}:': must hold {query} and {target}, each once",
+        ),
+        (
+            'prompt.template="{target} {query} "',
+            "prompt.template = '{target} {query} ': ends in white space, but a blank and the label word follow it; "
+            "take that out",
+        ),
         ("data.dir=[a]", "data.dir = ['a']: must be a text (quote it)"),
         ("name=2024-01-01", "name = datetime.date(2024, 1, 1): must be a text (quote it)"),
         ("tasks=", "tasks = None: must be a text (quote it)"),
@@ -200,13 +210,13 @@ def test_settings_go_to_other_processes_and_come_back(empty):
         ("pln", "neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4"),
         ("=1", "neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4"),
         (
-            "prompt.question=${data.dir}",
-            "prompt.question = '${data.dir}': nothing is filled in for ${...} and ???; write the value out",
+            "prompt.positive_word=${data.dir}",
+            "prompt.positive_word = '${data.dir}': nothing is filled in for ${...} and ???; write the value out",
         ),
         (r'data.dir="\0"', r"data.dir = '\x00': a NUL or half of a surrogate pair is in no file; take it out"),
         (
-            r'QC.prompt.question="a\ud800"',
-            r"QC.prompt.question = 'a\ud800': a NUL or half of a surrogate pair is in no file; take it out",
+            r'QC.prompt.positive_word="a\ud800"',
+            r"QC.prompt.positive_word = 'a\ud800': a NUL or half of a surrogate pair is in no file; take it out",
         ),
         ("data.dir=~no-such-user/x", "data.dir = '~no-such-user/x': no such user; write the path out"),
         ("paths.cache=~no-such-user", "paths.cache = '~no-such-user': no such user; write the path out"),
@@ -217,8 +227,8 @@ def test_settings_go_to_other_processes_and_come_back(empty):
         ("seed=9223372036854775808", "seed = '9223372036854775808': must be a whole number"),
         ("seed=!!bool x", "seed = '!!bool x': must be a whole number"),
         (
-            "prompt.question=???",
-            "prompt.question = '???': nothing is filled in for ${...} and ???; write the value out",
+            "prompt.positive_word=???",
+            "prompt.positive_word = '???': nothing is filled in for ${...} and ???; write the value out",
         ),
     ],
 )
@@ -228,13 +238,13 @@ def test_a_wrong_argument_is_named_with_what_is_wrong(empty, override, told):
     assert message.removeprefix(f"argument {override!r}: ") == told
 
 
-@pytest.mark.parametrize("override", ["seed=9" * 200, "train.lr=1" + "0" * 400, "prompt.question=" + "[" * 1500])
+@pytest.mark.parametrize("override", ["seed=9" * 200, "train.lr=1" + "0" * 400, "prompt.positive_word=" + "[" * 1500])
 def test_absurd_values_end_in_an_error_or_stay_text_but_never_in_a_traceback(empty, override):
     try:
         settings = load_settings(empty, [override])
     except UserError:
         return
-    assert settings.prompt.question == "[" * 1500
+    assert settings.prompt.positive_word == "[" * 1500
 
 
 def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):
@@ -353,7 +363,7 @@ def test_every_key_of_a_task_section_can_be_given_per_task(empty, section):
 
     for key, value in leaves(section, to_dict(Settings())[section]):
         if not key.startswith(COMMON_KEYS):
-            text = "null" if value is None else f'"{value}"' if isinstance(value, str) else value
+            text = json.dumps(value) if value is None or isinstance(value, str) else value
             assert task_settings(load_settings(empty, [f"QC.{key}={text}"]), "QC") == Settings()
 
 
@@ -396,8 +406,8 @@ def test_the_last_argument_wins(empty):
 
 
 def test_a_text_with_an_equals_sign_and_odd_characters_stays_text(empty):
-    settings = load_settings(empty, ["prompt.question=a=b", "prompt.query_name=問い: {x", "data.dir=/a b/c"])
-    assert (settings.prompt.question, settings.prompt.query_name) == ("a=b", "問い: {x")
+    settings = load_settings(empty, ["prompt.positive_word=a=b", "prompt.negative_word=問い: {x", "data.dir=/a b/c"])
+    assert (settings.prompt.positive_word, settings.prompt.negative_word) == ("a=b", "問い: {x")
     assert settings.data.dir == "/a b/c"
 
 

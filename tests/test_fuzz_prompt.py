@@ -37,7 +37,8 @@ ANY_TEXT = st.one_of(TEXTS, TOKENS_IN_TEXT)
 
 @cache
 def encoder(name: str, target_first: bool = False) -> PromptEncoder:
-    return PromptEncoder(tokenizer(name), PromptSettings(target_first=target_first))
+    order = "Item: {target}\nQuery: {query}" if target_first else "Query: {query}\nItem: {target}"
+    return PromptEncoder(tokenizer(name), PromptSettings(template=f"{order}\nRelevant:"))
 
 
 @cache

@@ -23,7 +23,7 @@ def tokenizer():
 
 
 def encode(tokenizer, query, target, **settings):
-    settings = PromptSettings(**{"target_first": False, **settings})
+    settings = PromptSettings(**settings)
     (ids,) = PromptEncoder(tokenizer, settings).encode([query], [target])
     return ids
 
@@ -33,14 +33,21 @@ def text(tokenizer, ids):
 
 
 def test_the_prompt_reads_as_documented(tokenizer):
-    ids = encode(tokenizer, "red bag", "bags,red", target_name="Category")
+    ids = encode(tokenizer, "red bag", "bags,red", template="Query: {query}\nCategory: {target}\nRelevant:")
     assert text(tokenizer, ids) == "<bos>Query: red bag\nCategory: bags,red\nRelevant:"
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
 def test_the_target_may_stand_first_and_each_side_keeps_its_name_and_limit(tokenizer):
-    ids = encode(tokenizer, "abcdefgh", "ABCDEFGH", target_first=True, max_query_tokens=4, max_target_tokens=6)
+    template = "Item: {target}\nQuery: {query}\nRelevant:"
+    ids = encode(tokenizer, "abcdefgh", "ABCDEFGH", template=template, max_query_tokens=4, max_target_tokens=6)
     assert text(tokenizer, ids) == "<bos>Item: ABCDE\nQuery: abc\nRelevant:"
+
+
+@pytest.mark.parametrize("template", ["{query}|{target}?", "fits: {target} / {query}", "{query} {target} =>"])
+def test_a_template_may_have_any_form(tokenizer, template):
+    ids = encode(tokenizer, "red bag", "bags,red", template=template)
+    assert text(tokenizer, ids) == "<bos>" + template.format(query="red bag", target="bags,red")
 
 
 def test_a_text_is_tokenised_once_and_reads_the_same_each_time(tokenizer, monkeypatch):
@@ -102,7 +109,7 @@ def test_an_empty_target_is_a_target(tokenizer):
 
 
 def test_rows_come_back_in_order_and_distinct_texts_are_tokenised_once(tokenizer):
-    encoder = PromptEncoder(tokenizer, PromptSettings(target_first=False))
+    encoder = PromptEncoder(tokenizer, PromptSettings())
     seen = []
     tokens = encoder._tokens
 

@@ -78,7 +78,7 @@ def test_merged_adapters_score_as_they_do_beside_the_weights(rows, source):
 
 
 def test_the_encoder_is_kept_for_each_prompt(source):
-    other = SETTINGS.replace(prompt=SETTINGS.prompt.replace(target_name="Category"))
+    other = SETTINGS.replace(prompt=SETTINGS.prompt.replace(template="{query}: {target}?"))
     assert source.encoder(SETTINGS) is source.encoder(SETTINGS.replace(seed=5))
     assert source.encoder(other) is not source.encoder(SETTINGS)
-    assert source.encoder(other).settings.target_name == "Category"
+    assert source.encoder(other).settings.template == "{query}: {target}?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ class LabelWords:
 
 
 class PromptEncoder:
-    """Encodes `Query: {query}\\nCategory: {target}\\nRelevant:`; the label word comes right after it.
-
-    `target_first` swaps the two lines.
+    """Encodes `prompt.template`, e.g. `Query: {query}\\nCategory: {target}\\nRelevant:`; the label word comes right after
+    it.
 
     The prompt's pieces are tokenised apart, so that truncation never touches the label position, and no text of a user
     can become a special token (`<bos>` in a query stays plain characters). A distinct text is tokenised once in the
@@ -36,11 +36,12 @@ class PromptEncoder:
         self.settings = settings
         self._known: dict[int, dict[str, array[int]]] = {}
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        names = [settings.query_name, settings.target_name]
-        first, second = reversed(names) if settings.target_first else names
-        self.head = start + self._tokens([f"{first}:"])[0]
-        self.middle = self._tokens([f"\n{second}:"])[0]
-        self.tail = self._tokens([f"\n{settings.question}:"])[0]
+        head, first, middle, second, tail = re.split(r"\{(query|target)\}", settings.template)
+        self.target_first = first == "target"
+        # A blank before a text belongs to the text's first token.
+        self.blank = {name: piece[len(piece.removesuffix(" ")) :] for name, piece in ((first, head), (second, middle))}
+        pieces = self._tokens([head.removesuffix(" "), middle.removesuffix(" "), tail])
+        self.head, self.middle, self.tail = start + pieces[0], pieces[1], pieces[2]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -56,16 +57,16 @@ class PromptEncoder:
         Queries and targets have the same length n; returns n lists, each at most
         `max_query_tokens + max_target_tokens` longer than the fixed words.
         """
-        by_query = self._distinct(queries, self.settings.max_query_tokens)
-        by_target = self._distinct(targets, self.settings.max_target_tokens)
+        by_query = self._distinct(queries, self.blank["query"], self.settings.max_query_tokens)
+        by_target = self._distinct(targets, self.blank["target"], self.settings.max_target_tokens)
         pairs = [(by_query[query], by_target[target]) for query, target in zip(queries, targets, strict=True)]
-        if self.settings.target_first:
+        if self.target_first:
             pairs = [(target, query) for query, target in pairs]
         return [[*self.head, *first, *self.middle, *second, *self.tail] for first, second in pairs]
 
-    def _distinct(self, texts: Sequence[str], limit: int) -> Mapping[str, Sequence[int]]:
+    def _distinct(self, texts: Sequence[str], blank: str, limit: int) -> Mapping[str, Sequence[int]]:
         # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
-        cut = {text: " " + text[: limit * 16] for text in texts}
+        cut = {text: blank + text[: limit * 16] for text in texts}
         known = self._known.setdefault(limit, {})
         new = [text for text in dict.fromkeys(cut.values()) if text not in known]
         # Lists of numbers would take several times the memory.

@@ -87,6 +87,14 @@ def _each_once(tasks: list[str]) -> list[str]:
     return tasks
 
 
+def _prompt(template: str) -> str:
+    if [template.count(part) for part in ("{query}", "{target}")] != [1, 1]:
+        raise _refused("must hold {query} and {target}, each once")
+    if template != template.rstrip():
+        raise _refused("ends in white space, but a blank and the label word follow it; take that out")
+    return template
+
+
 def _refused(what: str) -> PydanticCustomError:
     # Braces in the template would be filled in.
     return PydanticCustomError("refused", "{what}", {"what": what})
@@ -94,6 +102,7 @@ def _refused(what: str) -> PydanticCustomError:
 
 Number = Annotated[float, BeforeValidator(_exponent)]
 Text = Annotated[str, BeforeValidator(_bare_number), AfterValidator(_plain_text)]
+Template = Annotated[Text, AfterValidator(_prompt)]
 # May start with ~ or ~user.
 Location = Annotated[Text, AfterValidator(_known_home)]
 # One value may stand for a list of one.
@@ -219,10 +228,10 @@ class ModelSettings(Section):
 class PromptSettings(Section):
     """Text and label words are in no source (assumed); the label words must be single tokens."""
 
-    target_first: bool = Field(False, description="The target's line before the query's.")
-    query_name: Text = Field("Query", description="What the query is called.")
-    target_name: Text = Field("Item", description="What the target is called.")
-    question: Text = Field("Relevant", description="What stands before the label word.")
+    template: Template = Field(
+        "Query: {query}\nItem: {target}\nRelevant:",
+        description="The whole prompt; the label word follows it, after a blank. {query} and {target} in either order.",
+    )
     positive_word: Text = Field("yes", description="Label word of 1.")
     negative_word: Text = Field("no", description="Label word of 0.")
     max_query_tokens: int = Field(64, ge=1, description="Longer queries are cut.")
