@@ -20,7 +20,6 @@ from analyticup.settings.schema import Settings
 PROJECT = Path(__file__).resolve().parents[1]
 CODE = PROJECT / "src" / "analyticup"
 SAMPLE = PROJECT / "configs" / "sample.yaml"
-WITH_SETTINGS = ("run", "plan", "check")
 NO_COMMAND = ("test", "--help", "-h", "--version")
 
 
@@ -111,7 +110,7 @@ def test_command_line_parses_and_its_settings_load(line: str, capsys: pytest.Cap
         options = make_parser().parse_args(arguments)
     except SystemExit:
         pytest.fail(f"{line}: {capsys.readouterr().err}")
-    if options.command in WITH_SETTINGS:
+    if hasattr(options, "config"):
         config = PROJECT / (options.config or SAMPLE)
         assert config.is_file(), f"{line}: no {config}"
         load_settings(config, options.overrides)
