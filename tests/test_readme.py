@@ -122,6 +122,14 @@ def test_tests_named_exist() -> None:
     assert [name for name in named if not (PROJECT / name).is_file()] == []
 
 
+def test_words_that_choose_tests_are_in_their_names() -> None:
+    chosen = [found for line in LINES if (found := re.search(r"(tests/\w+\.py) -k (\"[^\"]+\"|\w+)", line))]
+    assert chosen
+    for file, words in (found.groups() for found in chosen):
+        names = " ".join(re.findall(r"def (test_\w+)", (PROJECT / file).read_text(encoding="utf-8")))
+        assert [word for word in words.strip('"').split(" or ") if word not in names] == [], file
+
+
 # What reads official files cannot run here.
 CHEAP = [line for line in SOUND if arguments_of(line)[0] == "plan" and "data.dir" not in line]
 
