@@ -20,7 +20,6 @@ from analyticup.settings.schema import Settings
 PROJECT = Path(__file__).resolve().parents[1]
 CODE = PROJECT / "src" / "analyticup"
 SAMPLE = PROJECT / "configs" / "sample.yaml"
-WITH_SETTINGS = ("run", "plan", "check")
 NO_COMMAND = ("test", "--help", "-h", "--version")
 
 
@@ -111,7 +110,7 @@ def test_command_line_parses_and_its_settings_load(line: str, capsys: pytest.Cap
         options = make_parser().parse_args(arguments)
     except SystemExit:
         pytest.fail(f"{line}: {capsys.readouterr().err}")
-    if options.command in WITH_SETTINGS:
+    if hasattr(options, "config"):
         config = PROJECT / (options.config or SAMPLE)
         assert config.is_file(), f"{line}: no {config}"
         load_settings(config, options.overrides)
@@ -121,6 +120,14 @@ def test_tests_named_exist() -> None:
     named = [name for line in SOUND for name in arguments_of(line)[1:] if name.startswith("tests/")]
     assert named
     assert [name for name in named if not (PROJECT / name).is_file()] == []
+
+
+def test_words_that_choose_tests_are_in_their_names() -> None:
+    chosen = [found for line in LINES if (found := re.search(r"(tests/\w+\.py) -k (\"[^\"]+\"|\w+)", line))]
+    assert chosen
+    for file, words in (found.groups() for found in chosen):
+        names = " ".join(re.findall(r"def (test_\w+)", (PROJECT / file).read_text(encoding="utf-8")))
+        assert [word for word in words.strip('"').split(" or ") if word not in names] == [], file
 
 
 # What reads official files cannot run here.
