@@ -1,4 +1,4 @@
-"""TODO"""
+"""What the commands that run stages share: the lock, the progress lines, the comparison with expected figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def exclusive_run(settings: Settings, console: Console) -> Iterator[None]:
     with lock(artifacts):
         left = [*remove_unfinished(artifacts), *clean_cache(resolve(settings.paths.cache))]
         for name in left:
-            console.print(f"removed {name}, left half-made by an interrupted run", markup=False)
+            console.print(f"removed {name}, left half-made by an interrupted run")
         yield
 
 
@@ -37,13 +37,13 @@ def show_execution(console: Console, steps: object, total: int, artifacts: dict[
         if isinstance(step, Status):
             number += 1
             state = "cached" if step.artifact else f"running ({step.reason})"
-            console.print(f"[{number}/{total}] {step.node.title}: {state}", markup=False)
+            console.print(f"[{number}/{total}] {step.node.title}: {state}")
         elif isinstance(step, Done):
             artifacts[step.status.node.title] = step.artifact
             if step.ran:
                 record = step.artifact.record
                 title, told = step.status.node.title, describe_counts(record.counts)
-                console.print(f"    {title}: {record.seconds:.1f} s: {told}", markup=False)
+                console.print(f"    {title}: {record.seconds:.1f} s: {told}")
 
 
 def compare_with_expected(
@@ -54,5 +54,5 @@ def compare_with_expected(
 
     found = compare(name, settings, figures, data, PROJECT / "configs")
     for item in found:
-        console.print(str(item), markup=False, soft_wrap=True)
+        console.print(str(item), soft_wrap=True)
     return any(item.verdict == Verdict.FAIL for item in found)

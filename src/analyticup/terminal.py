@@ -1,4 +1,4 @@
-"""TODO"""
+"""The console and the plain tables that every command prints with."""
 
 from __future__ import annotations
 

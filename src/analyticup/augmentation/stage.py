@@ -1,4 +1,4 @@
-"""TODO"""
+"""The augmentation stages: add translations, add semantic negatives."""
 
 from __future__ import annotations
 

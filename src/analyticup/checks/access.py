@@ -1,4 +1,4 @@
-"""TODO"""
+"""Whether the run's folders can be written, and W&B be reached where it is used."""
 
 from __future__ import annotations
 

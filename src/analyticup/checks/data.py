@@ -1,4 +1,4 @@
-"""TODO"""
+"""Whether the competition's files are there and look like them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The competition's files: their names, and which of them are there."""
 
 from __future__ import annotations
 

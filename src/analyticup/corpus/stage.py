@@ -1,4 +1,4 @@
-"""TODO"""
+"""The corpus stages: the sample is generated; official files become checked rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The ensembling stages: one score from the folds' scores, and the threshold it is compared with."""
 
 from __future__ import annotations
 

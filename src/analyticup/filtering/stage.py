@@ -1,4 +1,4 @@
-"""TODO"""
+"""The filtering stages: train the judges, then filter the rows they doubt."""
 
 from __future__ import annotations
 

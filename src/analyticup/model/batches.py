@@ -1,4 +1,4 @@
-"""TODO"""
+"""Rows as token ids, and how they are cut into batches."""
 
 from __future__ import annotations
 

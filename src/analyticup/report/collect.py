@@ -1,4 +1,4 @@
-"""TODO"""
+"""Collects a report's figures from the records and scores of a run's stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What report.json holds."""
 
 from __future__ import annotations
 

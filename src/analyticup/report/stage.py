@@ -1,4 +1,4 @@
-"""TODO"""
+"""The report stage: report.json and report.html."""
 
 from __future__ import annotations
 

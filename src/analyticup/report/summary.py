@@ -1,4 +1,4 @@
-"""TODO"""
+"""A run's final figures in W&B."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""F1 and the other figures of a submission file whose labels are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The submit stage: predictions become validated submission files and a zip."""
 
 from __future__ import annotations
 

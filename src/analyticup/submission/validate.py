@@ -1,4 +1,4 @@
-"""TODO"""
+"""Checks a submission file against its input, line by line; shares no code with the writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Writes submission files, and packs them into a zip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Where the models of a run come from: the backbone, its tokenizer, and the device they run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The training stages: assign folds, train an adapter per fold, score the dev and test rows with it."""
 
 from __future__ import annotations
 

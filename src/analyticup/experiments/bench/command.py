@@ -1,4 +1,4 @@
-"""TODO"""
+"""`./run.sh bench`: measures, shows the table, and writes it to submissions/bench."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def bench(options: argparse.Namespace) -> int:
         write_atomically(folder / "bench.json", json_text(content))
         write_atomically(folder / "table.md", to_markdown(records, about))
 
-    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True), write)
+    records, about = run_bench(settings, plan, lambda text: console.print(text, soft_wrap=True), write)
     write(records, about)
     shown = plain_table("bench: median (min..max)", COLUMNS, left=2)
     for record in records:
         shown.add_row(*cells(record))
     console.print(shown)
     for text in [*about, f"table: {folder}; {time.monotonic() - started:.0f} s"]:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
     return int(any(record["failed"] for record in records))
 
 
