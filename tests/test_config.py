@@ -188,7 +188,7 @@ def test_settings_go_to_other_processes_and_come_back(empty):
         ),
         (
             "QI.negatives.same_leaf=allow",
-            "QI.negatives.same_leaf: the targets of QI are titles, not category paths; set it for QC alone",
+            "QI.negatives.same_leaf: the targets of QI are titles, not category paths; set it only for QC",
         ),
         ("negatives.positive_share=0", "negatives.positive_share = 0: must be between 0.01 and 1"),
         (
@@ -272,7 +272,7 @@ def test_all_errors_of_files_and_arguments_are_shown_together(tmp_path):
         ("name: 2024-13-45\n", ": not valid YAML (month must be in 1..12"),
         ("a: " + "[" * 1500, ": not valid YAML"),
         ("!!python/object/apply:os.getcwd []\n", ":1: not valid YAML"),
-        ("seed: 1\ntrain: {}\nseed: 2\n", ":3: not valid YAML (key 'seed' stands twice); mend that line"),
+        ("seed: 1\ntrain: {}\nseed: 2\n", ":3: not valid YAML (key 'seed' is given twice); fix that line"),
         ("a: &a\n  b: *a\n", ":2: not valid YAML (an alias (*name) is not read; write the value out"),
         ("a: &a [x]\ntasks: [*a, *a]\n", ":2: not valid YAML (an alias (*name) is not read; write the value out"),
         ("seed: !!bool maybe\n", ": not valid YAML (a value does not fit the !!type before it)"),

@@ -97,7 +97,7 @@ def test_a_run_that_can_start_has_no_blocks_and_creates_nothing(tmp_path, capsys
     overrides = [f"paths.{name}={out / name}" for name in ("artifacts", "submissions", "cache")]
     assert main(["check", "model.backbone=random:qwen3", *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "nothing stands in the way"
+    assert lines[-1] == "no blockers found"
     assert [line.split(".")[0] for line in lines[:-1]] == [str(number) for number in range(1, len(lines))]
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +134,7 @@ def test_everything_wrong_is_found_at_once(tmp_path, monkeypatch):
     )
     blocked = texts(found, "FAIL")
     for part in (
-        "is no folder", "does not know xx", "model.revision", "embedder.revision", "translate.seedx.revision",
+        "is not a folder", "does not know xx", "model.revision", "embedder.revision", "translate.seedx.revision",
         "torch sees no GPU", "memory for the backbone", "memory for the translator", "disk:", "paths.cache", "W&B",
     ):  # fmt: skip
         assert any(part in text for text in blocked), part

@@ -330,7 +330,7 @@ def test_rows_come_back_from_parquet_as_they_were(tmp_path: Path, frame: Any) ->
 
 def test_table_that_breaks_the_schema_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    with pytest.raises(ValueError, match="'dev-1' stands twice"):
+    with pytest.raises(ValueError, match="'dev-1' is in the table twice"):
         save_rows(table(row_id=["dev-1", "dev-1"]), path)
     with pytest.raises(ValueError, match="a label is"):
         save_rows(table(label=[2, None]), path)

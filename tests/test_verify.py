@@ -268,7 +268,7 @@ def test_an_exchanged_prediction_is_found_despite_its_checksum(copy: Path, capsy
     told = "\n".join(lines(output, "FAIL"))
     assert "submission submit_QC.txt: valid for test_QC.txt" in output
     assert re.search(r"predictions submit_QC.txt: 1 of \d+ are not what the scores and the threshold give", told)
-    assert "zip submit.zip: submit_QC.txt not as beside it" in told
+    assert "zip submit.zip: submit_QC.txt not as next to it" in told
     assert "manifest and stages: files not as the stages" in told
 
 

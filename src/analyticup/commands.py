@@ -16,7 +16,7 @@ from analyticup.engine.graph import inspect
 from analyticup.engine.workers import make_runner
 from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
-from analyticup.settings.loading import settings_of, task_settings, to_dict
+from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings
 from analyticup.terminal import make_console, plain_table
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     from analyticup.report.figures import REPORT, Report
+    from analyticup.report.summary import log_summary
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
     from analyticup.results.manifest import publish
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
-        _track_summary(settings, nodes[-1].identity[:8], artifacts)
+        log_summary(settings, f"{settings.name}-{nodes[-1].identity[:8]}", artifacts["report-all"])
     figures = Report.load(artifacts["report-all"].file(REPORT))
     show(figures, console)
     _say_where(console, folder, settings, artifacts, manifest.final_split)
@@ -74,14 +75,6 @@ def _say_where(
             )
 
 
-def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact]) -> None:
-    """One summary run in W&B, where something was trained or scored anew."""
-    from analyticup.report.summary import log_summary
-
-    marker = artifacts["report-all"]
-    log_summary(settings, resolve(settings.paths.artifacts), f"{settings.name}-{group}", to_dict(settings), marker)
-
-
 def plan(options: argparse.Namespace) -> int:
     settings, console = settings_of(options), make_console()
     statuses = inspect(build(settings), resolve(settings.paths.artifacts))
@@ -108,7 +101,7 @@ def check(options: argparse.Namespace) -> int:
     for number, finding in enumerate(found, 1):
         console.print(f"{number}. {finding.verdict}: {finding.text}", soft_wrap=True)
     blocking = sum(finding.verdict == Verdict.FAIL for finding in found)
-    console.print("nothing stands in the way" if not blocking else f"{blocking} finding(s) block the run")
+    console.print("no blockers found" if not blocking else f"{blocking} finding(s) block the run")
     return int(blocking > 0)
 
 
@@ -144,7 +137,7 @@ def report(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise no_manifest(options.run_dir) from None
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
+        raise UserError(f"{path}: no such file; the run's artifacts are gone, run again (report.html is still there)")
     try:
         figures = Report.load(path)
     except (ValueError, RecursionError):

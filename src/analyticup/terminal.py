@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def make_console() -> Console:
     from rich.console import Console
 
-    # Off a terminal rich assumes 80 columns, which breaks the tables. What stands in them may come from a data file.
+    # Off a terminal rich assumes 80 columns, which breaks the tables. Cells may hold text from a data file.
     console = Console(highlight=False, markup=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=150)
 

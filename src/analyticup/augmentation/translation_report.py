@@ -1,4 +1,4 @@
-"""What the translate stage tells about its translations: all pairs, figures per language, and examples to read."""
+"""What the translate stage reports about its translations: all pairs, figures per language, and examples to read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from analyticup.augmentation.translate import Pair, Pairs
+from analyticup.engine.files import write_json
 from analyticup.seeds import seeded_key
 
 PAIRS, REPORT, READABLE = "pairs.jsonl", "translation_report.json", "translation_report.md"
@@ -24,7 +25,7 @@ def write_report(pairs: Mapping[str, Pairs], counts: Mapping[str, Mapping[str, i
     languages = {language: summary(pairs[language], counts[language], seed) for language in pairs}
     lines = [json.dumps(_plain(pair), ensure_ascii=False) for language in pairs for pair in pairs[language].found]
     _write(folder / PAIRS, "".join(f"{line}\n" for line in lines))
-    _write(folder / REPORT, json.dumps({"languages": languages}, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / REPORT, {"languages": languages})
     _write(folder / READABLE, readable(languages))
 
 

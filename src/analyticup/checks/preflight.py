@@ -1,8 +1,5 @@
-"""`./run.sh check`: everything that stands in the way of a run, all of it at once. Creates nothing; asks no network but
-the W&B host, and that only where tracking is online.
-
-preflight_models.py looks at the models, preflight_machine.py at the machine; data, settings and tracking are here.
-"""
+"""`./run.sh check`: everything that would block a run, all of it at once. Creates nothing; asks no network but
+the W&B host, and that only where tracking is online."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def settings_findings(settings: Settings) -> Iterable[Finding]:
-    """Settings that are fine alone but not together, or not with what is installed."""
+    """Settings that are each fine but not together, or not with what is installed."""
     for task in settings.tasks:
         own = task_settings(settings, task)
         translator = own.translate.translator if own.translate.enabled else ""

@@ -89,7 +89,7 @@ def save_rows(frame: DataFrame, path: Path) -> None:
         raise ValueError(f"a rows table has the columns {COLUMNS}, not {tuple(frame.columns)}")
     if not frame["row_id"].is_unique:
         twice = frame["row_id"][frame["row_id"].duplicated()].iloc[0]
-        raise ValueError(f"row_id {twice!r} stands twice in the table")
+        raise ValueError(f"row_id {twice!r} is in the table twice")
     if not frame["label"].dropna().isin((0, 1)).all():
         raise ValueError("a label is 0, 1 or missing")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,9 +38,9 @@ def scratch_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def publish_folder(folder: Path) -> Iterator[Path]:
-    """Yields a scratch folder beside `folder` that becomes `folder` by one rename, or vanishes on any error.
+    """Yields a scratch folder next to `folder` that becomes `folder` by one rename, or vanishes on any error.
 
-    A folder that stands there already is replaced only at that moment.
+    A folder that is there already is replaced only at that moment.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_path(folder)
@@ -159,7 +159,7 @@ def discard(path: Path) -> None:
 def tidy(folder: Path) -> None:
     """Removes what killed writes left in a folder of such files, and the folder where none is left. No stage may be
     running."""
-    # safetensors writes to a hidden file of its own first.
+    # safetensors writes to a hidden file first.
     for path in folder.glob(".*"):
         path.unlink()
     with contextlib.suppress(OSError):

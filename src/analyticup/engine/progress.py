@@ -1,6 +1,6 @@
 """Progress of long loops: a bar with rate and time left on a terminal, sparse plain lines elsewhere.
 
-On a terminal the bars of worker processes stand below each other in the display of the process that started them.
+On a terminal the process that started the workers shows their bars, one below the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where stages run: in this process, or several side by side, each in a worker process of its own.
+"""Where stages run: in this process, or several at once, each in its own worker process.
 
-Which process runs a stage, and beside which others, changes nothing in what it writes. Small trainings leave most of a
-machine idle: on two cores two trainings side by side, with a thread each, are faster than one after the other with two.
+Which process runs a stage, and what else runs then, changes nothing in what it writes. Small trainings leave most of a
+machine idle: on two cores two trainings at once, with a thread each, are faster than one after the other with two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from analyticup.settings.schema import MachineSettings, Settings
 
 # A stage that is ready to run but for the models.
 Call = Callable[[Any], Artifact]
-# What a worker that has been told to stop may take to clear up.
+# How long a stopped worker may spend cleaning up, in seconds.
 GRACE_SECONDS = 10
 
 
@@ -88,8 +88,8 @@ class Workers:
         theirs, self._ours = context.Pipe(duplex=False)
         self._stops = context.Value("b", False)
         self._display = progress.Display(context.SimpleQueue()) if sys.stderr.isatty() else None
-        told = self._display.queue if self._display else None
-        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, told)
+        queue = self._display.queue if self._display else None
+        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, queue)
         self._pool = ProcessPoolExecutor(self.count, context, _start, given)
 
     def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
@@ -131,7 +131,7 @@ class _Sources:
 _sources = _Sources()
 
 
-def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, told: Any) -> None:
+def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, queue: Any) -> None:
     """First thing in a worker: what it may use of the machine, and how it ends."""
     global _sources
     with started.get_lock():
@@ -143,8 +143,8 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with, args=(alive, stops), daemon=True).start()
-    if told is not None:
-        progress.relay_to(told)
+    if queue is not None:
+        progress.relay_to(queue)
 
 
 def cores() -> int:
@@ -164,7 +164,7 @@ def _take_gpu(number: int) -> None:
 
 
 def _end_with(alive: Connection, stops: Any) -> None:
-    """Ends this process at once when the one that started it is gone; told to stop, its stage may clear up first."""
+    """Ends this process at once when the one that started it is gone; asked to stop, its stage may clean up first."""
     alive.poll(None)
     if stops.value:
         os.kill(os.getpid(), signal.SIGTERM)

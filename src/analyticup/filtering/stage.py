@@ -27,6 +27,7 @@ def judge(job: Job) -> Counts:
 
 
 def filter_rows(job: Job) -> Counts:
+    """Finds suspects among the training rows; writes the rows after the remedy, every row's score, and the suspects."""
     rows = training_rows(job.inputs["rows"])
     scores = sigmoid(gathered(rows, job.inputs, "filter_model")["margin"].to_numpy())
     settings = job.settings.filter

@@ -129,7 +129,7 @@ def random_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
-    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend on the seed alone."""
+    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend only on the seed."""
     frozen = frozen_layers(model, settings)
     config = LoraConfig(
         r=settings.r,

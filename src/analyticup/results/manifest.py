@@ -61,7 +61,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Self, bool]:
-        """The manifest of a run's folder, and whether it is as it was written; UserError where it is none."""
+        """The manifest of a run's folder, and whether it is as it was written; UserError where it is not a manifest."""
         try:
             plain = read_json(folder / MANIFEST)
             stages = {name: _typed(StageEntry, entry) for name, entry in plain["stages"].items()}
@@ -86,7 +86,7 @@ def _typed(cls: type[T], plain: Mapping[str, Any]) -> T:
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
     for name, kind in kinds.items():
         if not isinstance(plain[name], (float, int) if kind is float else kind):
-            raise TypeError(f"{name} is no {kind.__name__}")
+            raise TypeError(f"{name} is not a {kind.__name__}")
     return cls(**{name: plain[name] for name in kinds})
 
 
@@ -141,7 +141,7 @@ def published_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
 
 
 def make_manifest(settings: Settings, artifacts: Mapping[str, Artifact]) -> Manifest:
-    """From the artifacts alone, so that a cached run says the same."""
+    """Only from the artifacts, so that a cached run says the same."""
     records = {name: artifact.record for name, artifact in artifacts.items()}
     decisions = {task: Decision.load(artifacts[f"threshold-{task}"].file(DECISION)) for task in settings.tasks}
     training = next(record for name, record in records.items() if name.startswith("train-"))

@@ -132,8 +132,8 @@ def _zips(folder: Path, files: Mapping[str, str], sound: set[str]) -> Iterator[I
         with zipfile.ZipFile(folder / name) as archive:
             packed = {prefix + member: archive.read(member) for member in archive.namelist()}
         differ = {other for other in packed.keys() | set(loose) if packed.get(other) != _content(folder, other, loose)}
-        faults = [f"{', '.join(sorted(differ))} not as beside it"] if differ else []
-        yield _said(f"zip {name}", faults, f"holds {', '.join(sorted(packed))} as beside it")
+        faults = [f"{', '.join(sorted(differ))} not as next to it"] if differ else []
+        yield _said(f"zip {name}", faults, f"holds {', '.join(sorted(packed))} as next to it")
 
 
 def _content(folder: Path, name: str, known: list[str]) -> bytes | None:

@@ -19,6 +19,7 @@ from analyticup.training.folds import assign_folds, check_no_leakage
 
 
 def folds(job: Job) -> Counts:
+    """Writes the fold of every training row; counts original and all rows of each."""
     rows = training_rows(job.inputs["rows"])
     n = job.settings.folds.n
     fold = assign_folds(rows, n, derive_seed(job.settings.seed, "folds", job.task))
@@ -46,6 +47,7 @@ def train(job: Job) -> Counts:
 
 
 def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
+    """Trains an adapter on `training`; writes it and the margins of `held_out`. With `check` they may share no query."""
     if check:
         check_no_leakage(training, held_out)
     settings, part = job.settings, str(job.part)
@@ -77,6 +79,7 @@ def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
 
 
 def predict(job: Job) -> Counts:
+    """Writes the margins of the dev and test rows under one fold's adapter."""
     counts = {}
     model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
     if job.settings.predict.merge_adapters:

@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from pandas import DataFrame
 
 from analyticup.augmentation.negatives import sample_negatives
 from analyticup.augmentation.translate import translate_rows
 from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.corpus.languages import LANGUAGES
-from analyticup.corpus.rows import save_rows
 from analyticup.corpus.sample import load_concepts
 from analyticup.corpus.stage import ingest
-from analyticup.corpus.tables import ROWS, save_table, training_rows
+from analyticup.corpus.tables import save_table, save_with_new_rows, training_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Part
 from analyticup.engine.job import Job
@@ -166,27 +163,11 @@ def _job(folder: Path, out: Path, split: str = "train") -> Job:
     )
 
 
-def _ingest(folder: Path, out: Path) -> None:
-    ingest(_job(folder, out))
-
-
-def _folds(folder: Path, out: Path) -> None:
-    folds(_job(folder, out))
-
-
-def _submit(folder: Path, out: Path) -> None:
-    submit(_job(folder, out, "test"))
-
-
-def _save_with(rows: DataFrame, new_rows: DataFrame, out: Path) -> None:
-    save_rows(pd.concat([rows, new_rows], ignore_index=True), out / ROWS)
-
-
 def _negatives(folder: Path, out: Path) -> None:
     rows = training_rows(Artifact(folder / "ingest", StageRecord()))
     # Random vectors know no band; each ask takes the nearest path that the rules leave.
     new_rows, _ = sample_negatives(rows, NegativesSettings(low=-1, high=1), RandomEmbedder(), SEED)
-    _save_with(rows, new_rows, out)
+    save_with_new_rows(rows, new_rows, out)
 
 
 def _mined(folder: Path, out: Path) -> None:
@@ -200,9 +181,15 @@ def _mined(folder: Path, out: Path) -> None:
     settings = MinedSettings(min_similarity=-1)
     translator = MinedTranslator({MINED_LANGUAGE: sorted(found)}, RandomEmbedder(), settings)
     new_rows, _, _ = translate_rows(rows, TranslateSettings(), translator, [MINED_LANGUAGE], SEED)
-    _save_with(rows, new_rows, out)
+    save_with_new_rows(rows, new_rows, out)
 
 
-STAGES = {"ingest": _ingest, "folds": _folds, "negatives": _negatives, "mined": _mined, "submit": _submit}
+STAGES = {
+    "ingest": lambda folder, out: ingest(_job(folder, out)),
+    "folds": lambda folder, out: folds(_job(folder, out)),
+    "negatives": _negatives,
+    "mined": _mined,
+    "submit": lambda folder, out: submit(_job(folder, out, "test")),
+}
 # What the competition's own files cannot do without; the others need an embedder, whose time dwarfs theirs.
 OFFICIAL = ("ingest", "folds", "submit")

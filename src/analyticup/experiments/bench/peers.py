@@ -298,7 +298,7 @@ class PipelineScoring(Generation):
 
 @dataclass
 class VllmScoring:
-    """vLLM: one token, restricted to the two label words, with their log probabilities. The backbone alone is loaded,
+    """vLLM: one token, restricted to the two label words, with their log probabilities. Only the backbone is loaded,
     which is as fast as a merged adapter."""
 
     work: Work
