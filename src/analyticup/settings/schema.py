@@ -178,7 +178,7 @@ class DataSettings(Section):
     dir: RunOnly[Location | None] = Field(
         None, description="Folder of the competition's files; null = the embedded sample corpus."
     )
-    max_chars: int = Field(2000, ge=1, description="Longer texts are cut to this many characters.")
+    max_chars: int = Field(2000, ge=1, description="A training row with a longer text is rejected.")
     train_rows: int | None = Field(
         None, ge=1, description="Whole queries are kept or left out, by a hash of their text; null = all rows."
     )
@@ -326,7 +326,7 @@ class EmbedderSettings(Section):
     revision: Text | None = Field(None, description="Commit of a hub id.")
     instruction: Text = Field(
         "Given a product search query, retrieve the matching product category",
-        description="What models that take an instruction are told.",
+        description="The instruction, for models that take one.",
     )
     batch_size: RunOnly[int] = Field(64, ge=1, description="Texts in one batch.")
 
@@ -501,7 +501,7 @@ class MachineSettings(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the models run on.")
     # As trainings of several folds, each in its own process that loads the model; on a machine with GPUs each
     # takes one of them in turn.
-    workers: int = Field(1, ge=1, description="Stages that run side by side.")
+    workers: int = Field(1, ge=1, description="Stages that run at once.")
     threads: int | None = Field(
         None, ge=1, description="Of each process; null = torch's choice, or the cores divided among the workers."
     )

@@ -47,7 +47,7 @@ def train(job: Job) -> Counts:
 
 
 def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
-    """Trains an adapter on `training`; writes it and the margins of `held_out`. With `check` they may share no query."""
+    """Trains an adapter on `training`; writes it and the margins of `held_out`; with `check` they share no query."""
     if check:
         check_no_leakage(training, held_out)
     settings, part = job.settings, str(job.part)
