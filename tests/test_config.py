@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from analyticup.errors import UserError
-from analyticup.settings.loading import load_settings, settings_from_dict, task_settings, to_dict
+from analyticup.settings.loading import load_settings, settings_from_dict, task_settings
 from analyticup.settings.schema import (
     COMMON_KEYS,
     TASK_SECTIONS,
@@ -116,7 +116,7 @@ def test_a_copy_with_other_values_leaves_the_rest_as_it_is():
 def test_settings_go_to_other_processes_and_come_back(empty):
     settings = load_settings(empty, ["QC.folds.n=3", "translate.languages=[de]"])
     assert pickle.loads(pickle.dumps(settings)) == settings
-    assert settings_from_dict(json.loads(json.dumps(to_dict(settings))), "manifest.json", []) == settings
+    assert settings_from_dict(json.loads(json.dumps(settings.model_dump())), "manifest.json", []) == settings
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_every_key_of_a_task_section_can_be_given_per_task(empty, section):
             for key, inner in value.items():
                 yield from leaves(f"{prefix}.{key}", inner)
 
-    for key, value in leaves(section, to_dict(Settings())[section]):
+    for key, value in leaves(section, Settings().model_dump()[section]):
         if not key.startswith(COMMON_KEYS):
             text = "null" if value is None else f'"{value}"' if isinstance(value, str) else value
             assert task_settings(load_settings(empty, [f"QC.{key}={text}"]), "QC") == Settings()

@@ -46,7 +46,7 @@ def read(path: Path, bad: bytes, split: str, ending: bytes = b"\n") -> ReadResul
 # refuses the file or the (query, target) that are kept.
 FAULTS: list[tuple[str, bytes, str, str | tuple[str, str]]] = [
     ("cut off", line()[:-5], "broken JSON", "broken JSON"),
-    ("NaN", line(label=float("nan")), "broken JSON", "broken JSON (NaN is no JSON value)"),
+    ("NaN", line(label=float("nan")), "broken JSON", "broken JSON (NaN is not a JSON value)"),
     ("raw tab in a text", line().replace(b"lampe", b"la\tmpe"), "broken JSON", "broken JSON"),
     ("second object", line() + b" {}", "broken JSON", "broken JSON"),
     ("second byte order mark", b"\xef\xbb\xbf" + line(), "broken JSON", "broken JSON"),

@@ -432,7 +432,7 @@ def test_zip_is_flat_sorted_and_reproducible(tmp_path: Path) -> None:
 def test_zip_refuses_missing_files_and_equal_names(tmp_path: Path, valid: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         zip_submission([valid, tmp_path / "absent.txt"], tmp_path / "submit.zip")
-    with pytest.raises(UserError, match="have one name"):
+    with pytest.raises(UserError, match="have the same name"):
         zip_submission([valid, tmp_path / "other" / "submit_QI.txt"], tmp_path / "submit.zip")
     assert sorted(os.listdir(tmp_path)) == ["submit_QI.txt", "test_QI.txt"]
 

@@ -24,7 +24,7 @@ from analyticup.engine.artifacts import sealed
 from analyticup.errors import UserError
 from analyticup.results import verify as verifying
 from analyticup.settings import paths
-from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
+from analyticup.settings.loading import load_settings, settings_from_dict
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.verdict import Verdict
 
@@ -389,4 +389,4 @@ def test_official_files_are_those_that_the_run_read_or_named(
 @pytest.mark.parametrize("config", ["sample", "small", "paper"])
 def test_settings_come_back_from_a_manifest_as_they_went_in(config: str) -> None:
     settings = load_settings(paths.PROJECT / "configs" / f"{config}.yaml", ["QC.train.lr=2e-4", *TINY])
-    assert settings_from_dict(json.loads(json.dumps(to_dict(settings))), "here", []) == settings
+    assert settings_from_dict(json.loads(json.dumps(settings.model_dump())), "here", []) == settings

@@ -137,7 +137,7 @@ def report(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise no_manifest(options.run_dir) from None
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the run's artifacts are gone, run again (report.html is still there)")
+        raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html remains)")
     try:
         figures = Report.load(path)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The ways a command can end badly; `__main__` turns them into exit codes."""
+"""How a command can fail; `__main__` turns these into exit codes."""
 
 from __future__ import annotations
 

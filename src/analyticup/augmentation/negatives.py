@@ -177,7 +177,7 @@ def _too_likely(
     scores = scorer([(asks[place].row["query"], targets[place] or "") for place in places])
     for score in scores:
         if not 0 <= score <= 1:
-            raise ValueError(f"the guard's scorer gave {score}; p(yes) lies within 0..1")
+            raise ValueError(f"the guard's scorer gave {score}; p(yes) is within 0..1")
     return [place for place, score in zip(places, scores, strict=True) if score >= guard_above]
 
 

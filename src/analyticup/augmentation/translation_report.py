@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from analyticup.augmentation.translate import Pair, Pairs
-from analyticup.engine.files import write_json
+from analyticup.engine.files import write_json, write_json_lines
 from analyticup.seeds import seeded_key
 
 PAIRS, REPORT, READABLE = "pairs.jsonl", "translation_report.json", "translation_report.md"
@@ -23,10 +22,9 @@ _DIGITS: Final = 6
 def write_report(pairs: Mapping[str, Pairs], counts: Mapping[str, Mapping[str, int]], seed: int, folder: Path) -> None:
     """Writes PAIRS, REPORT and READABLE into `folder`; the same translations give the same bytes."""
     languages = {language: summary(pairs[language], counts[language], seed) for language in pairs}
-    lines = [json.dumps(_plain(pair), ensure_ascii=False) for language in pairs for pair in pairs[language].found]
-    _write(folder / PAIRS, "".join(f"{line}\n" for line in lines))
+    write_json_lines(folder / PAIRS, [_plain(pair) for language in pairs for pair in pairs[language].found])
     write_json(folder / REPORT, {"languages": languages})
-    _write(folder / READABLE, readable(languages))
+    (folder / READABLE).write_text(readable(languages), encoding="utf-8", newline="\n")
 
 
 def summary(pairs: Pairs, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -89,7 +87,3 @@ def _cell(text: str) -> str:
     for character in "\\`*_[]<|":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -112,10 +112,10 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
             )
             continue
         dtype = _loaded_dtype(model, settings, machine.device)
-        # Of other models a task loads one.
+        # Of the other models, each task loads one.
         most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
         for place, free, sharing in places:
-            weights = f"memory for the {model.use}: {{}} in {dtype} for only the weights"
+            weights = f"memory for the {model.use}: {{}} in {dtype} for the weights only"
             yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free, min(most, sharing))
         if model.use == "backbone":
             what = "training: {} for weights, adapters with their optimiser and the activations of a batch"

@@ -53,7 +53,7 @@ _TRAINED_BYTES: Final = 16
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a run. `key` is its settings' prefix, `use` what it is for; `folder` is where its files lie, None
+    """One model of a run. `key` is its settings' prefix, `use` what it is for; `folder` is where its files are, None
     where they are not on this machine; `parameters` is None where their number is unknown."""
 
     use: str

@@ -21,7 +21,7 @@ from analyticup.verdict import Verdict
 
 
 def findings(settings: Settings) -> list[Finding]:
-    """All findings in a fixed order; what fails in one check keeps no other from being made."""
+    """All findings in a fixed order; a check that fails does not stop the others."""
     models = needed_models(settings, resolve(settings.paths.cache))
     machine = look_at_machine(settings.machine)
     checks: list[Callable[[], Iterable[Finding]]] = [

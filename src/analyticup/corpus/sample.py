@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import random
 import re
 from collections import Counter
@@ -25,6 +24,7 @@ from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import TARGET_FIELD
 from analyticup.corpus.taxonomy import split_path
 from analyticup.corpus.text import query_key
+from analyticup.engine.files import write_json_lines
 from analyticup.errors import UserError
 from analyticup.settings.schema import SampleSettings
 
@@ -468,7 +468,7 @@ def write_sample(settings: SampleSettings, seed: int, out_dir: Path) -> None:
                 labels = flip_labels(rng_for(seed, task, "noise"), truth, settings.label_noise)
             _write_rows(out_dir / f"{split}_{task}.txt", task, rows, labels)
             name = f"{split}_{task}.{'truth' if split == 'train' else 'labels'}.txt"
-            _write_lines(out_dir / name, [{"id": n, "label": label} for n, label in enumerate(truth, 1)])
+            write_json_lines(out_dir / name, [{"id": n, "label": label} for n, label in enumerate(truth, 1)])
 
 
 def _write_rows(path: Path, task: str, rows: Sequence[Row], labels: Sequence[int] | None) -> None:
@@ -476,9 +476,4 @@ def _write_rows(path: Path, task: str, rows: Sequence[Row], labels: Sequence[int
     for n, (query, target, _) in enumerate(rows, 1):
         line = {"id": n, "task": task, "language": query.language, "origin_query": query.text}
         lines.append({**line, TARGET_FIELD[task]: target} | ({"label": labels[n - 1]} if labels else {}))
-    _write_lines(path, lines)
-
-
-def _write_lines(path: Path, lines: Iterable[dict[str, object]]) -> None:
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_json_lines(path, lines)

@@ -1,5 +1,5 @@
-"""Files and folders that are there whole or not at all, their sha256, and the lock on a folder. No other module writes
-a file in place of another one."""
+"""Files and folders that are written whole or not at all, their sha256, and the lock on a folder. No other module
+replaces a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,13 @@ def json_text(value: Any, sort_keys: bool = False) -> str:
 def write_json(path: Path, value: Any) -> None:
     """A JSON file of a folder that is published as a whole, and so need not be replaced in one step itself."""
     path.write_text(json_text(value), encoding="utf-8", newline="\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """One value a line, UTF-8, LF; half of a surrogate pair, which UTF-8 cannot hold, as its `\\udXXX` escape."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    text = "".join(f"{encode(value)}\n" for value in values)
+    path.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

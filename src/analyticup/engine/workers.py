@@ -23,14 +23,14 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.schema import MachineSettings, Settings
 
-# A stage that is ready to run but for the models.
+# A stage that only needs its models to run.
 Call = Callable[[Any], Artifact]
 # How long a stopped worker may spend cleaning up, in seconds.
 GRACE_SECONDS = 10
 
 
 def imported(name: str) -> Any:
-    """What "module:name" is."""
+    """The object called "module:name"."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -84,7 +84,7 @@ class Workers:
     def __init__(self, settings: Settings, models: str) -> None:
         self.count = settings.machine.workers
         context = get_context("spawn")
-        # Nothing is sent: the workers' end tells them that the other one is closed, or its process gone.
+        # Nothing is sent: the workers' end reports that the other one is closed, or its process gone.
         theirs, self._ours = context.Pipe(duplex=False)
         self._stops = context.Value("b", False)
         self._display = progress.Display(context.SimpleQueue()) if sys.stderr.isatty() else None
@@ -111,7 +111,7 @@ class Workers:
 
 
 class _Sources:
-    """The models of the settings that were asked for last, with what has been loaded of them."""
+    """The models of the settings that were asked for last, as far as they are loaded."""
 
     def __init__(self, models: str = "", threads: int | None = None) -> None:
         self._models = models
@@ -127,7 +127,7 @@ class _Sources:
         return self._source
 
 
-# Of a worker process.
+# The models of a worker process.
 _sources = _Sources()
 
 
@@ -139,7 +139,7 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     _sources = _Sources(models, max(1, cores() // machine.workers))
     if machine.accelerator != "cpu":
         _take_gpu(number)
-    # Ctrl-C reaches every process of a terminal; the one in front says what becomes of it.
+    # Ctrl-C reaches every process of a terminal; only the main process acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with, args=(alive, stops), daemon=True).start()

@@ -52,7 +52,7 @@ class Optimism(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A threshold, 0..1, and how it came about (`mode`: sweep, fixed or off); `by_language` is empty unless languages
+    """A threshold, 0..1, and how it was found (`mode`: sweep, fixed or off); `by_language` is empty unless languages
     have their own."""
 
     value: float

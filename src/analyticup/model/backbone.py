@@ -65,7 +65,7 @@ def local_folder(settings: ModelSettings, cache: Path) -> str:
 
 
 def _quiet_transformers() -> None:
-    """Switches off Transformers' own bars and advice, which would tear the kit's progress lines."""
+    """Switches off Transformers' own bars and advice, which would break up the kit's progress lines."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -63,7 +63,7 @@ class StepCheckpoint:
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a Trainer needs to write step checkpoints and to start from one; empty where there is to be none."""
+    """What a Trainer needs to write step checkpoints and to start from one; empty where step checkpoints are off."""
 
     # (epoch, batches of it that are done)
     start: tuple[int, int] = (0, 0)

@@ -1,4 +1,4 @@
-"""The layers below the lowest adapter: frozen, so what they make of a prompt is computed once and used again.
+"""The layers below the lowest adapter: frozen, so their output for a prompt is computed once and reused.
 
 With `model.lora.layers` the adapters are only in the upper layers. Every fold, epoch and score of a prompt then starts
 from the same hidden states; the backward pass ends there too.
@@ -34,7 +34,7 @@ class FrozenStates:
         self._bytes = 0
 
     def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> list[Tensor]:
-        """What the first `layers` layers make of each prompt, [tokens, width] each, in the backbone's dtype.
+        """The output of the first `layers` layers for each prompt, [tokens, width] each, in the backbone's dtype.
 
         On the CPU that this was measured on, the bits do not depend on which prompts share a batch.
         """

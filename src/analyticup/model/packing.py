@@ -100,7 +100,7 @@ def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
 
 def packed_inputs(tree: Tree) -> dict[str, Any]:
     """What a decoder needs besides ids or states to run on the tree: `position_ids` [1, tokens], `attention_mask`
-    [rows, 1, QUERIES, longest] (who sees whom; Transformers hands on a mask with four dimensions as it is), and
+    [rows, 1, QUERIES, longest] (who sees whom; Transformers passes on a mask with four dimensions unchanged), and
     `packing`."""
     counts = -(-(tree.lengths - tree.first) // QUERIES)
     prompts = np.repeat(np.arange(len(counts)), counts)
@@ -203,7 +203,7 @@ def enable_packing(model: PreTrainedModel) -> None:
         model.set_attn_implementation(ATTENTION)
         decoder = model.get_decoder()
         prompts = [[1, 2, 3], [1, 2, 4, 5]]
-        # A decoder that hands nothing on to its attention takes no `packing`.
+        # A decoder that passes no arguments on to its attention takes no `packing`.
         with torch.no_grad(), contextlib.suppress(TypeError):
             alone = torch.cat([decoder(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in prompts])
             found = torch.cat(packed_states(decoder, prompts))

@@ -100,7 +100,7 @@ def gguf_package(name: str) -> Any:
 
 
 def converted_folder(backbone: str, cache: Path) -> Path:
-    """Where the converted copy of a GGUF backbone lies, or would lie."""
+    """Where the converted copy of a GGUF backbone is, or would be."""
     return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from analyticup.engine.artifacts import Artifact
 from analyticup.report.figures import REPORT, Report
-from analyticup.settings.loading import to_dict
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
 from analyticup.tracking import tracked_run
@@ -18,7 +17,7 @@ def log_summary(settings: Settings, group: str, report: Artifact) -> None:
     if settings.tracking.mode == "disabled" or marker.exists():
         return
     figures = Report.load(report.file(REPORT))
-    with tracked_run(settings.tracking, folder, group, "summary", to_dict(settings)) as logger:
+    with tracked_run(settings.tracking, folder, group, "summary", settings.model_dump()) as logger:
         if logger is not None:
             logger.experiment.summary.update(_final_figures(figures))
     marker.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whether a run came to the figures that configs/expected.yaml holds for its config."""
+"""Whether a run reproduced the figures that configs/expected.yaml holds for its config."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from yaml.constructor import ConstructorError
 
 from analyticup.errors import UserError
 from analyticup.settings.paths import PROJECT
-from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, TASKS, Leaf, Section, Settings, leaves, split_task
+from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, TASKS, Leaf, Settings, leaves, split_task
 
 
 def settings_of(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
@@ -54,7 +54,7 @@ def load_settings(config: Path, overrides: list[str], overlay: Path | None = Non
 
 
 def settings_from_dict(tree: dict[str, Any], where: str, overrides: list[str]) -> Settings:
-    """The settings that `to_dict` made `tree` of, with overrides on top; `where` is named in errors as above."""
+    """The settings that `model_dump` made `tree` of, with overrides on top; `where` is named in errors as above."""
     errors: list[str] = []
     given = [Given(key, value, where) for key, value in _leaves(tree)]
     return _settle(given + _read_overrides(overrides, errors), errors)
@@ -84,11 +84,6 @@ def _settle(given: list[Given], errors: list[str]) -> Settings:
 def task_settings(settings: Settings, task: str) -> Settings:
     """The settings of one task: the common sections with that task's own values on top."""
     return settings.replace(**{"QC": {}, "QI": {}, **getattr(settings, task)})
-
-
-def to_dict(settings: Section) -> dict[str, Any]:
-    """A settings object as plain dicts and lists (for fingerprints, records and YAML)."""
-    return settings.model_dump()
 
 
 def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[Given]:

@@ -43,7 +43,7 @@ COMMON_KEYS = ("data.dir", "data.sample.")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # YAML 1.1 reads 1e-4 as text, as it has no dot.
 _BARE_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-_RUN_ONLY = "changes no figure: where files lie, or how a run is executed"
+_RUN_ONLY = "cannot change a figure: file locations and how the run is executed"
 T = TypeVar("T")
 # Marks a setting, or a whole section, that cannot change a figure and so is part of no identity.
 RunOnly = Annotated[T, _RUN_ONLY]
@@ -196,7 +196,7 @@ class LoraSettings(Section):
     alpha: int = Field(32, ge=1, description="Scale of the adapters: alpha / r.")
     dropout: Number = Field(0.0, ge=0, le=0.95, description="Dropout before the adapters, in training.")
     targets: Text = Field("all-linear", description="Names of the layers with adapters, by comma, or all-linear.")
-    # What the layers below make of a prompt is computed once.
+    # The output of the layers below is computed once per prompt.
     layers: int | None = Field(None, ge=1, description="Adapters in this many of the upper layers; null = all.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analyticup.corpus.rows import TARGET_FIELD
-from analyticup.engine.files import read_bytes, replace_file
+from analyticup.engine.files import read_bytes, replace_file, write_json_lines
 from analyticup.errors import UserError
 from analyticup.submission.records import input_rows, same_ids
 
@@ -28,13 +27,13 @@ def write_submission(task: str, input_file: Path, predictions: Mapping[int, int]
     if out_file.exists() and out_file.samefile(input_file):
         raise UserError(f"{out_file}: is the input file; give another path to write to")
     same_ids(predictions, rows, f"predictions for {input_file}", str(input_file))
-    lines, encode = [], json.JSONEncoder(ensure_ascii=False).encode
-    for row_id, row in rows.items():
-        record = {name: row[name] for name in ("id", "language", "origin_query", target)}
-        record["prediction"] = _zero_or_one(predictions[row_id], row_id)
-        lines.append(encode(record) + "\n")
+    copied = ("id", "language", "origin_query", target)
+    records = [
+        {name: row[name] for name in copied} | {"prediction": _zero_or_one(predictions[row_id], row_id)}
+        for row_id, row in rows.items()
+    ]
     with _writing(out_file) as scratch:
-        scratch.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+        write_json_lines(scratch, records)
 
 
 def zip_submission(files: Sequence[Path], out: Path) -> None:

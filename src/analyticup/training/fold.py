@@ -34,7 +34,7 @@ def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
 
 
 def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelSource, description: str) -> EncodedRows:
-    """The rows with what the model's `frozen` lower layers make of them; as they are where none is frozen."""
+    """The rows with the hidden states after the model's `frozen` lower layers; unchanged where none is frozen."""
     if not frozen or not rows.tokens:
         return rows
     # Lightning would move it only later.

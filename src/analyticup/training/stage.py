@@ -12,7 +12,6 @@ from analyticup.metrics import binary_metrics
 from analyticup.model.backbone import load_adapter, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.seeds import derive_seed
-from analyticup.settings.loading import to_dict
 from analyticup.tracking import tracked_run
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
@@ -52,7 +51,7 @@ def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: s
         check_no_leakage(training, held_out)
     settings, part = job.settings, str(job.part)
     seed = derive_seed(settings.seed, purpose, job.task, part)
-    config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **to_dict(settings.train)}
+    config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **settings.train.model_dump()}
     name = f"{purpose}-{job.task}-{part}"
     description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
     with tracked_run(settings.tracking, job.logs, job.group, name, config) as logger:

@@ -77,7 +77,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class RowRun:
-    """What one row of the table came to with one seed."""
+    """The outcome of one row of the table with one seed."""
 
     split: str
     scored: Scored

@@ -12,7 +12,7 @@ from analyticup.engine.files import json_text, write_atomically
 from analyticup.errors import UserError
 from analyticup.experiments.bench.run import Plan, run_bench
 from analyticup.experiments.bench.table import COLUMNS, cells, to_markdown
-from analyticup.settings.loading import settings_of, to_dict
+from analyticup.settings.loading import settings_of
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.terminal import make_console, plain_table
 
@@ -22,7 +22,11 @@ def bench(options: argparse.Namespace) -> int:
     settings, console, started = settings_of(options, "small.yaml"), make_console(), time.monotonic()
     plan = _bench_plan(options)
     folder = resolve(settings.paths.submissions) / "bench"
-    circumstances = {"plan": dataclasses.asdict(plan), "config": to_dict(settings), "environment": describe(PROJECT)}
+    circumstances = {
+        "plan": dataclasses.asdict(plan),
+        "config": settings.model_dump(),
+        "environment": describe(PROJECT),
+    }
 
     def write(records: list[dict[str, Any]], about: list[str]) -> None:
         content = {"about": about, **circumstances, "table": records}

@@ -22,6 +22,7 @@ from analyticup.corpus.sample import load_concepts
 from analyticup.corpus.stage import ingest
 from analyticup.corpus.tables import save_table, save_with_new_rows, training_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.files import write_json_lines
 from analyticup.engine.graph import Part
 from analyticup.engine.job import Job
 from analyticup.ensembling.threshold import DECISION, Decision
@@ -87,9 +88,7 @@ def write_generated(folder: Path, count: int) -> None:
     """train_QC.txt and test_QC.txt with `count` rows each, and scores for the latter as from the ensemble stage."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
-        with (folder / f"{split}_{TASK}.txt").open("w", encoding="utf-8", newline="\n") as stream:
-            for row in generated_rows(split, count):
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_json_lines(folder / f"{split}_{TASK}.txt", generated_rows(split, count))
     draw = random.Random(SEED)
     (folder / "ensemble").mkdir(exist_ok=True)
     languages = [row["language"] for row in generated_rows("test", count)]

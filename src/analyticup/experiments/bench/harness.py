@@ -78,7 +78,7 @@ class Entry:
 
 @dataclass
 class Result:
-    """An entry with its rounds. `note` says why there are none; `failed` that this should not have been."""
+    """An entry with its rounds. `note` says why there are none; `failed` whether that is an error."""
 
     entry: Entry
     rounds: list[Round] = field(default_factory=list)
@@ -127,7 +127,7 @@ def _turn(worker: _Worker, command: str, result: Result) -> Any:
     if kind == "done":
         return answer
     result.note, result.failed, result.rounds = str(answer), kind == "failed", []
-    # Its memory is of use to the others.
+    # Frees its memory for the others.
     worker.stop()
     return None
 
@@ -167,7 +167,7 @@ def _serve(connection: Connection, variant: Variant) -> None:
 
 
 def _answer(command: str, variant: Variant) -> tuple[str, Any]:
-    # Progress lines and advice of so many processes would tear the table.
+    # Progress lines and advice of so many processes would break up the table.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return "done", variant.warm_up() if command == WARM_UP else timed_round(variant)

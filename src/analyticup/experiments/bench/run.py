@@ -147,7 +147,7 @@ def _draw(rows: DataFrame, count: int, seed: int) -> DataFrame:
 
 def _threefold(rows: DataFrame) -> DataFrame:
     """As many rows, three to a query, as in the official files: a third of the queries, each with the targets of three
-    rows that lie a third of the table apart."""
+    rows that are a third of the table apart."""
     queries = -(-len(rows) // 3)
     parts = [
         rows.head(queries).assign(target=np.roll(rows["target"].to_numpy(), -queries * number)[:queries])
