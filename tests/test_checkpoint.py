@@ -1,4 +1,4 @@
-"""Step checkpoints: a training that is interrupted and goes on comes to the bytes of one that was not."""
+"""Step checkpoints: an interrupted training that resumes comes to the bytes of one that was not."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_an_interrupted_training_comes_to_the_same_bytes(tmp_path, monkeypatch, 
     assert training.run() == whole
     # The last checkpoint lies before the batch, and not at an epoch's end.
     done = batch - 1 if (batch - 1) % 7 else batch - 2
-    assert f"fold: goes on after batch {done % 7} of epoch {done // 7 + 1}\n" in capsys.readouterr().err
+    assert f"fold: resuming after batch {done % 7} of epoch {done // 7 + 1}\n" in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -137,7 +137,7 @@ def test_with_accumulated_batches_it_goes_on_between_optimiser_steps(tmp_path, m
     training.interrupt(monkeypatch, 12)
     capsys.readouterr()
     assert training.run() == whole
-    assert "goes on after batch 3 of epoch 2" in capsys.readouterr().err
+    assert "resuming after batch 3 of epoch 2" in capsys.readouterr().err
 
 
 def test_the_state_that_is_kept_is_the_state_of_that_step(tmp_path, monkeypatch):

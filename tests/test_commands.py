@@ -194,7 +194,7 @@ def test_a_missing_config_is_refused(tmp_path, capsys, command):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (None, "data.dir: {dir} is no folder; put the competition's files into it, or correct the path"),
+        (None, "data.dir: {dir} is not a folder; put the competition's files into it, or correct the path"),
         (
             [],
             "{dir}/train_QC.txt: no such file; put the competition's file there, or leave the task out with tasks=[QI]",

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from analyticup.errors import UserError
-from analyticup.settings.loading import load_settings, settings_from_dict, task_settings, to_dict
+from analyticup.settings.loading import load_settings, settings_from_dict, task_settings
 from analyticup.settings.schema import (
     COMMON_KEYS,
     TASK_SECTIONS,
@@ -116,7 +116,7 @@ def test_a_copy_with_other_values_leaves_the_rest_as_it_is():
 def test_settings_go_to_other_processes_and_come_back(empty):
     settings = load_settings(empty, ["QC.folds.n=3", "translate.languages=[de]"])
     assert pickle.loads(pickle.dumps(settings)) == settings
-    assert settings_from_dict(json.loads(json.dumps(to_dict(settings))), "manifest.json", []) == settings
+    assert settings_from_dict(json.loads(json.dumps(settings.model_dump())), "manifest.json", []) == settings
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_settings_go_to_other_processes_and_come_back(empty):
         ),
         (
             "QI.negatives.same_leaf=allow",
-            "QI.negatives.same_leaf: the targets of QI are titles, not category paths; set it for QC alone",
+            "QI.negatives.same_leaf: the targets of QI are titles, not category paths; set it only for QC",
         ),
         ("negatives.positive_share=0", "negatives.positive_share = 0: must be between 0.01 and 1"),
         (
@@ -282,7 +282,7 @@ def test_all_errors_of_files_and_arguments_are_shown_together(tmp_path):
         ("name: 2024-13-45\n", ": not valid YAML (month must be in 1..12"),
         ("a: " + "[" * 1500, ": not valid YAML"),
         ("!!python/object/apply:os.getcwd []\n", ":1: not valid YAML"),
-        ("seed: 1\ntrain: {}\nseed: 2\n", ":3: not valid YAML (key 'seed' stands twice); mend that line"),
+        ("seed: 1\ntrain: {}\nseed: 2\n", ":3: not valid YAML (key 'seed' is given twice); fix that line"),
         ("a: &a\n  b: *a\n", ":2: not valid YAML (an alias (*name) is not read; write the value out"),
         ("a: &a [x]\ntasks: [*a, *a]\n", ":2: not valid YAML (an alias (*name) is not read; write the value out"),
         ("seed: !!bool maybe\n", ": not valid YAML (a value does not fit the !!type before it)"),
@@ -361,7 +361,7 @@ def test_every_key_of_a_task_section_can_be_given_per_task(empty, section):
             for key, inner in value.items():
                 yield from leaves(f"{prefix}.{key}", inner)
 
-    for key, value in leaves(section, to_dict(Settings())[section]):
+    for key, value in leaves(section, Settings().model_dump()[section]):
         if not key.startswith(COMMON_KEYS):
             text = json.dumps(value) if value is None or isinstance(value, str) else value
             assert task_settings(load_settings(empty, [f"QC.{key}={text}"]), "QC") == Settings()

@@ -97,7 +97,7 @@ def test_votes_count_folds_at_or_above_the_rows_own_threshold():
 
 
 def test_an_unknown_method_is_refused_and_not_taken_for_a_mean():
-    with pytest.raises(ValueError, match="'mean_logits' is no mean of the folds' scores"):
+    with pytest.raises(ValueError, match="'mean_logits' is not a mean of the folds' scores"):
         combine(MARGINS, "mean_logits")
 
 

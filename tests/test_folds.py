@@ -92,7 +92,7 @@ def test_without_that_tie_the_folds_would_leak_and_are_refused(monkeypatch):
         return np.unique(rows["group"].to_numpy(dtype=str), return_inverse=True)[1]
 
     monkeypatch.setattr(folds, "tied_groups", by_group_alone)
-    with pytest.raises(CheckFailed, match=r"leakage: \d+ querys stand both"):
+    with pytest.raises(CheckFailed, match=r"leakage: \d+ querys are both"):
         assign_folds(table(clashing()), 3, seed=1)
 
 
@@ -175,7 +175,7 @@ def test_a_rare_stratum_gives_no_warning():
 def test_leakage_is_named(what, row):
     all_rows = table([("train-1", "en", "bag", 1, None), (*row, "train-1" if what == "group" else None)])
     all_rows.loc[1, "group"] = "bag" if what == "group" else "something else"
-    with pytest.raises(CheckFailed, match=f"leakage: 1 {what}s stand both .* e.g. 'bag'"):
+    with pytest.raises(CheckFailed, match=f"leakage: 1 {what}s are both .* e.g. 'bag'"):
         check_no_leakage(all_rows.iloc[:1], all_rows.iloc[1:])
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from analyticup.engine.artifacts import fingerprint
 from analyticup.errors import UserError
-from analyticup.settings.loading import load_settings, task_settings, to_dict
+from analyticup.settings.loading import load_settings, task_settings
 from analyticup.settings.schema import TASKS, Settings, leaves
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -24,7 +24,7 @@ def keys_of(tree: dict[str, object], prefix: str = "") -> list[str]:
     return found
 
 
-KEYS = keys_of(to_dict(Settings()))
+KEYS = keys_of(Settings().model_dump())
 ODD_KEYS = [
     "",
     " ",
@@ -101,8 +101,8 @@ def load(path: Path, *overrides: str) -> Settings | None:
             assert line.isprintable() and ": " in line and len(line) < 2000, line
         return None
     for task in TASKS:
-        fingerprint(to_dict(task_settings(found, task))).encode("utf-8")
-    str(to_dict(found)).encode("utf-8")
+        fingerprint(task_settings(found, task).model_dump()).encode("utf-8")
+    str(found.model_dump()).encode("utf-8")
     return found
 
 

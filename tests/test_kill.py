@@ -59,7 +59,7 @@ class Point:
     call: int = 1
     when: str = "before"
     within: str = ""
-    # What a training that is interrupted here has behind it when it goes on.
+    # What a training that is interrupted here has behind it when it resumes.
     goes_on: str = ""
 
     def fault(self, action: str = "kill") -> dict[str, Any]:
@@ -234,7 +234,7 @@ def kill(place: Place, point: Point) -> set[str]:
 def check_only_the_rest_ran(place: Place, finished: set[str], goes_on: str) -> None:
     """Of the last run, after one that left these stages finished, and a training inside."""
     assert not place.stages("running") & finished
-    resumed = [line for line in place.printed().splitlines() if ": goes on after batch " in line]
+    resumed = [line for line in place.printed().splitlines() if ": resuming after batch " in line]
     assert len(resumed) == bool(goes_on) and all(goes_on in line for line in resumed)
 
 
@@ -318,7 +318,7 @@ def test_trouble_of_the_machine_is_one_line_and_the_next_run_goes_on(place: Plac
         assert place.run(raised) == 2, (fault, place.printed()[-2000:])
         (line,) = [line for line in place.printed().splitlines() if line.startswith("error: ")]
         assert line.startswith(f"error: {fault.stage}: {fault.says}" if fault.stage else f"error: {fault.says}")
-        assert "; finished stages are kept, and the same command goes on from there" in line
+        assert "; finished stages are kept, and the same command resumes from there" in line
         assert "Traceback" not in place.printed()
         assert not list(place.folder.rglob(".unfinished-*"))
         assert not [path for path in place.folder.glob("submissions/**/*") if path.is_file()]

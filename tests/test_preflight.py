@@ -97,7 +97,7 @@ def test_a_run_that_can_start_has_no_blocks_and_creates_nothing(tmp_path, capsys
     overrides = [f"paths.{name}={out / name}" for name in ("artifacts", "submissions", "cache")]
     assert main(["check", "model.backbone=random:qwen3", *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "nothing stands in the way"
+    assert lines[-1] == "no blockers found"
     assert [line.split(".")[0] for line in lines[:-1]] == [str(number) for number in range(1, len(lines))]
     assert list(tmp_path.iterdir()) == []
 
@@ -134,7 +134,7 @@ def test_everything_wrong_is_found_at_once(tmp_path, monkeypatch):
     )
     blocked = texts(found, "FAIL")
     for part in (
-        "is no folder", "does not know xx", "model.revision", "embedder.revision", "translate.seedx.revision",
+        "is not a folder", "does not know xx", "model.revision", "embedder.revision", "translate.seedx.revision",
         "torch sees no GPU", "memory for the backbone", "memory for the translator", "disk:", "paths.cache", "W&B",
     ):  # fmt: skip
         assert any(part in text for text in blocked), part
@@ -360,7 +360,7 @@ def test_a_local_model_is_looked_at_with_its_tokenizer_and_size(tmp_path):
     level, text = only(found, "QI: ", "label word 'relevant' is 9 tokens")
     assert level == "FAIL" and "choose a word that is one token" in text
     size = (folder / "model.safetensors").stat().st_size
-    assert f"{size / 1e6:.1f} MB in float32 for the weights alone (estimate) fits into" in only(found, "memory for")[1]
+    assert f"{size / 1e6:.1f} MB in float32 for the weights only (estimate) fits into" in only(found, "memory for")[1]
 
 
 def test_a_tokenizer_that_cannot_be_read_blocks(tmp_path):
@@ -427,9 +427,9 @@ def test_sizes_by_name(name, parameters):
 def test_memory_is_compared_with_the_weights_in_the_dtype_they_are_loaded_in(tmp_path, monkeypatch):
     arguments = ["model.backbone=some/Big-10B", f"model.revision={COMMIT}"]
     for free, dtype, level, told in (
-        (41e9, "float32", "note", "40.0 GB in float32 for the weights alone (estimate) barely fits into the 41.0 GB"),
+        (41e9, "float32", "note", "40.0 GB in float32 for the weights only (estimate) barely fits into the 41.0 GB"),
         (39e9, "float32", "FAIL", "does not fit into the 39.0 GB free of main memory"),
-        (39e9, "bfloat16", "OK", "20.0 GB in bfloat16 for the weights alone (estimate) fits into the 39.0 GB"),
+        (39e9, "bfloat16", "OK", "20.0 GB in bfloat16 for the weights only (estimate) fits into the 39.0 GB"),
     ):
         machine(monkeypatch, MachineFacts("cpu", (), int(free)))
         assert only(look(tmp_path, *arguments, f"model.dtype={dtype}"), "memory for the backbone", told)[0] == level
@@ -456,7 +456,7 @@ def test_a_gpu_is_named_and_both_memories_are_compared(tmp_path, monkeypatch):
 def test_workers_take_memory_each(tmp_path, monkeypatch):
     arguments = ["model.backbone=some/Big-10B", f"model.revision={COMMIT}", "model.dtype=bfloat16"]
     cards = (("Card X", int(50e9)), ("Card Y", int(50e9)))
-    alone = "in bfloat16 for the weights alone"
+    alone = "in bfloat16 for the weights only"
     for facts, workers, place, level, told in (
         (MachineFacts("cpu", (), int(90e9)), 3, "main memory", "OK", f"60.0 GB {alone} in 3 workers (estimate)"),
         (MachineFacts("cpu", (), int(50e9)), 3, "main memory", "FAIL", "60.0 GB"),
@@ -619,4 +619,4 @@ def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         assert only(look(tmp_path, "tracking.mode=online"), "tracking: online", "127.0.0.1 answers")[0] == "OK"
     level, text = only(look(tmp_path, "tracking.mode=online"), f"127.0.0.1:{port} cannot be reached")
-    assert level == "FAIL" and "take tracking.mode=offline" in text
+    assert level == "FAIL" and "use tracking.mode=offline" in text

@@ -46,7 +46,7 @@ def read(path: Path, bad: bytes, split: str, ending: bytes = b"\n") -> ReadResul
 # refuses the file or the (query, target) that are kept.
 FAULTS: list[tuple[str, bytes, str, str | tuple[str, str]]] = [
     ("cut off", line()[:-5], "broken JSON", "broken JSON"),
-    ("NaN", line(label=float("nan")), "broken JSON", "broken JSON (NaN is no JSON value)"),
+    ("NaN", line(label=float("nan")), "broken JSON", "broken JSON (NaN is not a JSON value)"),
     ("raw tab in a text", line().replace(b"lampe", b"la\tmpe"), "broken JSON", "broken JSON"),
     ("second object", line() + b" {}", "broken JSON", "broken JSON"),
     ("second byte order mark", b"\xef\xbb\xbf" + line(), "broken JSON", "broken JSON"),
@@ -330,7 +330,7 @@ def test_rows_come_back_from_parquet_as_they_were(tmp_path: Path, frame: Any) ->
 
 def test_table_that_breaks_the_schema_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    with pytest.raises(ValueError, match="'dev-1' stands twice"):
+    with pytest.raises(ValueError, match="'dev-1' is in the table twice"):
         save_rows(table(row_id=["dev-1", "dev-1"]), path)
     with pytest.raises(ValueError, match="a label is"):
         save_rows(table(label=[2, None]), path)

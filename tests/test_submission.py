@@ -269,8 +269,8 @@ FAULTS: list[tuple[str, Callable[[list[bytes]], list[bytes]], list[tuple[str, in
     ("row twice", order(1, 2, 3, 4, 5, 6, 2), here(7, "duplicate id 20, given before at line 2")),
     ("row missing", order(1, 2, 4, 5, 6), missing(3)),
     ("last rows missing", order(1, 2, 3, 4), missing(5, 6)),
-    ("two rows swapped", order(1, 3, 2, 4, 5, 6), here(3, "wrong order: id 20 stands before id 30")),
-    ("last row first", order(6, 1, 2, 3, 4, 5), here(2, "wrong order: id 10 stands before id 60")),
+    ("two rows swapped", order(1, 3, 2, 4, 5, 6), here(3, "wrong order: id 20 comes before id 30")),
+    ("last row first", order(6, 1, 2, 3, 4, 5), here(2, "wrong order: id 10 comes before id 60")),
     ("reversed", order(6, 5, 4, 3, 2, 1), [("submission", n, "wrong order") for n in range(2, 7)]),
     ("blank line", lambda lines: [*lines[:2], b"", *lines[2:]], here(3, "blank line")),
     ("blank line at the end", lambda lines: [*lines, b""], here(7, "blank line")),
@@ -293,8 +293,8 @@ FAULTS: list[tuple[str, Callable[[list[bytes]], list[bytes]], list[tuple[str, in
     ("endless number", put(2, "20", "2" * 5000), here(2, "broken JSON") + missing(2)),
     ("NUL byte", put(1, "red", "r\0d"), here(1, "broken JSON") + missing(1)),
     ("invalid UTF-8", line(6, b'{"id": 60, "\xff": 1}'), here(6, "invalid UTF-8 at byte 13") + missing(6)),
-    ("key twice", put(6, '"id": 60', '"id": 60, "prediction": 0'), here(6, 'key "prediction" stands twice')),
-    ("key twice, same value", put(6, '"id": 60', '"id": 60, "id": 60'), here(6, 'key "id" stands twice')),
+    ("key twice", put(6, '"id": 60', '"id": 60, "prediction": 0'), here(6, 'key "prediction" is given twice')),
+    ("key twice, same value", put(6, '"id": 60', '"id": 60, "id": 60'), here(6, 'key "id" is given twice')),
     ("empty file", lambda lines: [], here(1, "the file is empty") + missing(1, 2, 3, 4, 5, 6)),
     (
         "several at once",
@@ -432,7 +432,7 @@ def test_zip_is_flat_sorted_and_reproducible(tmp_path: Path) -> None:
 def test_zip_refuses_missing_files_and_equal_names(tmp_path: Path, valid: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         zip_submission([valid, tmp_path / "absent.txt"], tmp_path / "submit.zip")
-    with pytest.raises(UserError, match="have one name"):
+    with pytest.raises(UserError, match="have the same name"):
         zip_submission([valid, tmp_path / "other" / "submit_QI.txt"], tmp_path / "submit.zip")
     assert sorted(os.listdir(tmp_path)) == ["submit_QI.txt", "test_QI.txt"]
 
@@ -519,7 +519,7 @@ def test_other_ids_are_refused_with_counts_and_the_first_few(tmp_path: Path, jud
     ("frame", "what"),
     [
         ({"id": [10, 20], "score": [0.1, 0.2]}, "4 missing"),
-        ({"id": [10, 10], "score": [0.1, 0.2]}, "stands twice"),
+        ({"id": [10, 10], "score": [0.1, 0.2]}, "given twice"),
         ({"id": [10, 20], "score": [0.1, None]}, "not finite"),
         ({"id": ["10"], "score": [0.1]}, "no columns id and score of numbers"),
         ({"id": [10], "score": ["0.1"]}, "no columns id and score of numbers"),

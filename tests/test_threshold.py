@@ -267,12 +267,12 @@ FIXED = "threshold.mode=fixed"
         ),
         (
             ["ensemble.method=rank", FIXED],
-            "argument 'ensemble.method=rank': ensemble.method = rank makes scores that are no probabilities, but "
+            "argument 'ensemble.method=rank': ensemble.method = rank makes scores that are not probabilities, but "
             "threshold.mode = fixed for {task} compares them with one; use threshold.mode = sweep, or another method",
         ),
         (
             ["ensemble.method=rank", "threshold.enabled=false"],
-            "argument 'ensemble.method=rank': ensemble.method = rank makes scores that are no probabilities, but "
+            "argument 'ensemble.method=rank': ensemble.method = rank makes scores that are not probabilities, but "
             "threshold.enabled = false for {task} compares them with one; use threshold.mode = sweep, or another "
             "method",
         ),

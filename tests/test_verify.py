@@ -24,7 +24,7 @@ from analyticup.engine.artifacts import sealed
 from analyticup.errors import UserError
 from analyticup.results import verify as verifying
 from analyticup.settings import paths
-from analyticup.settings.loading import load_settings, settings_from_dict, to_dict
+from analyticup.settings.loading import load_settings, settings_from_dict
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.verdict import Verdict
 
@@ -268,7 +268,7 @@ def test_an_exchanged_prediction_is_found_despite_its_checksum(copy: Path, capsy
     told = "\n".join(lines(output, "FAIL"))
     assert "submission submit_QC.txt: valid for test_QC.txt" in output
     assert re.search(r"predictions submit_QC.txt: 1 of \d+ are not what the scores and the threshold give", told)
-    assert "zip submit.zip: submit_QC.txt not as beside it" in told
+    assert "zip submit.zip: submit_QC.txt not as next to it" in told
     assert "manifest and stages: files not as the stages" in told
 
 
@@ -389,4 +389,4 @@ def test_official_files_are_those_that_the_run_read_or_named(
 @pytest.mark.parametrize("config", ["sample", "small", "paper"])
 def test_settings_come_back_from_a_manifest_as_they_went_in(config: str) -> None:
     settings = load_settings(paths.PROJECT / "configs" / f"{config}.yaml", ["QC.train.lr=2e-4", *TINY])
-    assert settings_from_dict(json.loads(json.dumps(to_dict(settings))), "here", []) == settings
+    assert settings_from_dict(json.loads(json.dumps(settings.model_dump())), "here", []) == settings

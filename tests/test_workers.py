@@ -251,7 +251,7 @@ def test_no_worker_outlives_an_interrupted_run_and_the_next_one_goes_on(tmp_path
     assert interrupt(tmp_path, written, lambda pid: os.killpg(pid, signal.SIGINT)) == 130
     assert said().endswith("interrupted; finished stages are kept, the same command resumes from there\n")
     assert "Traceback" not in said() and not list((tmp_path / "artifacts").glob(".unfinished-*"))
-    resumed = [f"train QI fold{number}: goes on after batch " for number in (0, 1)]
+    resumed = [f"train QI fold{number}: resuming after batch " for number in (0, 1)]
 
     def both_resumed():
         return all(said().count(line) == 1 for line in resumed)

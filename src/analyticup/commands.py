@@ -16,7 +16,7 @@ from analyticup.engine.graph import inspect
 from analyticup.engine.workers import make_runner
 from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
-from analyticup.settings.loading import settings_of, task_settings, to_dict
+from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings
 from analyticup.terminal import make_console, plain_table
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     from analyticup.report.figures import REPORT, Report
+    from analyticup.report.summary import log_summary
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
     from analyticup.results.manifest import publish
@@ -40,47 +41,38 @@ def run(options: argparse.Namespace) -> int:
         show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
-        _track_summary(settings, nodes[-1].identity[:8], artifacts)
+        log_summary(settings, f"{settings.name}-{nodes[-1].identity[:8]}", artifacts["report-all"])
     figures = Report.load(artifacts["report-all"].file(REPORT))
     show(figures, console)
     _say_where(console, folder, settings, artifacts, manifest.final_split)
     failed = compare_with_expected(console, settings.name, settings, figures_by_name(figures), manifest.data)
-    console.print(f"done in {time.monotonic() - started:.1f} s", markup=False)
+    console.print(f"done in {time.monotonic() - started:.1f} s")
     return int(failed)
 
 
 def _say_absent_files(settings: Settings, console: Console) -> None:
     if settings.data.dir is None:
-        console.print("data.dir is not set: the embedded sample corpus is used", markup=False)
+        console.print("data.dir is not set: the embedded sample corpus is used")
         return
     for task in settings.tasks:
         for split in ("dev", "test"):
             path = Path(settings.data.dir).expanduser() / f"{split}_{task}.txt"
             if not path.is_file():
-                console.print(f"{path}: absent, so there will be no {split} submission for {task}", markup=False)
+                console.print(f"{path}: absent, so there will be no {split} submission for {task}")
 
 
 def _say_where(
     console: Console, folder: Path, settings: Settings, artifacts: Mapping[str, Artifact], final: str
 ) -> None:
     data = artifacts["sample-all"].folder if "sample-all" in artifacts else Path(settings.data.dir or "")
-    console.print(f"submission ({final} files): {folder}", markup=False, soft_wrap=True)
+    console.print(f"submission ({final} files): {folder}", soft_wrap=True)
     for task in settings.tasks:
         if (folder / f"submit_{task}.txt").is_file():
             console.print(
                 f"check it: ./run.sh validate --task {task} --input {data / f'{final}_{task}.txt'} "
                 f"--submission {folder / f'submit_{task}.txt'}",
-                markup=False,
                 soft_wrap=True,
             )
-
-
-def _track_summary(settings: Settings, group: str, artifacts: dict[str, Artifact]) -> None:
-    """One summary run in W&B, where something was trained or scored anew."""
-    from analyticup.report.summary import log_summary
-
-    marker = artifacts["report-all"]
-    log_summary(settings, resolve(settings.paths.artifacts), f"{settings.name}-{group}", to_dict(settings), marker)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -95,10 +87,10 @@ def plan(options: argparse.Namespace) -> int:
         own = task_settings(settings, task)
         off = [name for name in ("translate", "negatives", "filter") if not getattr(own, name).enabled]
         if off:
-            console.print(f"{task}: switched off by the settings: {', '.join(off)}", markup=False)
+            console.print(f"{task}: switched off by the settings: {', '.join(off)}")
     waiting = sum(status.artifact is None for status in statuses)
     where = resolve(settings.paths.artifacts)
-    console.print(f"{waiting} of {len(statuses)} stages would run; folders in {where}", markup=False, soft_wrap=True)
+    console.print(f"{waiting} of {len(statuses)} stages would run; folders in {where}", soft_wrap=True)
     return 0
 
 
@@ -107,9 +99,9 @@ def check(options: argparse.Namespace) -> int:
 
     console, found = make_console(), findings(settings_of(options))
     for number, finding in enumerate(found, 1):
-        console.print(f"{number}. {finding.verdict}: {finding.text}", markup=False, soft_wrap=True)
+        console.print(f"{number}. {finding.verdict}: {finding.text}", soft_wrap=True)
     blocking = sum(finding.verdict == Verdict.FAIL for finding in found)
-    console.print("nothing stands in the way" if not blocking else f"{blocking} finding(s) block the run", markup=False)
+    console.print("no blockers found" if not blocking else f"{blocking} finding(s) block the run")
     return int(blocking > 0)
 
 
@@ -145,7 +137,7 @@ def report(options: argparse.Namespace) -> int:
     except (KeyError, TypeError):
         raise no_manifest(options.run_dir) from None
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html still stands)")
+        raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html remains)")
     try:
         figures = Report.load(path)
     except (ValueError, RecursionError):
@@ -161,6 +153,6 @@ def verify(options: argparse.Namespace) -> int:
     console, found = make_console(), []
     for item in verify_run(options.run_dir, options.overrides):
         found.append(item)
-        console.print(f"{item.verdict:<7}  {item.what}: {item.text}", markup=False, soft_wrap=True)
-    console.print(tally(found, (Verdict.OK, Verdict.NEAR, Verdict.SKIPPED, Verdict.FAIL)), markup=False)
+        console.print(f"{item.verdict:<7}  {item.what}: {item.text}", soft_wrap=True)
+    console.print(tally(found, (Verdict.OK, Verdict.NEAR, Verdict.SKIPPED, Verdict.FAIL)))
     return int(any(item.verdict == Verdict.FAIL for item in found))

@@ -1,4 +1,4 @@
-"""The ways a command can end badly; `__main__` turns them into exit codes."""
+"""How a command can fail; `__main__` turns these into exit codes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CheckFailed(Exception):
     """A check or verdict failed on well-formed input; exit code 1."""
 
 
-ADVICE = "finished stages are kept, and the same command goes on from there"
-# Libraries tell the same trouble in their own exceptions, with these words or as an errno.
+ADVICE = "finished stages are kept, and the same command resumes from there"
+# Libraries report the same trouble in exceptions of their own, with these words or as an errno.
 _TROUBLES = (
     (
         (errno.ENOSPC, errno.EDQUOT),
@@ -35,7 +35,7 @@ _TROUBLES = (
     (
         (errno.EACCES, errno.EPERM, errno.EROFS),
         ("permission denied", "read-only file system", "readonly database"),
-        "no permission ({}); mend the folder's permissions or move paths.artifacts, paths.cache or paths.submissions",
+        "no permission ({}); fix the folder's permissions or move paths.artifacts, paths.cache or paths.submissions",
     ),
     (
         (errno.ENOMEM,),

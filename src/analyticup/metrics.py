@@ -15,19 +15,6 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-
-def sigmoid(margins: np.ndarray) -> np.ndarray:
-    """p(yes) from the logit margin: the two-word softmax of Eq. 2, float64."""
-    return expit(margins.astype("float64"))
-
-
-def finite_scores(values: ArrayLike, rows: int) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
-    if array.shape != (rows,) or not np.isfinite(array).all():
-        raise ValueError(f"scores must be {rows} finite numbers")
-    return array
-
-
 # The groups of languages that figures are also given for; "seen" is in the training rows as they were given.
 ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
 FIGURES = ("f1", "ap", "auc")
@@ -55,6 +42,19 @@ class LanguageFigures(Figures):
     """Those of one language or group of languages; `language` is the first key."""
 
     language: str
+
+
+def sigmoid(margins: np.ndarray) -> np.ndarray:
+    """p(yes) from the logit margin: the two-word softmax of Eq. 2, float64."""
+    return expit(margins.astype("float64"))
+
+
+def finite_scores(values: ArrayLike, rows: int) -> np.ndarray:
+    """The scores as float64 [rows]; ValueError for another number of them and for one that is not finite."""
+    array = np.asarray(values, dtype=float)
+    if array.shape != (rows,) or not np.isfinite(array).all():
+        raise ValueError(f"scores must be {rows} finite numbers")
+    return array
 
 
 def _binary(name: str, values: ArrayLike) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def seeded_key(seed: int, *parts: str) -> str:
-    """A sort key drawn from the seed and the content alone, so that the order of the input never matters."""
+    """A sort key drawn only from the seed and the content, so that the order of the input never matters."""
     text = "\x1f".join((str(seed), *parts))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

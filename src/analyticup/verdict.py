@@ -8,8 +8,8 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """NOTE: fine, but know this. SKIPPED: not checked, the text says why. NEAR: close enough to go on, but not the same
-    (a figure within twice its tolerance; stages of an earlier code version). FAIL alone decides the exit code."""
+    """NOTE: fine, but know this. SKIPPED: not checked, the text says why. NEAR: close, but not the same (a figure
+    within twice its tolerance; stages of an earlier code version). Only FAIL decides the exit code."""
 
     OK = "OK"
     NOTE = "note"

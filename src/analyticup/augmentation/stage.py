@@ -1,4 +1,4 @@
-"""TODO"""
+"""The augmentation stages: add translations, add semantic negatives."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from analyticup.augmentation.translate import missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
 from analyticup.augmentation.translators.base import Tools
-from analyticup.corpus.rows import load_rows, save_rows
-from analyticup.corpus.tables import FOLDS, ROWS, load_table, scored_splits, training_rows, with_new_rows
+from analyticup.corpus.rows import load_rows
+from analyticup.corpus.tables import FOLDS, load_table, save_with_new_rows, scored_splits, training_rows
 from analyticup.corpus.text import normalise
 from analyticup.engine.job import Counts, Job
 from analyticup.metrics import sigmoid
@@ -27,6 +27,7 @@ from analyticup.training.fold import score_rows
 
 
 def translate(job: Job) -> Counts:
+    """Reads the ingested rows; writes the training rows with the translated ones below, and a report of the pairs."""
     settings = job.settings
     rows = load_rows(job.inputs["rows"].file("train.parquet"))
     splits = scored_splits(job.inputs["rows"])
@@ -44,26 +45,27 @@ def translate(job: Job) -> Counts:
     translator = build_translator(settings.translate, tools)
     seed = derive_seed(settings.seed, "translate", job.task)
     new_rows, counts, pairs = translate_rows(rows, settings.translate, translator, languages, seed)
-    save_rows(with_new_rows(rows, new_rows), job.out / ROWS)
+    save_with_new_rows(rows, new_rows, job.out)
     write_report(pairs, counts, seed, job.out)
-    told: Counts = {"given": len(rows), "new": len(new_rows), "by language": counts}
-    told["pairs refused"] = {language: pairs[language].refused for language in pairs if pairs[language].refused}
+    found: Counts = {"given": len(rows), "new": len(new_rows), "by language": counts}
+    found["pairs refused"] = {language: pairs[language].refused for language in pairs if pairs[language].refused}
     unused = sorted(set(read_volumes(settings.translate.volumes)) - set(languages))
     if unused:
-        told["translate.volumes not needed for"] = ", ".join(unused)
+        found["translate.volumes not needed for"] = ", ".join(unused)
     if settings.translate.source_languages is not None:
         others = ~rows["language"].isin(settings.translate.source_languages)
-        told["left out by translate.source_languages"] = int(others.sum())
-    return told
+        found["left out by translate.source_languages"] = int(others.sum())
+    return found
 
 
 def negatives(job: Job) -> Counts:
+    """Writes the training rows with the sampled negatives below them; counts the candidates that each rule removed."""
     rows = training_rows(job.inputs["rows"])
     embedder = load_embedder(job.settings.embedder, job.cache, job.source.machine)
     seed = derive_seed(job.settings.seed, "negatives", job.task)
     scorer = _out_of_fold_scorer(job, rows) if job.settings.negatives.guard_above is not None else None
     new_rows, counts = sample_negatives(rows, job.settings.negatives, embedder, seed, scorer)
-    save_rows(with_new_rows(rows, new_rows), job.out / ROWS)
+    save_with_new_rows(rows, new_rows, job.out)
     found: Counts = {"given": len(rows), "new": len(new_rows), "by rule": counts}
     if job.task == PATH_TASK:
         found["by relation"] = relation_counts(rows, new_rows)

@@ -1,4 +1,4 @@
-"""Translation augmentation: labelled rows for languages that have none, by translating the query alone.
+"""Translation augmentation: labelled rows for languages that have none, by translating only the query.
 
 Section "translation augmentation" of arXiv 2510.21671: label and target stay as they are. Which rows are
 taken and how many is assumed: a sample per language, proportional over label x source language.
@@ -70,10 +70,10 @@ def translate_rows(
     """New rows for `languages`, made from the labelled original rows in other languages (`source_languages`).
 
     A selective translator is asked for every query, and at most `rows_per_language` rows (or those of `volumes`)
-    are drawn from what it could translate; a costly one is asked for that sample alone. The order of `rows` changes
+    are drawn from what it could translate; a costly one is asked only for that sample. The order of `rows` changes
     nothing, and a new row keeps the group of its source, so that no fold trains on it while judging its source.
     Returns (rows table, language -> counts of rows, language -> pairs); per language `asked` equals the sum of the
-    other COUNTS: "unchanged" equals its source, "exists" stands among the given rows already (any label), "duplicate"
+    other COUNTS: "unchanged" equals its source, "exists" is among the given rows already (any label), "duplicate"
     came out twice, "not sampled" was more than asked for. Raises UserError where no labelled row is in one of the
     source languages.
     """

@@ -1,8 +1,7 @@
-"""What the translate stage tells about its translations: all pairs, figures per language, and examples to read."""
+"""What the translate stage reports about its translations: all pairs, figures per language, and examples to read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from analyticup.augmentation.translate import Pair, Pairs
+from analyticup.engine.files import write_json, write_json_lines
 from analyticup.seeds import seeded_key
 
 PAIRS, REPORT, READABLE = "pairs.jsonl", "translation_report.json", "translation_report.md"
@@ -22,10 +22,9 @@ _DIGITS: Final = 6
 def write_report(pairs: Mapping[str, Pairs], counts: Mapping[str, Mapping[str, int]], seed: int, folder: Path) -> None:
     """Writes PAIRS, REPORT and READABLE into `folder`; the same translations give the same bytes."""
     languages = {language: summary(pairs[language], counts[language], seed) for language in pairs}
-    lines = [json.dumps(_plain(pair), ensure_ascii=False) for language in pairs for pair in pairs[language].found]
-    _write(folder / PAIRS, "".join(f"{line}\n" for line in lines))
-    _write(folder / REPORT, json.dumps({"languages": languages}, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / READABLE, readable(languages))
+    write_json_lines(folder / PAIRS, [_plain(pair) for language in pairs for pair in pairs[language].found])
+    write_json(folder / REPORT, {"languages": languages})
+    (folder / READABLE).write_text(readable(languages), encoding="utf-8", newline="\n")
 
 
 def summary(pairs: Pairs, counts: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -88,7 +87,3 @@ def _cell(text: str) -> str:
     for character in "\\`*_[]<|":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Whether the run's folders can be written, and W&B be reached where it is used."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def tracking_findings(settings: Settings) -> Iterable[Finding]:
     elif not _has_wandb_login():
         yield Finding(
             Verdict.FAIL,
-            "tracking.mode = online: W&B knows no login here; set WANDB_API_KEY or run `wandb login`, or take "
+            "tracking.mode = online: no W&B login was found here; set WANDB_API_KEY or run `wandb login`, or use "
             "tracking.mode=offline",
         )
     elif fault := _unreachable(*_wandb_host()):
-        yield Finding(Verdict.FAIL, f"tracking.mode = online: {fault}; mend the network, or take tracking.mode=offline")
+        yield Finding(Verdict.FAIL, f"tracking.mode = online: {fault}; fix the network, or use tracking.mode=offline")
     else:
         yield Finding(Verdict.OK, f"tracking: online, project {settings.tracking.project}, {_wandb_host()[0]} answers")
 
@@ -64,7 +64,7 @@ def _unreachable(host: str, port: int) -> str:
 
 
 def _has_wandb_login() -> bool:
-    """Whether W&B would find a key on its own, in the environment or the netrc file; the key itself is not used."""
+    """Whether W&B would find a key in the environment or the netrc file; the key itself is not used."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

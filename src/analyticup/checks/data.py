@@ -1,4 +1,4 @@
-"""TODO"""
+"""Whether the competition's files are there and look like them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data_findings(settings: Settings) -> Iterable[Finding]:
         return
     folder = Path(settings.data.dir).expanduser()
     if not folder.is_dir():
-        yield Finding(Verdict.FAIL, f"data: data.dir = {folder} is no folder; put the files into it; {_SOURCE}")
+        yield Finding(Verdict.FAIL, f"data: data.dir = {folder} is not a folder; put the files into it; {_SOURCE}")
         return
     for task in settings.tasks:
         yield from _task_data(folder, task)
@@ -52,12 +52,12 @@ def _task_data(folder: Path, task: str) -> Iterable[Finding]:
         else:
             yield Finding(Verdict.NOTE, f"data {task}: {path} is absent, so there will be no {split} submission")
     labels = [path.name for split in ("dev", "test") if (path := folder / f"{split}_{task}.labels.txt").is_file()]
-    told = f"labels for the report in {', '.join(labels)}" if labels else "no label files, so only out-of-fold scores"
-    yield Finding(Verdict.OK, f"data {task}: {told}")
+    text = f"labels for the report in {', '.join(labels)}" if labels else "no label files, so only out-of-fold scores"
+    yield Finding(Verdict.OK, f"data {task}: {text}")
 
 
 def _first_row(path: Path, task: str, split: str) -> Finding:
-    """Looks at the first row alone; a run reads all of them with the same strictness."""
+    """Looks only at the first row; a run reads all of them just as strictly."""
     with path.open("rb") as stream:
         lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip(b"\xef\xbb\xbf \r\n\t"))
         number, line = next(lines, (0, b""))
@@ -72,10 +72,10 @@ def _first_row(path: Path, task: str, split: str) -> Finding:
     if record.get("task") != task or TARGET_FIELD[task] not in record:
         return Finding(Verdict.FAIL, f"data {task}: {path}:{number}: no row of task {task} with {TARGET_FIELD[task]}")
     lines, official = _lines(path), _OFFICIAL_ROWS[path.name]
-    told = f"data {task}: {path} ({size_text(path.stat().st_size)}, {lines:,} lines)"
+    text = f"data {task}: {path} ({size_text(path.stat().st_size)}, {lines:,} lines)"
     if lines == official:
-        return Finding(Verdict.OK, f"{told}, as many as the official file")
-    return Finding(Verdict.NOTE, f"{told}; the official file has {official:,}, so this is other data or part of it")
+        return Finding(Verdict.OK, f"{text}, as many as the official file")
+    return Finding(Verdict.NOTE, f"{text}; the official file has {official:,}, so this is other data or part of it")
 
 
 def _lines(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""TODO"""
+"""One finding of `./run.sh check`, and what several checks share."""
 
 from __future__ import annotations
 

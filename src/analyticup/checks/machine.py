@@ -32,7 +32,7 @@ _TABLE_COPIES: Final = 6
 _SAMPLE_BYTES: Final = 50e6
 # Above this share of the free memory, weights leave little for the rest of the work (assumed).
 _TIGHT: Final = 0.7
-# Above this number of parameters, a CPU is no plan (assumed).
+# Above this number of parameters, a CPU is too slow (assumed).
 _LARGE: Final = 2e9
 
 
@@ -108,14 +108,14 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
         if model.parameters is None:
             yield Finding(
                 Verdict.SKIPPED,
-                f"memory for the {model.use}: unknown, as neither files nor name of {model.name} tell it",
+                f"memory for the {model.use}: unknown, as neither files nor name of {model.name} give it",
             )
             continue
         dtype = _loaded_dtype(model, settings, machine.device)
-        # Of other models a task loads one.
+        # Of the other models, each task loads one.
         most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
         for place, free, sharing in places:
-            weights = f"memory for the {model.use}: {{}} in {dtype} for the weights alone"
+            weights = f"memory for the {model.use}: {{}} in {dtype} for the weights only"
             yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free, min(most, sharing))
         if model.use == "backbone":
             what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
@@ -136,16 +136,16 @@ def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:
     size = count * each
     if count > 1:
         what += f" in {count} workers"
-    verdict, told = Verdict.OK, "fits into"
+    verdict, fit = Verdict.OK, "fits into"
     if size > free:
-        verdict, told = Verdict.FAIL, "does not fit into"
+        verdict, fit = Verdict.FAIL, "does not fit into"
     elif size > _TIGHT * free:
-        verdict, told = Verdict.NOTE, "barely fits into"
-    return Finding(verdict, f"{what.format(size_text(size))} (estimate) {told} the {size_text(free)} free of {place}")
+        verdict, fit = Verdict.NOTE, "barely fits into"
+    return Finding(verdict, f"{what.format(size_text(size))} (estimate) {fit} the {size_text(free)} free of {place}")
 
 
 def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
-    """As backbone.py, generation.py and embed.py load them."""
+    """The dtype in which the run would load the model."""
     if model.use == "backbone":
         return choose_precision(settings.model.dtype, device).dtype
     return dtype_on(device) if model.use == "translator" else "float32"
@@ -157,7 +157,7 @@ def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
     wanted = [(resolve(settings.paths.artifacts), tables)]
     for model in models:
         if model.folder is None and model.kind == "gguf":
-            # The assembled GGUF file lies beside its bf16 copy until the conversion ends.
+            # The assembled GGUF file is next to its bf16 copy until the conversion ends.
             wanted.append((resolve(settings.paths.cache), 3 * (model.parameters or 0.0)))
         elif model.folder is None and model.kind == "hub":
             wanted.append((Path(constants.HF_HUB_CACHE), download_bytes(model)))
@@ -168,8 +168,8 @@ def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
     for parts in by_disk.values():
         place, needed = parts[0][0], sum(size for _, size in parts)
         free = shutil.disk_usage(place).free
-        verdict, told = (Verdict.FAIL, "only ") if needed > free else (Verdict.OK, "")
-        text = f"disk: the run needs about {size_text(needed)} (estimate); {told}{size_text(free)} free at {place}"
+        verdict, only = (Verdict.FAIL, "only ") if needed > free else (Verdict.OK, "")
+        text = f"disk: the run needs about {size_text(needed)} (estimate); {only}{size_text(free)} free at {place}"
         yield Finding(verdict, text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from analyticup.augmentation.translators import translation_models, translator_of
 from analyticup.checks.finding import Finding, size_text
 from analyticup.engine.artifacts import Unusable
+from analyticup.engine.files import read_json
 from analyticup.errors import UserError
 from analyticup.model.backbone import random_tokenizer
 from analyticup.model.pins import (
@@ -52,8 +53,8 @@ _TRAINED_BYTES: Final = 16
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a run. `key` is its settings' prefix, `use` what it is for; `folder` is where its files lie, None
-    where they are not on this machine; `parameters` is None where nothing tells their number."""
+    """One model of a run. `key` is its settings' prefix, `use` what it is for; `folder` is where its files are, None
+    where they are not on this machine; `parameters` is None where their number is unknown."""
 
     use: str
     key: str
@@ -91,13 +92,9 @@ def _backbone(settings: ModelSettings, cache: Path) -> Model:
         return _model("backbone", "model", name, settings.revision)
     folder = None
     if kind == "gguf":
-        try:
-            folder = converted_folder(name, cache)
-        except UserError:
-            # Not there at all; `model_findings` says so.
-            folder = None
-    if folder is not None and not folder.is_dir():
-        folder = None
+        # Without the file itself; `model_findings` says so.
+        with contextlib.suppress(UserError):
+            folder = existing_folder(str(converted_folder(name, cache)))
     parameters = 0.0 if kind == "random" else _parameters(name, folder)
     return Model("backbone", "model", kind, name, None, folder, parameters)
 
@@ -131,7 +128,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -176,7 +173,7 @@ def training_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     depth, width = _shape(model)
     trained = min(depth, lora.layers or depth)
     tokens = max(_batch_tokens(task_settings(settings, task)) for task in settings.tasks)
-    # With checkpointing each layer keeps its input alone, and one of them at a time all the rest.
+    # With checkpointing each layer keeps only its input, and one layer at a time all the rest.
     kept = trained + _KEPT_VALUES if settings.model.gradient_checkpointing else trained * _KEPT_VALUES
     adapters = _TRAINED_BYTES * lora.r * _LORA_SHARE * parameters * trained / depth
     return parameters * value_bytes + adapters + tokens * width * value_bytes * kept
@@ -235,8 +232,8 @@ def _local(model: Model) -> Finding:
     if weight_files(model.folder):
         return Finding(Verdict.OK, f"{model.use}: {model.folder} has its weights")
     pickles = sorted(path.name for path in model.folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
-    told = f"; {pickles[0]} is a pickle, which can run code and is not loaded: convert it" if pickles else ""
-    return Finding(Verdict.FAIL, f"{model.use}: {model.folder} has no complete *.safetensors weights{told}")
+    pickle = f"; {pickles[0]} is a pickle, which can run code and is not loaded: convert it" if pickles else ""
+    return Finding(Verdict.FAIL, f"{model.use}: {model.folder} has no complete *.safetensors weights{pickle}")
 
 
 def _hub(model: Model) -> Finding:

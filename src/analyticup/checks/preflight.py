@@ -1,8 +1,5 @@
-"""`./run.sh check`: everything that stands in the way of a run, all of it at once. Creates nothing; asks no network but
-the W&B host, and that only where tracking is online.
-
-preflight_models.py looks at the models, preflight_machine.py at the machine; data, settings and tracking are here.
-"""
+"""`./run.sh check`: everything that would block a run, all of it at once. Creates nothing; asks no network but
+the W&B host, and that only where tracking is online."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from analyticup.verdict import Verdict
 
 
 def findings(settings: Settings) -> list[Finding]:
-    """All findings in a fixed order; what fails in one check keeps no other from being made."""
+    """All findings in a fixed order; a check that fails does not stop the others."""
     models = needed_models(settings, resolve(settings.paths.cache))
     machine = look_at_machine(settings.machine)
     checks: list[Callable[[], Iterable[Finding]]] = [
@@ -51,7 +48,7 @@ def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def settings_findings(settings: Settings) -> Iterable[Finding]:
-    """Settings that are fine alone but not together, or not with what is installed."""
+    """Settings that are each fine but not together, or not with what is installed."""
     for task in settings.tasks:
         own = task_settings(settings, task)
         translator = own.translate.translator if own.translate.enabled else ""

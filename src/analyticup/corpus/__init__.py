@@ -10,7 +10,7 @@ from analyticup.engine.files import file_sha256
 from analyticup.engine.graph import Stage
 from analyticup.settings.schema import Settings, decisive
 
-# The words of the sample corpus, in thirteen languages; the lexicon translates by them.
+# The words of the sample corpus, in thirteen languages; the lexicon translates with them.
 TABLES: Final = Path(__file__).parent / "tables"
 
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The competition's files: their names, and which of them are there."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SCORED_SPLITS = ("dev", "test")
 
 
 def raw_files(settings: Settings) -> dict[str, Path]:
-    """The official files of the run's tasks that stand in `data.dir`; raises UserError where too few do."""
+    """The official files of the run's tasks that are in `data.dir`, by name; raises UserError where one is missing."""
     folder = Path(settings.data.dir or "").expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.dir: {folder} is no folder; put the competition's files into it, or correct the path")
+        raise UserError(f"data.dir: {folder} is not a folder; put the competition's files into it, or correct the path")
     found = {}
     for task in settings.tasks:
         for name in official_names(task):
@@ -34,7 +34,7 @@ def raw_files(settings: Settings) -> dict[str, Path]:
 
 
 def official_names(task: str) -> list[str]:
-    """File names of a task: the competition's, plus the label files that only the report reads."""
+    """File names of a task: the competition's, and the label files that only the report reads."""
     return [*row_names(task), *label_names(task)]
 
 

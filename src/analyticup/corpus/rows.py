@@ -18,6 +18,7 @@ from pandas import DataFrame
 
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.text import query_key
+from analyticup.engine.files import write_json_lines
 from analyticup.errors import UserError
 
 COLUMNS: Final = ("row_id", "task", "language", "query", "target", "label", "origin", "source_id", "group")
@@ -89,7 +90,7 @@ def save_rows(frame: DataFrame, path: Path) -> None:
         raise ValueError(f"a rows table has the columns {COLUMNS}, not {tuple(frame.columns)}")
     if not frame["row_id"].is_unique:
         twice = frame["row_id"][frame["row_id"].duplicated()].iloc[0]
-        raise ValueError(f"row_id {twice!r} stands twice in the table")
+        raise ValueError(f"row_id {twice!r} is in the table twice")
     if not frame["label"].dropna().isin((0, 1)).all():
         raise ValueError("a label is 0, 1 or missing")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise BadLine("broken JSON", f"{name} is no JSON value")
+    raise BadLine("broken JSON", f"{name} is not a JSON value")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
@@ -306,6 +307,5 @@ def _refuse_hopeless(path: Path, task: str, kept: int, rejects: list[Reject]) ->
 
 def write_rejects(rejects: Iterable[Reject], path: Path) -> None:
     """Writes refused lines as JSON lines with the keys file, line, reason, raw; none give an empty file."""
-    lines = (json.dumps(vars(reject), ensure_ascii=False) + "\n" for reject in rejects)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+    write_json_lines(path, map(vars, rejects))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import random
 import re
 from collections import Counter
@@ -25,13 +24,14 @@ from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import TARGET_FIELD
 from analyticup.corpus.taxonomy import split_path
 from analyticup.corpus.text import query_key
+from analyticup.engine.files import write_json_lines
 from analyticup.errors import UserError
 from analyticup.settings.schema import SampleSettings
 
 _SEEN: Final = {"QC": ("en", "fr", "es", "ko", "pt", "ja"), "QI": ("en", "fr", "es", "pt", "th", "ja", "ko")}
 _HELD_OUT: Final = {"QC": (*_SEEN["QC"], "de", "it", "pl", "ar"), "QI": tuple(LANGUAGES)}
 POSITIVE_SHARE: Final = {"QC": 0.57, "QI": 0.57}
-# Rows per query, 1 to 4. A query has one category of its own and only ancestors besides: .57 positives,
+# Rows per query, 1 to 4. A query has one category, and besides it only ancestors of it: .57 positives,
 # nearly all of them that category, leave a mean of 1.8 rows; titles have no such limit: mean 2.5.
 _ROW_WEIGHTS: Final = {"QC": (44, 36, 14, 6), "QI": (20, 32, 26, 22)}
 _NEGATIVE_WEIGHTS: Final = {
@@ -40,7 +40,7 @@ _NEGATIVE_WEIGHTS: Final = {
     # `leafmate`: an accessory in the same category as its product is wrong as an item, not as a category.
     "QI": {"sibling": 20, "counterpart": 8, "leafmate": 8, "contradiction": 14, "far": 90},
 }
-# Were short paths (the ancestors) rarer among negatives than among positives, length would tell the label.
+# Were short paths (the ancestors) rarer among negatives than among positives, length would give the label away.
 _FAR_ANCESTOR: Final = 0.1
 _ATTRIBUTE_WEIGHTS: Final = (35, 45, 20)
 _TYPO, _MIXED, _CODE, _STRAY, _MISTAGGED, _THAI_TITLE = 0.08, 0.08, 0.12, 0.01, 0.02, 0.3
@@ -442,13 +442,13 @@ def qi_rows(seed: int, split: str, queries: Sequence[Query], catalogue: Catalogu
 
 
 def flip_labels(rng: random.Random, labels: Sequence[int], share: float) -> list[int]:
-    """The labels (0 or 1) with exactly `round(share * len(labels))` of them turned over."""
+    """The labels (0 or 1) with exactly `round(share * len(labels))` of them flipped."""
     flipped = set(rng.sample(range(len(labels)), round(share * len(labels))))
     return [1 - label if n in flipped else label for n, label in enumerate(labels)]
 
 
 def write_sample(settings: SampleSettings, seed: int, out_dir: Path) -> None:
-    """Write the corpus as the competition's six files, labels beside them, into the existing `out_dir`.
+    """Write the corpus as the competition's six files, with label files next to them, into the existing `out_dir`.
 
     `{dev,test}_{task}.labels.txt` hold the true labels, `train_{task}.truth.txt` those of the train rows
     before `settings.label_noise` (a share, 0 to 1) of them were flipped. Same settings and seed, same bytes.
@@ -468,7 +468,7 @@ def write_sample(settings: SampleSettings, seed: int, out_dir: Path) -> None:
                 labels = flip_labels(rng_for(seed, task, "noise"), truth, settings.label_noise)
             _write_rows(out_dir / f"{split}_{task}.txt", task, rows, labels)
             name = f"{split}_{task}.{'truth' if split == 'train' else 'labels'}.txt"
-            _write_lines(out_dir / name, [{"id": n, "label": label} for n, label in enumerate(truth, 1)])
+            write_json_lines(out_dir / name, [{"id": n, "label": label} for n, label in enumerate(truth, 1)])
 
 
 def _write_rows(path: Path, task: str, rows: Sequence[Row], labels: Sequence[int] | None) -> None:
@@ -476,9 +476,4 @@ def _write_rows(path: Path, task: str, rows: Sequence[Row], labels: Sequence[int
     for n, (query, target, _) in enumerate(rows, 1):
         line = {"id": n, "task": task, "language": query.language, "origin_query": query.text}
         lines.append({**line, TARGET_FIELD[task]: target} | ({"label": labels[n - 1]} if labels else {}))
-    _write_lines(path, lines)
-
-
-def _write_lines(path: Path, lines: Iterable[dict[str, object]]) -> None:
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_json_lines(path, lines)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The corpus stages: the sample is generated; official files become checked rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ FLIPPED = "flipped.json"
 
 
 def sample(job: Job) -> Counts:
+    """Writes the sample corpus as the competition's files."""
     write_sample(job.settings.data.sample, job.settings.seed, job.out)
     return {"files": len(list(job.out.iterdir()))}
 
 
 def ingest(job: Job) -> Counts:
+    """Reads a task's official files; writes a rows table per split, and the training lines that it refused."""
     counts: Counts = {}
     rejects = []
     for split in ("train", *SCORED_SPLITS):
@@ -31,17 +33,17 @@ def ingest(job: Job) -> Counts:
         rows = result.rows
         if split == "train" and job.settings.data.train_rows:
             rows = whole_queries(rows, job.settings.data.train_rows, job.settings.seed)
-        turned: list[str] = []
+        flipped: list[str] = []
         if split == "train" and job.settings.data.flip_labels:
-            rows, turned = flip_labels(rows, job.settings.data.flip_labels, job.settings.seed)
-            write_json(job.out / FLIPPED, turned)
+            rows, flipped = flip_labels(rows, job.settings.data.flip_labels, job.settings.seed)
+            write_json(job.out / FLIPPED, flipped)
         save_rows(rows, job.out / f"{split}.parquet")
         rejects += result.rejects
         counts[split] = {"lines": result.lines, "rows": len(rows), "rejects": len(result.rejects), **result.notes}
         if len(rows) < len(result.rows):
             counts[split]["left out by data.train_rows"] = len(result.rows) - len(rows)
-        if turned:
-            counts[split]["labels turned by data.flip_labels"] = len(turned)
+        if flipped:
+            counts[split]["labels turned by data.flip_labels"] = len(flipped)
     write_rejects(rejects, job.out / "rejects.jsonl")
     return counts
 
@@ -58,7 +60,7 @@ def whole_queries(rows: DataFrame, limit: int, seed: int) -> DataFrame:
 
 
 def flip_labels(rows: DataFrame, share: float, seed: int) -> tuple[DataFrame, list[str]]:
-    """(rows with round(share x rows) labels turned, their row ids sorted); drawn by seed and row id alone."""
+    """(rows with round(share x rows) labels flipped, their row ids sorted); drawn only by seed and row id."""
     drawn = sorted(rows["row_id"], key=lambda name: seeded_key(seed, "flip", name))[: round(share * len(rows))]
-    turned = rows["row_id"].isin(drawn)
-    return rows.assign(label=rows["label"].where(~turned, 1 - rows["label"])), sorted(drawn)
+    flipped = rows["row_id"].isin(drawn)
+    return rows.assign(label=rows["label"].where(~flipped, 1 - rows["label"])), sorted(drawn)

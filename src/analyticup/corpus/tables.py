@@ -1,4 +1,4 @@
-"""Score tables: Parquet files with a row per scored row, the same bytes for the same values."""
+"""The Parquet tables that stages hand to each other: rows by stage, and score tables with a row per scored row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pandas import DataFrame
 
 from analyticup.corpus.official import SCORED_SPLITS
-from analyticup.corpus.rows import load_rows
+from analyticup.corpus.rows import load_rows, save_rows
 from analyticup.engine.artifacts import Artifact
 
 ROWS = "rows.parquet"
@@ -20,12 +20,14 @@ FOLDS = "folds.parquet"
 
 
 def scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
+    """Split -> rows, for those of dev and test that an ingest artifact holds."""
     paths = {split: ingested.file(f"{split}.parquet") for split in SCORED_SPLITS}
     return {split: load_rows(path) for split, path in paths.items() if path.exists()}
 
 
-def with_new_rows(rows: DataFrame, new_rows: DataFrame) -> DataFrame:
-    return pd.concat([rows, new_rows], ignore_index=True)
+def save_with_new_rows(rows: DataFrame, new_rows: DataFrame, folder: Path) -> None:
+    """Writes the rows, then the new ones, as the training rows of a stage's folder."""
+    save_rows(pd.concat([rows, new_rows], ignore_index=True), folder / ROWS)
 
 
 def training_rows(artifact: Artifact) -> DataFrame:
@@ -35,7 +37,7 @@ def training_rows(artifact: Artifact) -> DataFrame:
 
 
 def save_table(columns: Mapping[str, Any], path: Path) -> None:
-    """Writes columns of equal length as Parquet, types as NumPy has them."""
+    """Writes columns of equal length as Parquet, with NumPy's types."""
     pq.write_table(pa.table(dict(columns)), path)
 
 

@@ -7,7 +7,7 @@ import re
 from analyticup.corpus.text import normalise
 
 Levels = tuple[str, ...]
-# How a category stands to another one that is neither the same nor above or below it.
+# How a category relates to another one that is neither the same nor above or below it.
 SIBLING, COUSIN, OTHER = "sibling", "cousin", "other"
 RELATIONS = (SIBLING, COUSIN, OTHER)
 _SEPARATOR = re.compile(r",(?! )")
@@ -53,8 +53,8 @@ def same_leaf(one: Levels, other: Levels) -> bool:
 def relation(one: Levels, other: Levels) -> str:
     """One of RELATIONS: sibling = same parent, cousin = same grandparent but not the same parent, other = the rest.
 
-    The root is no parent: two top-level categories, or two of the second level under different ones, are "other"
-    (assumed). Symmetric; not meant for a path and its own ancestor, which are "other" too.
+    The root does not count as a parent: two top-level categories, or two of the second level under different ones, are
+    "other" (assumed). Symmetric; not meant for a path and its own ancestor, which are "other" too.
     """
     if len(one) == len(other) > 1:
         if one[:-1] == other[:-1]:

@@ -192,7 +192,7 @@ def _damage(folder: Path, files: Mapping[str, FileFacts]) -> Unusable | None:
 
 
 def foreign_names(folder: Path, names: Collection[str]) -> list[str]:
-    """What stands under a folder besides the files `names` and the folders that they are in."""
+    """What else is under a folder than the files `names` and the folders that they are in."""
     known = {folder / name for name in names}
     known |= {parent for path in known for parent in path.parents}
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path not in known)

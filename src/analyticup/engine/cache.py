@@ -16,7 +16,7 @@ from analyticup.errors import UserError, machine_trouble
 class Cache:
     """Values (bytes or text) by text key in one sqlite file, each with a checksum; a damaged one counts as absent.
 
-    Every method raises UserError where the file is no database or a damaged one.
+    Every method raises UserError where the file is not a database or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class Cache:
             yield
         except sqlite3.DatabaseError as error:
             self.close()
-            # A full disk is no fault of the file.
+            # A full disk does not mean that the file is broken.
             if machine_trouble(error):
                 raise
             raise UserError(

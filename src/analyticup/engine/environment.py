@@ -39,7 +39,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision(project: Path) -> str:
-    """The commit that the code stands at, `+changes` where files differ from it, `unknown` outside a clone."""
+    """The commit that the code is at, `+changes` where files differ from it, `unknown` outside a clone."""
     try:
         commit = _git(project, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(project, "status", "--porcelain") else "")

@@ -24,7 +24,7 @@ from analyticup.settings.schema import TASKS, Settings
 
 @dataclass(frozen=True)
 class Done:
-    """What one node came to: its status before, its artifact, and whether it ran now."""
+    """The outcome of one node: its status before, its artifact, and whether it ran now."""
 
     status: Status
     artifact: Artifact
@@ -37,8 +37,8 @@ def execute(
     """Runs what is not cached, in list order, as soon as a node's inputs are done and a worker is free. Yields a Status
     before each node and a Done after it.
 
-    `environment` (versions, git revision) goes into the records. Whatever runs again lets everything that follows from
-    it run again. Several runs may share a `runner`, and with it what it has loaded.
+    `environment` (versions, git revision) goes into the records. When a stage runs again, so does all that depends on
+    it. Several runs may share a `runner`, and with it what it has loaded.
     """
     yield from _Execution(settings, nodes, environment, runner).steps()
 

@@ -1,5 +1,5 @@
-"""Files and folders that are there whole or not at all, their sha256, and the lock on a folder. No other module writes
-a file in place of another one."""
+"""Files and folders that are written whole or not at all, their sha256, and the lock on a folder. No other module
+replaces a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ def scratch_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def publish_folder(folder: Path) -> Iterator[Path]:
-    """Yields a scratch folder beside `folder` that becomes `folder` by one rename, or vanishes on any error.
+    """Yields a scratch folder next to `folder` that becomes `folder` by one rename, or vanishes on any error.
 
-    A folder that stands there already is replaced only at that moment.
+    A folder that is there already is replaced only at that moment.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_path(folder)
@@ -111,6 +111,13 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json_text(value), encoding="utf-8", newline="\n")
 
 
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """One value a line, UTF-8, LF; half of a surrogate pair, which UTF-8 cannot hold, as its `\\udXXX` escape."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    text = "".join(f"{encode(value)}\n" for value in values)
+    path.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file; OSError, ValueError or RecursionError where there is none."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +166,7 @@ def discard(path: Path) -> None:
 def tidy(folder: Path) -> None:
     """Removes what killed writes left in a folder of such files, and the folder where none is left. No stage may be
     running."""
-    # safetensors writes to a hidden file of its own first.
+    # safetensors writes to a hidden file first.
     for path in folder.glob(".*"):
         path.unlink()
     with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ class Job:
     names that exist to their paths; `source` loads the run's models.
 
     `resume_file` is where a stage may keep what it resumes from after an interruption; the engine removes it when the
-    stage is done. `resume_identity` names all that must be the same then, but for the device.
+    stage is done. `resume_identity` hashes all that must be the same then, except the device.
     """
 
     task: str

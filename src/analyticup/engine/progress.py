@@ -1,6 +1,6 @@
 """Progress of long loops: a bar with rate and time left on a terminal, sparse plain lines elsewhere.
 
-On a terminal the bars of worker processes stand below each other in the display of the process that started them.
+On a terminal the process that started the workers shows their bars, one below the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 5.0
 RELAY_SECONDS = 0.2
-# In a worker: where to say what a bar shows. (name, description, units done, total) is a bar, (name,) its end, a text
+# In a worker: sends what a bar shows. (name, description, units done, total) is a bar, (name,) its end, a text
 # goes above the bars.
 _relay: Callable[[Any], None] | None = None
 _names = itertools.count()
@@ -137,7 +137,7 @@ def relay_to(queue: Any) -> None:
 
 
 class _RelayedText(io.TextIOBase):
-    """Hands on whole lines."""
+    """Passes on whole lines."""
 
     def __init__(self) -> None:
         self._begun = ""

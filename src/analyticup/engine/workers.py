@@ -1,7 +1,7 @@
-"""Where stages run: in this process, or several side by side, each in a worker process of its own.
+"""Where stages run: in this process, or several at once, each in its own worker process.
 
-Which process runs a stage, and beside which others, changes nothing in what it writes. Small trainings leave most of a
-machine idle: on two cores two trainings side by side, with a thread each, are faster than one after the other with two.
+Which process runs a stage, and what else runs then, changes nothing in what it writes. Small trainings leave most of a
+machine idle: on two cores two trainings at once, with a thread each, are faster than one after the other with two.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.schema import MachineSettings, Settings
 
-# A stage that is ready to run but for the models.
+# A stage that only needs its models to run.
 Call = Callable[[Any], Artifact]
-# What a worker that has been told to stop may take to clear up.
+# How long a stopped worker may spend cleaning up, in seconds.
 GRACE_SECONDS = 10
 
 
 def imported(name: str) -> Any:
-    """What "module:name" is."""
+    """The object called "module:name"."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -84,12 +84,12 @@ class Workers:
     def __init__(self, settings: Settings, models: str) -> None:
         self.count = settings.machine.workers
         context = get_context("spawn")
-        # Nothing is sent: the workers' end tells them that the other one is closed, or its process gone.
+        # Nothing is sent: the workers' end reports that the other one is closed, or its process gone.
         theirs, self._ours = context.Pipe(duplex=False)
         self._stops = context.Value("b", False)
         self._display = progress.Display(context.SimpleQueue()) if sys.stderr.isatty() else None
-        told = self._display.queue if self._display else None
-        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, told)
+        queue = self._display.queue if self._display else None
+        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, queue)
         self._pool = ProcessPoolExecutor(self.count, context, _start, given)
 
     def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
@@ -111,7 +111,7 @@ class Workers:
 
 
 class _Sources:
-    """The models of the settings that were asked for last, with what has been loaded of them."""
+    """The models of the settings that were asked for last, as far as they are loaded."""
 
     def __init__(self, models: str = "", threads: int | None = None) -> None:
         self._models = models
@@ -127,11 +127,11 @@ class _Sources:
         return self._source
 
 
-# Of a worker process.
+# The models of a worker process.
 _sources = _Sources()
 
 
-def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, told: Any) -> None:
+def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, queue: Any) -> None:
     """First thing in a worker: what it may use of the machine, and how it ends."""
     global _sources
     with started.get_lock():
@@ -139,12 +139,12 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     _sources = _Sources(models, max(1, cores() // machine.workers))
     if machine.accelerator != "cpu":
         _take_gpu(number)
-    # Ctrl-C reaches every process of a terminal; the one in front says what becomes of it.
+    # Ctrl-C reaches every process of a terminal; only the main process acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with, args=(alive, stops), daemon=True).start()
-    if told is not None:
-        progress.relay_to(told)
+    if queue is not None:
+        progress.relay_to(queue)
 
 
 def cores() -> int:
@@ -164,7 +164,7 @@ def _take_gpu(number: int) -> None:
 
 
 def _end_with(alive: Connection, stops: Any) -> None:
-    """Ends this process at once when the one that started it is gone; told to stop, its stage may clear up first."""
+    """Ends this process at once when the one that started it is gone; asked to stop, its stage may clean up first."""
     alive.poll(None)
     if stops.value:
         os.kill(os.getpid(), signal.SIGTERM)

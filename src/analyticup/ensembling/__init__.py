@@ -1,4 +1,4 @@
-"""One score from the folds' scores, and the threshold that it is held against."""
+"""One score from the folds' scores, and the threshold that it is compared with."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def combine(margins: np.ndarray, method: str) -> np.ndarray:
         return sigmoid(margins.astype("float64").mean(axis=1))
     if method == "mean_probability":
         return sigmoid(margins).mean(axis=1)
-    raise ValueError(f"ensemble.method {method!r} is no mean of the folds' scores")
+    raise ValueError(f"ensemble.method {method!r} is not a mean of the folds' scores")
 
 
 def combine_weighted(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def fold_weights(labels: Sequence[np.ndarray], margins: Sequence[np.ndarray]) ->
     """Weight of each fold's model, [folds], none negative, sum 1: its share of the area above chance, AUC - 0.5.
 
     labels (0/1) and margins hold each fold's own out-of-fold rows. Stacking is not possible here: cross-validation
-    scores a row with one fold's model alone, so no regression can tell the models apart. A model is judged instead by
+    scores a row with only one fold's model, so no regression can compare the models. A model is judged instead by
     its own rows (assumed). Folds are judged on different rows, so a weight also holds how hard a fold's rows are, and
     with folds of equal size and make-up the weights hardly differ.
 

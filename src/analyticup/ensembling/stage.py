@@ -1,4 +1,4 @@
-"""TODO"""
+"""The ensembling stages: one score from the folds' scores, and the threshold it is compared with."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from analyticup.training.out_of_fold import gathered
 
 
 def ensemble(job: Job) -> Counts:
+    """Writes, for dev and test, each row's score by fold and the combined one."""
     n = job.settings.folds.n
     combined, fitted = _combination(job)
     counts: Counts = {"folds": n, "method": job.settings.ensemble.method, **fitted}
@@ -69,6 +70,7 @@ def _held_out_by_fold(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def threshold(job: Job) -> Counts:
+    """Chooses the threshold on the out-of-fold rows; writes the decision with its figures, and those rows' scores."""
     settings, method = job.settings.threshold, job.settings.ensemble.method
     rows = load_rows(job.inputs["rows"].file("train.parquet"))
     labels, languages = rows["label"].to_numpy(dtype=int), rows["language"].to_numpy()
@@ -94,5 +96,5 @@ def threshold(job: Job) -> Counts:
     }
     save_table(columns, job.out / "out_of_fold.parquet")
     figures = decision.out_of_fold
-    told = {"f1": figures["f1"], "floor_f1": figures["floor_f1"], "auc": figures["auc"]}
-    return {"threshold": decision.value, "mode": decision.mode, **counts_by_language(decision), **told}
+    shown = {"f1": figures["f1"], "floor_f1": figures["floor_f1"], "auc": figures["auc"]}
+    return {"threshold": decision.value, "mode": decision.mode, **counts_by_language(decision), **shown}

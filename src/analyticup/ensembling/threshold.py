@@ -19,11 +19,6 @@ from analyticup.engine.job import Counts
 from analyticup.metrics import Figures, f1_at_thresholds
 from analyticup.settings.schema import ThresholdSettings
 
-
-def counts_by_language(decision: Decision) -> Counts:
-    return {"by language": decision.language_values} if decision.by_language else {}
-
-
 DECISION = "threshold.json"
 # Keeps the logit of a threshold of 0 or 1 finite; thresholds are rounded to 6 digits, which gives 0 and 1 back.
 _NEAREST_TO_END = 1e-7
@@ -57,7 +52,7 @@ class Optimism(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A threshold, 0..1, and how it came about (`mode`: sweep, fixed or off); `by_language` is empty unless languages
+    """A threshold, 0..1, and how it was found (`mode`: sweep, fixed or off); `by_language` is empty unless languages
     have their own."""
 
     value: float
@@ -78,7 +73,8 @@ class Choice:
         """Eq. 3, the one rule for every row: int8 [rows], 1 where the score is at or above the row's threshold.
 
         `scores` and `languages` are [rows]. `method` is the ensemble's where the scores are an ensemble's; None means
-        one model's. The folds of a vote have already been held against the threshold, their share is against VOTE_CUT.
+        one model's. The folds of a vote have each been compared with their threshold already; their share is
+        compared with VOTE_CUT.
         """
         cuts = VOTE_CUT if method == "vote" else self.thresholds(languages)
         return (np.asarray(scores) >= cuts).astype("int8")
@@ -109,6 +105,11 @@ class Decision(Choice):
     @classmethod
     def load(cls, path: Path) -> Self:
         return cls.from_dict(read_json(path))
+
+
+def counts_by_language(decision: Decision) -> Counts:
+    """The languages' thresholds, for a stage's counts; nothing where they have none."""
+    return {"by language": decision.language_values} if decision.by_language else {}
 
 
 def threshold_grid(settings: ThresholdSettings) -> np.ndarray:
@@ -170,7 +171,7 @@ def shrink(best: float, task_value: float, rows: int, shrinkage_rows: int) -> fl
 def choose(labels: np.ndarray, scores: np.ndarray, languages: np.ndarray, settings: ThresholdSettings) -> Choice:
     """`choose_threshold` plus `by_language`, empty unless `per_language` is set and a sweep chooses.
 
-    It is given out-of-fold rows alone: labels, scores and languages, each [rows], in any order.
+    Takes only out-of-fold rows: labels, scores and languages, each [rows], in any order.
     """
     choice = choose_threshold(labels, scores, settings)
     if not settings.per_language or choice.mode != "sweep":
@@ -186,7 +187,7 @@ def measure_optimism(
     `per_language` applies.
 
     Each holds `f1` on those rows; `nested_f1`, for which every fold is decided by what the other folds' rows choose,
-    over all rows pooled; and `optimism`, the first less the second. It holds noise and can be negative. A nested
+    over all rows pooled; and `optimism`, the first less the second. It is noisy and can be negative. A nested
     threshold is chosen on fewer rows than the final one, and the other folds' models were trained on the fold that is
     decided, so neither F1 is that of new rows. A fixed threshold is not chosen: its optimism is 0.
     ValueError where fewer than two folds have rows.

@@ -10,7 +10,7 @@ from analyticup.training import training_settings
 
 
 def filter_settings(own: Settings) -> dict[str, Any]:
-    """Without the number of rounds: a round is a stage of its own."""
+    """Without the number of rounds: each round is its own stage."""
     return {name: value for name, value in decisive(own.filter).items() if name != "rounds"}
 
 

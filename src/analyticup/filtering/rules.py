@@ -51,18 +51,18 @@ def apply_remedy(
 ) -> tuple[DataFrame, DataFrame]:
     """(rows to train on, suspects). The suspects carry score, reasons and what was done: dropped, relabelled or kept.
 
-    drop removes the suspects; relabel turns a label that the models find less likely than its opposite (an ambiguous
+    drop removes the suspects; relabel flips a label that the models find less likely than its opposite (an ambiguous
     row whose label is the likelier one stays as it is); review changes nothing and leaves the decision to a person.
     """
     suspect = np.array([bool(rules) for rules in reasons], dtype=bool)
     labels = rows["label"].to_numpy(dtype=int)
-    turned = suspect & (label_credibility(labels, scores) < 0.5)
+    flipped = suspect & (label_credibility(labels, scores) < 0.5)
     if remedy == "drop":
         kept, action = rows[~suspect], np.full(len(rows), "dropped")
     elif remedy == "relabel":
         kept = rows.copy()
-        kept["label"] = kept["label"].where(~turned, 1 - kept["label"])
-        action = np.where(turned, "relabelled", "kept")
+        kept["label"] = kept["label"].where(~flipped, 1 - kept["label"])
+        action = np.where(flipped, "relabelled", "kept")
     else:
         kept, action = rows, np.full(len(rows), "kept")
     suspects = rows.loc[suspect, list(COLUMNS)].assign(

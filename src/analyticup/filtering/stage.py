@@ -1,13 +1,12 @@
-"""TODO"""
+"""The filtering stages: train the judges, then filter the rows they doubt."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 
 from analyticup.corpus.rows import save_rows
 from analyticup.corpus.tables import ROWS, save_table, training_rows
+from analyticup.engine.files import write_json_lines
 from analyticup.engine.job import Counts, Job
 from analyticup.filtering.rules import apply_remedy, find_suspects
 from analyticup.metrics import sigmoid
@@ -27,6 +26,7 @@ def judge(job: Job) -> Counts:
 
 
 def filter_rows(job: Job) -> Counts:
+    """Finds suspects among the training rows; writes the rows after the remedy, every row's score, and the suspects."""
     rows = training_rows(job.inputs["rows"])
     scores = sigmoid(gathered(rows, job.inputs, "filter_model")["margin"].to_numpy())
     settings = job.settings.filter
@@ -35,10 +35,11 @@ def filter_rows(job: Job) -> Counts:
     save_rows(kept, job.out / ROWS)
     # Every row's score, so that each rule can be measured where wrong labels are known.
     save_table({"row_id": rows["row_id"].tolist(), "score": scores}, job.out / "scores.parquet")
-    with (job.out / "suspects.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
-        for record in suspects.sort_values("row_id").to_dict("records"):
-            plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in record.items()}
-            stream.write(json.dumps(plain, ensure_ascii=False) + "\n")
+    plain = [
+        {key: value.item() if isinstance(value, np.generic) else value for key, value in record.items()}
+        for record in suspects.sort_values("row_id").to_dict("records")
+    ]
+    write_json_lines(job.out / "suspects.jsonl", plain)
     by_rule = {rule: sum(rule in broken for broken in reasons) for rule in settings.rules}
     by_action = suspects["action"].value_counts().sort_index().to_dict()
     return {

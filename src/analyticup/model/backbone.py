@@ -65,7 +65,7 @@ def local_folder(settings: ModelSettings, cache: Path) -> str:
 
 
 def _quiet_transformers() -> None:
-    """Switches off Transformers' own bars and advice, which would tear the kit's progress lines."""
+    """Switches off Transformers' own bars and advice, which would break up the kit's progress lines."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
@@ -129,7 +129,7 @@ def random_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
-    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend on the seed alone."""
+    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend only on the seed."""
     frozen = frozen_layers(model, settings)
     config = LoraConfig(
         r=settings.r,

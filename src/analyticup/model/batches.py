@@ -1,4 +1,4 @@
-"""TODO"""
+"""Rows as token ids, and how they are cut into batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EncodedRows:
 
     tokens: Sequence[Sequence[int]]
     labels: Sequence[int]
-    # Hidden states [tokens, width] of each prompt below the adapters (see frozen.py); None = start from the tokens.
+    # Hidden states [tokens, width] of each prompt below the adapters (see `frozen`); None = start from the tokens.
     states: Sequence[Tensor] | None = None
 
     def lengths(self) -> np.ndarray:
@@ -28,7 +28,7 @@ class EncodedRows:
 def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
     """Cuts rows in the given order into batches of at most max_rows rows and max_tokens padded tokens.
 
-    A single row that is longer than max_tokens makes a batch of its own: no row is ever left out.
+    A single row that is longer than max_tokens gets its own batch: no row is ever left out.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -43,7 +43,7 @@ def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_to
 
 
 def training_batches(lengths: np.ndarray, seed: int, epoch: int, max_rows: int, max_tokens: int) -> list[list[int]]:
-    """Batches of one epoch: a function of seed and epoch alone; every row once."""
+    """Batches of one epoch: a function of only seed and epoch; every row once."""
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     block = max_rows * BATCHES_PER_BLOCK
@@ -59,7 +59,7 @@ def scoring_batches(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
     """Batches for scoring: rows of one length, longest first (memory trouble shows at once), every row once.
 
     At most max_tokens tokens each, but at least one row. Nothing is padded: on the CPU that this was measured on, the
-    bits of a score then do not depend on the rows beside it.
+    bits of a score then do not depend on the other rows.
     """
     batches: list[list[int]] = []
     for length in np.unique(lengths)[::-1]:

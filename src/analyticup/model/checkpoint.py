@@ -1,4 +1,4 @@
-"""Step checkpoints inside a training: interrupted, it goes on from the last one and comes to the same bytes.
+"""Step checkpoints inside a training: an interrupted one resumes from the last and ends in the same bytes.
 
 Lightning says what to keep and puts it back; this module keeps it without pickle. A checkpoint is one safetensors file:
 adapters, optimiser state and the random state as tensors, the rest (schedule, loop positions) as JSON in its metadata.
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from analyticup.engine.files import discard, replace_file
 
-# What Lightning puts back besides tensors; the version is that of the loops' own format.
 # Tensors by name, and plain values.
 Kept = tuple[dict[str, Tensor], dict[str, Any]]
+# What Lightning puts back besides tensors; the version is that of the format of its loops.
 PLAIN_PARTS = ("epoch", "global_step", "pytorch-lightning_version", "loops", "lr_schedulers")
 
 
@@ -44,7 +44,7 @@ class StepCheckpoint:
         with replace_file(self.path) as scratch:
             save_file(ready, scratch, metadata={"identity": self.identity, "plain": json.dumps(plain)})
 
-    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read(self) -> Kept | None:
         """What `write` was given, or None; a file that cannot be used is named on stderr."""
         if not self.path.exists():
             return None
@@ -63,7 +63,7 @@ class StepCheckpoint:
 
 @dataclass(frozen=True)
 class Resumption:
-    """What a Trainer needs to write step checkpoints and to start from one; empty where there is to be none."""
+    """What a Trainer needs to write step checkpoints and to start from one; empty where step checkpoints are off."""
 
     # (epoch, batches of it that are done)
     start: tuple[int, int] = (0, 0)
@@ -73,7 +73,7 @@ class Resumption:
 
 
 def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, description: str) -> Resumption:
-    """How the training of `module` goes on: from its checkpoint, or from the start where there is no usable one."""
+    """How the training of `module` resumes: from its checkpoint, or from the start where there is no usable one."""
     if checkpoint is None:
         return Resumption()
     names = [name for name, value in module.named_parameters() if value.requires_grad]
@@ -85,7 +85,7 @@ def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, descr
         return Resumption(callbacks=callbacks, plugins=plugins)
     epoch = found[1]["epoch"]
     batches = found[1]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-    print(f"{description}: goes on after batch {batches} of epoch {epoch + 1}", file=sys.stderr, flush=True)
+    print(f"{description}: resuming after batch {batches} of epoch {epoch + 1}", file=sys.stderr, flush=True)
     return Resumption((epoch, batches), str(checkpoint.path), callbacks, plugins)
 
 
@@ -134,7 +134,7 @@ class StepCheckpointIO(CheckpointIO):
         discard(self.checkpoint.path)
 
 
-def _pack(state: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack(state: Mapping[str, Any], names: Sequence[str]) -> Kept:
     """Lightning's checkpoint as (tensors by name, plain values); `names` are the trained parameters."""
     (optimiser,) = state["optimizer_states"]
     tensors = {f"adapter/{name}": state["state_dict"][name] for name in names}
@@ -162,7 +162,7 @@ def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], names: Sequ
 
 
 def _random_state() -> Iterator[tuple[str, Tensor]]:
-    """torch's generators: dropout alone draws during training."""
+    """torch's generators: only dropout draws during training."""
     yield "cpu", torch.get_rng_state()
     if torch.cuda.is_available():
         yield "cuda", torch.cuda.get_rng_state()

@@ -52,7 +52,7 @@ class _From:
 
 
 def scoring_loader(rows: EncodedRows, max_tokens: int, pad_id: int, packing: bool) -> Any:
-    """A DataLoader over the rows for scoring: see `packed_batches` (packing.py), or `scoring_batches`."""
+    """A DataLoader over the rows for scoring: see `packed_batches` or `scoring_batches`."""
     batches = packed_batches(rows.tokens, max_tokens) if packing else scoring_batches(rows.lengths(), max_tokens)
     return batch_loader(rows, batches, pad_id, packing)
 

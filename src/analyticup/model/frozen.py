@@ -1,6 +1,6 @@
-"""The layers below the lowest adapter: frozen, so what they make of a prompt is computed once and used again.
+"""The layers below the lowest adapter: frozen, so their output for a prompt is computed once and reused.
 
-With `model.lora.layers` the adapters sit in the upper layers alone. Every fold, epoch and score of a prompt then starts
+With `model.lora.layers` the adapters are only in the upper layers. Every fold, epoch and score of a prompt then starts
 from the same hidden states; the backward pass ends there too.
 """
 
@@ -34,9 +34,9 @@ class FrozenStates:
         self._bytes = 0
 
     def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> list[Tensor]:
-        """What the first `layers` layers make of each prompt, [tokens, width] each, in the backbone's dtype.
+        """The output of the first `layers` layers for each prompt, [tokens, width] each, in the backbone's dtype.
 
-        On the CPU that this was measured on, the bits do not depend on which prompts stand beside each other.
+        On the CPU that this was measured on, the bits do not depend on which prompts share a batch.
         """
         keys = [tuple(ids) for ids in tokens]
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
@@ -75,7 +75,7 @@ class FrozenStates:
 def only_layers(decoder: Any, first: int, last: int) -> Iterator[None]:
     """Within, the decoder's forward pass runs the layers first..last-1, and its final norm only after the last of all.
 
-    For upper layers alone it takes the states that come out of layer first-1 as `inputs_embeds`.
+    Without the first layer it takes the states that come out of layer first-1 as `inputs_embeds`.
     """
     layers, norm, config = decoder.layers, decoder.norm, decoder.config
     if last - first == len(layers):

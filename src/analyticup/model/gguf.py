@@ -21,7 +21,7 @@ from analyticup.model.pins import GGUF, check_packaged, converted_folder, gguf_p
 
 
 def converted_gguf(backbone: str, cache: Path) -> Path:
-    """GGUF to safetensors once (some twenty seconds), then found by its source's sha256 and hashed before use."""
+    """The folder of a GGUF model's safetensors copy: made once (some twenty seconds), then hashed before each use."""
     folder = converted_folder(backbone, cache)
     # Runs with other artifacts folders may share the cache; the second one waits and finds the work done.
     with lock(cache, waits=True):
@@ -36,7 +36,7 @@ def converted_gguf(backbone: str, cache: Path) -> Path:
 
 
 def _convert(name: str, out: Path) -> None:
-    # Inside `out`: killed, it goes with it.
+    # Inside `out`, which is removed as a whole where a conversion was killed.
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if name.endswith(".gguf"):
             source = Path(name).expanduser().resolve()

@@ -2,7 +2,7 @@
 
 Every loss takes the same arguments and gives the mean over the batch, a float32 scalar:
 hidden [rows, width]; output_matrix [vocabulary, width]; labels [rows] of 0/1; reference [rows], the margins of the
-model without adapters, which `dpo` alone reads. `smoothing` in [0, 0.5) is the probability that the target gives to
+model without adapters, which only `dpo` reads. `smoothing` in [0, 0.5) is the probability that the target gives to
 the other label word: 1 - smoothing on the label's word, smoothing on the other one, nothing on the rest of the
 vocabulary. That form is assumed; where a source spreads its value over both classes, as PyTorch does, half of it is
 meant here.
@@ -60,7 +60,7 @@ def two_way(
     reference: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy over the two label words alone."""
+    """Cross-entropy over only the two label words."""
     return binary_cross_entropy_with_logits(margins(hidden, output_matrix, words), _targets(labels, smoothing))
 
 

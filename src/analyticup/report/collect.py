@@ -1,4 +1,4 @@
-"""TODO"""
+"""Collects a report's figures from the records and scores of a run's stages."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def _scores(labels_file: Path, scores_file: Path, trained: list[str]) -> list[La
 def _wrong_labels(truth_file: Path | None, ingested: Artifact) -> set[str] | None:
     """Row ids of the original training rows whose label is known to be wrong; None where nothing is known."""
     flipped = ingested.folder / FLIPPED
-    turned = set(read_json(flipped)) if flipped.is_file() else set()
+    known = set(read_json(flipped)) if flipped.is_file() else set()
     if truth_file is None:
-        # Real labels have errors of their own; only the turned ones are known.
-        return turned or None
+        # Real labels have errors of their own; only the flipped ones are known.
+        return known or None
     truth = read_labels(truth_file)
     rows = load_rows(ingested.file("train.parquet"))
     return {
@@ -93,11 +93,11 @@ def _wrong_labels(truth_file: Path | None, ingested: Artifact) -> set[str] | Non
 def _filter_quality(
     wrong: set[str], filtered: Artifact, ingested: Artifact, settings: FilterSettings
 ) -> list[FilterQuality]:
-    """How well each rule alone finds the known wrong labels among the original training rows, then the least credible
-    rows whatever the rules' cut-offs, then the rules in use.
+    """How well each rule by itself finds the known wrong labels among the original training rows; then the same of the
+    least credible rows whatever the rules' cut-offs, and of the rules in use.
 
     `auroc` and `ap` rank the rows by 1 - p(label), so they are the same for every rule; precision at the base rate is
-    guessing. A rule alone is capped by `filter.max_share` of the original rows.
+    guessing. A rule by itself is capped by `filter.max_share` of the original rows.
     """
     rows = load_rows(ingested.file("train.parquet"))
     score = load_table(filtered.file("scores.parquet")).set_index("row_id")["score"].loc[rows["row_id"]].to_numpy()

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What report.json holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StageFigures(TypedDict):
     seconds: float
 
 
-# How a rule found the labels that are known to be wrong, see `_filter_quality`; the keys are the table's columns.
+# How a rule found the labels that are known to be wrong, see `report.collect`; the keys are the table's columns.
 FilterQuality = TypedDict(
     "FilterQuality",
     {

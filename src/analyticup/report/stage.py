@@ -1,4 +1,4 @@
-"""TODO"""
+"""The report stage: report.json and report.html."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from analyticup.report.tables import to_html
 
 
 def report(job: Job) -> Counts:
+    """Writes the figures of all stages as JSON and as a page."""
     figures = collect(job)
     figures.save(job.out / REPORT)
     (job.out / "report.html").write_text(to_html(figures), encoding="utf-8")

@@ -1,25 +1,23 @@
-"""TODO"""
+"""A run's final figures in W&B."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from analyticup.engine.artifacts import Artifact
 from analyticup.report.figures import REPORT, Report
+from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
 from analyticup.tracking import tracked_run
 
 
-def log_summary(settings: Settings, folder: Path, group: str, config: Mapping[str, Any], report: Artifact) -> None:
+def log_summary(settings: Settings, group: str, report: Artifact) -> None:
     """The summary run of a pipeline run: final figures per task and split. Once per report, so that a cached run adds
     nothing."""
+    folder = resolve(settings.paths.artifacts)
     marker = folder / "wandb" / f"summary-{report.record.identity[:16]}-{report.digest[:16]}"
     if settings.tracking.mode == "disabled" or marker.exists():
         return
     figures = Report.load(report.file(REPORT))
-    with tracked_run(settings.tracking, folder, group, "summary", config) as logger:
+    with tracked_run(settings.tracking, folder, group, "summary", settings.model_dump()) as logger:
         if logger is not None:
             logger.experiment.summary.update(_final_figures(figures))
     marker.parent.mkdir(parents=True, exist_ok=True)

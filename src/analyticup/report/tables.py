@@ -102,7 +102,7 @@ def _language_table(task: str, decision: Decision) -> Table:
 
 
 def filter_table(title: str, quality: Sequence[Mapping[str, Any]], left: int = 1) -> Table:
-    """Entries of `_filter_quality`, whatever stands before their figures."""
+    """Rows of `FilterQuality`, with any columns before their figures."""
     table = plain_table(title, quality[0], left)
     for entry in quality:
         table.add_row(*cells(entry))

@@ -1,4 +1,4 @@
-"""Whether a run came to the figures that configs/expected.yaml holds for its config."""
+"""Whether a run reproduced the figures that configs/expected.yaml holds for its config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def compare(
     `figures` by the names that the file uses, `data` file name -> sha256 as in the manifest. An expectation holds for
     the shipped config with the entry's `overrides`, none if it has none, on exactly the files it was measured on.
     """
-    entry = _read(configs / "expected.yaml").get(name)
+    entries = yaml.safe_load((configs / "expected.yaml").read_text(encoding="utf-8")) or {}
+    entry = entries.get(name)
     if reason := _unlike(name, entry, settings, data, configs):
         return [Item(Verdict.SKIPPED, "expected figures", f"none to compare with: {reason}")]
     return [
@@ -64,10 +65,6 @@ def figures_by_name(report: Report) -> dict[str, float]:
         for figure, value in row.items()
         if isinstance(value, int | float)
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 def _find(name: str, figures: Mapping[str, float]) -> float:

@@ -13,7 +13,6 @@ from analyticup.engine.files import file_sha256, json_text, read_json, remove_un
 from analyticup.ensembling.threshold import DECISION, Decision, LanguageThreshold
 from analyticup.errors import UserError
 from analyticup.metrics import Figures
-from analyticup.settings.loading import to_dict
 from analyticup.settings.schema import Settings
 
 MANIFEST = "manifest.json"
@@ -36,8 +35,8 @@ class StageEntry:
 class Manifest:
     """What manifest.json holds: what ran, on which bytes, with which settings.
 
-    `files` are the published files by name and `data` the official files, both -> sha256; `config` is the settings'
-    `to_dict`; `thresholds`, `thresholds_by_language` (of tasks that have them) and `out_of_fold` are by task, `stages`
+    `files` are the published files by name and `data` the official files, both -> sha256; `config` are all
+    settings; `thresholds`, `thresholds_by_language` (of tasks that have them) and `out_of_fold` are by task, `stages`
     by title; `seconds` is the sum over the stages.
     """
 
@@ -61,7 +60,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Self, bool]:
-        """The manifest of a run's folder, and whether it is as it was written; UserError where it is none."""
+        """The manifest of a run's folder, and whether it is unchanged; UserError where it is not a manifest."""
         try:
             plain = read_json(folder / MANIFEST)
             stages = {name: _typed(StageEntry, entry) for name, entry in plain["stages"].items()}
@@ -86,7 +85,7 @@ def _typed(cls: type[T], plain: Mapping[str, Any]) -> T:
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(cls).items()}
     for name, kind in kinds.items():
         if not isinstance(plain[name], (float, int) if kind is float else kind):
-            raise TypeError(f"{name} is no {kind.__name__}")
+            raise TypeError(f"{name} is not a {kind.__name__}")
     return cls(**{name: plain[name] for name in kinds})
 
 
@@ -94,7 +93,7 @@ def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact])
     """Makes `submissions/<name>` hold the run's files; unchanged files are not touched, files of an earlier run that
     this one does not have are removed. Returns the manifest.
 
-    The final split (test where it was given, else dev) lies at the top, the other one in a folder `dev`. No file takes
+    The final split (test where it was given, else dev) is at the top, the other one in a folder `dev`. No file takes
     its place before all are written; the manifest, with the sha256 of each, is the last.
     """
     sources, manifest = published_files(artifacts), make_manifest(settings, artifacts)
@@ -141,7 +140,7 @@ def published_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
 
 
 def make_manifest(settings: Settings, artifacts: Mapping[str, Artifact]) -> Manifest:
-    """From the artifacts alone, so that a cached run says the same."""
+    """Only from the artifacts, so that a cached run says the same."""
     records = {name: artifact.record for name, artifact in artifacts.items()}
     decisions = {task: Decision.load(artifacts[f"threshold-{task}"].file(DECISION)) for task in settings.tasks}
     training = next(record for name, record in records.items() if name.startswith("train-"))
@@ -150,7 +149,7 @@ def make_manifest(settings: Settings, artifacts: Mapping[str, Artifact]) -> Mani
         name=settings.name,
         final_split=published_splits(artifacts)[0],
         files={name: file_sha256(path) for name, path in sorted(published_files(artifacts).items())},
-        config=to_dict(settings),
+        config=settings.model_dump(),
         data=data_sha256(artifacts),
         model={**backbone, **training.settings["weights"]},
         thresholds={task: decision.value for task, decision in decisions.items()},

@@ -29,7 +29,7 @@ from analyticup.submission.score import read_predictions
 from analyticup.submission.validate import validate_submission
 from analyticup.verdict import Item, Verdict
 
-# Where things lie on this machine; every other setting is the manifest's.
+# Locations on this machine; every other setting is the manifest's.
 PLACES = ("paths.artifacts", "paths.cache", "data.dir")
 
 
@@ -37,7 +37,7 @@ PLACES = ("paths.artifacts", "paths.cache", "data.dir")
 class _Run:
     """What is verified. `places` are the manifest's settings with this machine's paths; `sound` are the published files
     that have their sha256, `inputs` the input files that have theirs, by name; `stages` each stage's artifact, or why
-    it is none."""
+    there is none."""
 
     folder: Path
     manifest: Manifest
@@ -132,8 +132,8 @@ def _zips(folder: Path, files: Mapping[str, str], sound: set[str]) -> Iterator[I
         with zipfile.ZipFile(folder / name) as archive:
             packed = {prefix + member: archive.read(member) for member in archive.namelist()}
         differ = {other for other in packed.keys() | set(loose) if packed.get(other) != _content(folder, other, loose)}
-        faults = [f"{', '.join(sorted(differ))} not as beside it"] if differ else []
-        yield _said(f"zip {name}", faults, f"holds {', '.join(sorted(packed))} as beside it")
+        faults = [f"{', '.join(sorted(differ))} not as next to it"] if differ else []
+        yield _said(f"zip {name}", faults, f"holds {', '.join(sorted(packed))} as next to it")
 
 
 def _content(folder: Path, name: str, known: list[str]) -> bytes | None:
@@ -142,7 +142,7 @@ def _content(folder: Path, name: str, known: list[str]) -> bytes | None:
 
 @contextmanager
 def _input_folder(settings: Settings, places: Settings, stages: Mapping[str, Artifact | Unusable]) -> Iterator[Path]:
-    """Where the input files lie: `data.dir`, the sample stage's folder, or the sample corpus written anew."""
+    """Where the input files are: `data.dir`, the sample stage's folder, or the sample corpus written anew."""
     sample = stages.get("sample-all")
     if places.data.dir is not None:
         yield Path(places.data.dir).expanduser()

@@ -1,7 +1,7 @@
 """Reading config files and `key=value` overrides into settings, with all errors collected.
 
 A config file is YAML and may name another one that it extends: `extends: other.yaml`, relative to itself. YAML may hold
-plain values here, each written out where it stands.
+plain values here, each written out where it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from yaml.constructor import ConstructorError
 
 from analyticup.errors import UserError
 from analyticup.settings.paths import PROJECT
-from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, TASKS, Leaf, Section, Settings, leaves, split_task
+from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, TASKS, Leaf, Settings, leaves, split_task
 
 
 def settings_of(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
@@ -54,7 +54,7 @@ def load_settings(config: Path, overrides: list[str], overlay: Path | None = Non
 
 
 def settings_from_dict(tree: dict[str, Any], where: str, overrides: list[str]) -> Settings:
-    """The settings that `to_dict` made `tree` of, with overrides on top; `where` is named in errors as above."""
+    """The settings that `model_dump` made `tree` of, with overrides on top; `where` is named in errors as above."""
     errors: list[str] = []
     given = [Given(key, value, where) for key, value in _leaves(tree)]
     return _settle(given + _read_overrides(overrides, errors), errors)
@@ -86,11 +86,6 @@ def task_settings(settings: Settings, task: str) -> Settings:
     return settings.replace(**{"QC": {}, "QI": {}, **getattr(settings, task)})
 
 
-def to_dict(settings: Section) -> dict[str, Any]:
-    """A settings object as plain dicts and lists (for fingerprints, records and YAML)."""
-    return settings.model_dump()
-
-
 def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[Given]:
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -98,7 +93,7 @@ def _read_config(path: Path, errors: list[str], seen: tuple[Path, ...]) -> list[
     except (BadYaml, UnicodeDecodeError) as error:
         line = getattr(error, "line", None)
         where = f"{path}:{line}" if line else str(path)
-        errors.append(f"{where}: not valid YAML ({error}); mend that line")
+        errors.append(f"{where}: not valid YAML ({error}); fix that line")
         return []
     except OSError as error:
         errors.append(f"{path}: cannot be read ({error.strerror}); give the path of a config file")
@@ -164,7 +159,7 @@ def _checked(item: Given) -> Any:
         # Rules over several fields are for later, when all of them are known.
         return getattr(leaf.section.model_validate({leaf.name: item.value}, context=[]), leaf.name)
     except ValidationError as error:
-        raise _Wrong(_told(item.key, leaf, error.errors()[0])) from None
+        raise _Wrong(_in_words(item.key, leaf, error.errors()[0])) from None
 
 
 def _nearest(name: str, task: str | None) -> str:
@@ -188,7 +183,7 @@ _EXPECTED = {
 }
 
 
-def _told(key: str, leaf: Leaf, error: ErrorDetails) -> str:
+def _in_words(key: str, leaf: Leaf, error: ErrorDetails) -> str:
     """An error of pydantic in our words."""
     kind, given = error["type"], error["input"]
     if kind == "too_short":
@@ -220,8 +215,8 @@ def _check_across(values: Mapping[str, Given]) -> list[str]:
         errors += [_placed(problem, values, task) for problem in problems]
     for name in ("relations", "same_leaf"):
         if given := values.get(f"QI.negatives.{name}"):
-            told = "the targets of QI are titles, not category paths; set it for QC alone"
-            errors.append(f"{given.where}: {given.key}: {told}")
+            text = "the targets of QI are titles, not category paths; set it only for QC"
+            errors.append(f"{given.where}: {given.key}: {text}")
     return errors
 
 
@@ -236,8 +231,8 @@ def _threshold_problems(own: Settings, task: str) -> Iterator[str]:
     if own.ensemble.method == "rank" and not (threshold.enabled and threshold.mode == "sweep"):
         wrong = "threshold.mode = fixed" if threshold.enabled else "threshold.enabled = false"
         yield (
-            f"ensemble.method = rank makes scores that are no probabilities, but {wrong} for {task} compares them with "
-            f"one; use threshold.mode = sweep, or another method"
+            f"ensemble.method = rank makes scores that are not probabilities, but {wrong} for {task} compares them "
+            f"with one; use threshold.mode = sweep, or another method"
         )
 
 
@@ -255,7 +250,7 @@ def _placed(problem: str, values: Mapping[str, Given], task: str | None) -> str:
 
 
 def _view(values: Mapping[str, Given], task: str | None) -> dict[str, Any]:
-    """The tree of what a task sees, its own values over the common ones; None = these alone."""
+    """The tree of what a task sees, its own values over the common ones; None = only the common ones."""
     layers: dict[str, dict[str | None, dict[str, Any]]] = {}
     for item in values.values():
         whose, key = split_task(item.key)
@@ -299,7 +294,7 @@ class _Loader(yaml.SafeLoader):
             seen: set[str] = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    raise ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                    raise ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 

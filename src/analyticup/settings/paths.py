@@ -1,4 +1,4 @@
-"""TODO"""
+"""The project's root, and the paths of the settings."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ COMMON_KEYS = ("data.dir", "data.sample.")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # YAML 1.1 reads 1e-4 as text, as it has no dot.
 _BARE_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-_RUN_ONLY = "changes no figure: where files lie, or how a run is executed"
+_RUN_ONLY = "cannot change a figure: file locations and how the run is executed"
 T = TypeVar("T")
 # Marks a setting, or a whole section, that cannot change a figure and so is part of no identity.
 RunOnly = Annotated[T, _RUN_ONLY]
@@ -54,7 +54,7 @@ def _exponent(given: Any) -> Any:
 
 
 def _bare_number(given: Any) -> Any:
-    """`no` and `yes` are booleans in YAML 1.1, so a label word must be quoted; a number may stand bare."""
+    """`no` and `yes` are booleans in YAML 1.1, so a label word must be quoted; a number may be bare."""
     return str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
 
 
@@ -105,12 +105,12 @@ Text = Annotated[str, BeforeValidator(_bare_number), AfterValidator(_plain_text)
 Template = Annotated[Text, AfterValidator(_prompt)]
 # May start with ~ or ~user.
 Location = Annotated[Text, AfterValidator(_known_home)]
-# One value may stand for a list of one.
+# One value may be given for a list of one.
 OneOrMore = Annotated[list[T], BeforeValidator(lambda given: given if isinstance(given, list) else [given])]
 
 
 class Section(BaseModel):
-    """Immutable and always valid. Strict: a text is no number, 1 is not true; pydantic's ValidationError otherwise."""
+    """Immutable and always valid. Strict (a text is not a number, 1 is not true); else pydantic's ValidationError."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -127,12 +127,12 @@ class Section(BaseModel):
         return self.model_validate(values | {name: values[name].replace(**own) for name, own in below.items()})
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with fields that are right one by one. Settings are named in full, the wrong one first."""
+        """What is wrong with fields that are each right. Settings are named in full, the wrong one first."""
         yield from ()
 
     @model_validator(mode="after")
     def _has_no_problems(self, info: ValidationInfo) -> Self:
-        """A list as the context collects what is wrong with all sections, where an exception would tell one."""
+        """A list as the context collects what is wrong with all sections, where an exception would report one."""
         found = list(self.problems())
         if isinstance(info.context, list):
             info.context.extend(found)
@@ -160,7 +160,7 @@ def read_mapping(entries: Sequence[str], key: str) -> dict[str, str]:
 
 
 def read_volumes(entries: Sequence[str]) -> dict[str, int]:
-    """{"de": 500} from ["de=500"]; UserError for another form, and for what is no whole number of 0 or more."""
+    """{"de": 500} from ["de=500"]; UserError for another form, and for anything but a whole number of 0 or more."""
     volumes = {}
     for language, number in read_mapping(entries, "translate.volumes").items():
         if not (number.isascii() and number.isdigit()):
@@ -187,13 +187,13 @@ class DataSettings(Section):
     dir: RunOnly[Location | None] = Field(
         None, description="Folder of the competition's files; null = the embedded sample corpus."
     )
-    max_chars: int = Field(2000, ge=1, description="Longer texts are cut to this many characters.")
+    max_chars: int = Field(2000, ge=1, description="A training row with a longer text is rejected.")
     train_rows: int | None = Field(
         None, ge=1, description="Whole queries are kept or left out, by a hash of their text; null = all rows."
     )
-    # To measure the filter on real rows. What a run makes of such labels is no result.
+    # To measure the filter on real rows. A run on such labels says nothing about how good the model is.
     flip_labels: Number = Field(
-        0.0, ge=0, le=0.5, description="Share of the training labels that is turned, drawn by seed and row."
+        0.0, ge=0, le=0.5, description="Share of the training labels that is flipped, drawn by seed and row."
     )
     sample: SampleSettings = Field(SampleSettings(), description="The embedded sample corpus.")
 
@@ -205,7 +205,7 @@ class LoraSettings(Section):
     alpha: int = Field(32, ge=1, description="Scale of the adapters: alpha / r.")
     dropout: Number = Field(0.0, ge=0, le=0.95, description="Dropout before the adapters, in training.")
     targets: Text = Field("all-linear", description="Names of the layers with adapters, by comma, or all-linear.")
-    # What the layers below make of a prompt is computed once.
+    # The output of the layers below is computed once per prompt.
     layers: int | None = Field(None, ge=1, description="Adapters in this many of the upper layers; null = all.")
 
 
@@ -221,7 +221,7 @@ class ModelSettings(Section):
     lora: LoraSettings = Field(LoraSettings(), description="The adapters.")
     gradient_checkpointing: RunOnly[bool] = Field(False, description="Less memory in training, for more time.")
     # What several prompts begin with is run only once (in training only without lora.dropout): faster, the same figures
-    # but for rounding. Rates with and without: README, Speed.
+    # but for rounding. Rates with and without: src/analyticup/experiments/bench/README.md.
     packing: bool = Field(True, description="Run a batch of prompts without padding.")
 
 
@@ -335,7 +335,7 @@ class EmbedderSettings(Section):
     revision: Text | None = Field(None, description="Commit of a hub id.")
     instruction: Text = Field(
         "Given a product search query, retrieve the matching product category",
-        description="What models that take an instruction are told.",
+        description="The instruction, for models that take one.",
     )
     batch_size: RunOnly[int] = Field(64, ge=1, description="Texts in one batch.")
 
@@ -414,7 +414,7 @@ class FilterSettings(Section):
 class TrainSettings(Section):
     """Optimiser values are assumed (see configs/paper.yaml)."""
 
-    # label_nll = Eq. 1 of the paper; two_way = the two label words alone; dpo = a row of its Table 3, whose form is
+    # label_nll = Eq. 1 of the paper; two_way = only the two label words; dpo = a row of its Table 3, whose form is
     # assumed: label word over other word, against the base model.
     objective: Literal["label_nll", "two_way", "dpo"] = Field("label_nll", description="The loss.")
     # Assumed; the rival EAR-MP smoothed with 0.05. At 0.5 the targets no longer know the label.
@@ -422,7 +422,7 @@ class TrainSettings(Section):
         0.0, ge=0, le=0.49, description="Probability that a row's target gives to the other label word."
     )
     # Assumed; the usual value of Rafailov et al. 2023.
-    dpo_beta: Number = Field(0.1, ge=0.001, description="For dpo alone; larger stays closer to the base model.")
+    dpo_beta: Number = Field(0.1, ge=0.001, description="Only for dpo; larger stays closer to the base model.")
     epochs: int = Field(1, ge=1, description="Times that each row is seen.")
     lr: Number = Field(3e-4, ge=0, description="Highest learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the learning rate falls.")
@@ -435,7 +435,7 @@ class TrainSettings(Section):
     max_batch_tokens: int = Field(
         4096, ge=1, description="Padded tokens in one forward pass; a batch that is larger is cut into several."
     )
-    # It needs a C++ compiler. Rates before and after: README, Speed.
+    # It needs a C++ compiler. Rates before and after: src/analyticup/experiments/bench/README.md.
     compile_min_steps: int | None = Field(
         None, ge=1, description="Trainings of at least this many steps go through torch.compile; null = none."
     )
@@ -508,11 +508,11 @@ class MachineSettings(Section):
     """How to run, never what to compute."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the models run on.")
-    # As trainings of several folds, each in a process of its own that loads the model; on a machine with GPUs each
+    # As trainings of several folds, each in its own process that loads the model; on a machine with GPUs each
     # takes one of them in turn.
-    workers: int = Field(1, ge=1, description="Stages that run side by side.")
+    workers: int = Field(1, ge=1, description="Stages that run at once.")
     threads: int | None = Field(
-        None, ge=1, description="Of each process; null = torch's own choice, or the cores divided among the workers."
+        None, ge=1, description="Of each process; null = torch's choice, or the cores divided among the workers."
     )
     checkpoint_minutes: Number = Field(
         2.0, ge=0, description="An interrupted training loses at most about this much; 0 = it starts again."
@@ -614,5 +614,5 @@ def decisive(section: Section) -> dict[str, Any]:
         value = getattr(section, name)
         if _RUN_ONLY not in field.metadata:
             found[name] = decisive(value) if isinstance(value, Section) else value
-    # A task's own values stand under their full keys.
+    # A task's values have their full keys.
     return found | {task: {k: v for k, v in found[task].items() if not run_only(k)} for task in TASKS if task in found}

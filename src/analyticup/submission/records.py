@@ -1,14 +1,12 @@
-"""Submission files: written, validated by code that shares nothing with the writer, zipped, and scored."""
+"""Input and submission files read strictly, line by line, for the writer and the scorer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from analyticup.corpus.rows import MAX_ID, TARGET_FIELD, BadLine, decode_line, read_lines
-from analyticup.engine.files import replace_file
 from analyticup.errors import UserError, show_value
 
 
@@ -24,7 +22,7 @@ def same_ids(found: Iterable[int], wanted: Iterable[int], found_in: str, wanted_
 
 
 def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line; ids are checked to be whole numbers that stand once."""
+    """(line number, object) of every line; ids are checked to be whole numbers, each given once."""
     seen: set[int] = set()
     for number, raw in enumerate(read_lines(path)[0], 1):
         if not raw.strip():
@@ -67,13 +65,3 @@ def read_bits(path: Path, field: str, what: str) -> dict[int, int]:
             raise UserError(f"{path}:{number}: {field} is not the integer 0 or 1; repair the {what}")
         bits[record["id"]] = value
     return bits
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """`replace_file`; UserError where the machine fails."""
-    try:
-        with replace_file(path) as scratch:
-            yield scratch
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and the disk") from error

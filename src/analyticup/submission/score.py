@@ -1,4 +1,4 @@
-"""TODO"""
+"""F1 and the other figures of a submission file whose labels are known."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def _read_scores(path: Path) -> dict[int, float]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: no readable score table; give this submission's scores Parquet") from error
     kinds = {"id": pa.types.is_integer, "score": pa.types.is_floating}
-    # A name may stand twice in a Parquet file.
+    # A Parquet file may have a name twice.
     if sorted(table.schema.names) != sorted(kinds) or not all(is_kind(table[n].type) for n, is_kind in kinds.items()):
         raise UserError(f"{path}: no columns id and score of numbers; give this submission's scores Parquet")
     ids, values = table["id"].to_pylist(), table["score"].to_numpy()
     if None in ids or len(set(ids)) != len(ids) or not np.isfinite(values).all():
-        raise UserError(f"{path}: an id is missing or stands twice, or a score is not finite; write the scores again")
+        raise UserError(f"{path}: an id is missing or given twice, or a score is not finite; write the scores again")
     return dict(zip(ids, values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The submit stage: predictions become validated submission files and a zip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analyticup.submission.write import write_submission, zip_submission
 
 
 def submit(job: Job) -> Counts:
-    """Submission files of each split that every task has or that any task has, validated by independent code."""
+    """Writes and validates the submission files of each split that any task has; counts rows and positive answers."""
     counts: Counts = {}
     for split in SCORED_SPLITS:
         tasks = [task for task in job.settings.tasks if f"{split}_{task}.txt" in job.files]

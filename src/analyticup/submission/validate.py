@@ -1,4 +1,4 @@
-"""TODO"""
+"""Checks a submission file against its input, line by line; shares no code with the writer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def validate_submission(task: str, input_file: Path, submission_file: Path) -> l
     """Every problem of a submission against the input it answers: those of its lines first, then missing ids.
 
     An input of the other task is one problem, at the first such line. Row order is judged where it breaks: a
-    row that stands before its predecessor in the input. The order of fields and a missing newline at the very
+    row that comes before its predecessor in the input. The order of fields and a missing newline at the very
     end are not judged. UserError where a file cannot be read or the input itself is broken (file:line).
     """
     target = {"QC": "category_path", "QI": "item_title"}[task]
@@ -62,7 +62,7 @@ def format_problems(problems: Sequence[Problem]) -> str:
 
 
 class _Object(dict):  # type: ignore[type-arg]
-    """A JSON object that remembers which keys stood in it more than once."""
+    """A JSON object that remembers which keys it had more than once."""
 
     twice: Sequence[str] = ()
 
@@ -75,7 +75,7 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 
 
 def _no_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON value")
+    raise ValueError(f"{constant} is not a JSON value")
 
 
 # Made once: json.loads would make one for every line.
@@ -87,7 +87,7 @@ def _strict_object(line: bytes) -> tuple[dict[str, Any] | None, list[str]]:
 
     faults = []
     if b"\r" in line:
-        faults.append("carriage return in the line; it must end in LF alone")
+        faults.append("carriage return in the line; it must end in only LF")
     if not line.strip():
         return None, [*faults, "blank line"]
     try:
@@ -99,7 +99,7 @@ def _strict_object(line: bytes) -> tuple[dict[str, Any] | None, list[str]]:
         return None, [*faults, f"broken JSON: {ascii(str(error))[1:-1]}"]
     if not isinstance(value, _Object):
         return None, [*faults, f"not a JSON object: {show_value(value)}"]
-    return value, faults + [f"key {show_value(key)} stands twice" for key in value.twice]
+    return value, faults + [f"key {show_value(key)} is given twice" for key in value.twice]
 
 
 def _place_faults(
@@ -114,7 +114,7 @@ def _place_faults(
     previous = next(reversed(seen), row_id)
     seen[row_id] = number
     if expected[row_id]["line"] < expected[previous]["line"]:
-        return [f"wrong order: id {row_id} stands before id {previous} in the input"]
+        return [f"wrong order: id {row_id} comes before id {previous} in the input"]
     return []
 
 
@@ -165,7 +165,7 @@ def _expected_rows(path: Path, task: str, target: str) -> tuple[dict[int, dict[s
             if not (isinstance(text, str) or (name == target and name in row and text is None)):
                 raise UserError(f"{path}:{number}: no text in field {name}; repair the input file")
         if type(row_id) is not int or row_id in rows:
-            fault = f"id {show_value(row_id)} is no integer or stands twice"
+            fault = f"id {show_value(row_id)} is not an integer or is given twice"
             raise UserError(f"{path}:{number}: {fault}; repair the input file")
         rows[row_id] = {**texts, "line": number}
     if foreign:

@@ -1,17 +1,17 @@
-"""TODO"""
+"""Writes submission files, and packs them into a zip."""
 
 from __future__ import annotations
 
-import json
 import operator
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from analyticup.corpus.rows import TARGET_FIELD
-from analyticup.engine.files import read_bytes
+from analyticup.engine.files import read_bytes, replace_file, write_json_lines
 from analyticup.errors import UserError
-from analyticup.submission.records import _writing, input_rows, same_ids
+from analyticup.submission.records import input_rows, same_ids
 
 
 def write_submission(task: str, input_file: Path, predictions: Mapping[int, int], out_file: Path) -> None:
@@ -27,13 +27,13 @@ def write_submission(task: str, input_file: Path, predictions: Mapping[int, int]
     if out_file.exists() and out_file.samefile(input_file):
         raise UserError(f"{out_file}: is the input file; give another path to write to")
     same_ids(predictions, rows, f"predictions for {input_file}", str(input_file))
-    lines, encode = [], json.JSONEncoder(ensure_ascii=False).encode
-    for row_id, row in rows.items():
-        record = {name: row[name] for name in ("id", "language", "origin_query", target)}
-        record["prediction"] = _zero_or_one(predictions[row_id], row_id)
-        lines.append(encode(record) + "\n")
+    copied = ("id", "language", "origin_query", target)
+    records = [
+        {name: row[name] for name in copied} | {"prediction": _zero_or_one(predictions[row_id], row_id)}
+        for row_id, row in rows.items()
+    ]
     with _writing(out_file) as scratch:
-        scratch.write_bytes("".join(lines).encode("utf-8", errors="backslashreplace"))
+        write_json_lines(scratch, records)
 
 
 def zip_submission(files: Sequence[Path], out: Path) -> None:
@@ -43,7 +43,7 @@ def zip_submission(files: Sequence[Path], out: Path) -> None:
     """
     names = [file.name for file in files]
     if len(set(names)) != len(names):
-        raise UserError(f"{out}: two of the files have one name ({', '.join(sorted(names))}); rename one")
+        raise UserError(f"{out}: two of the files have the same name ({', '.join(sorted(names))}); rename one")
     with _writing(out) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         for file in sorted(files, key=lambda file: file.name):
             entry = zipfile.ZipInfo(file.name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -61,3 +61,13 @@ def _zero_or_one(value: object, row_id: int) -> int:
     if isinstance(value, bool) or number not in (0, 1):
         raise UserError(f"prediction of id {row_id} is {value!r}; it must be the integer 0 or 1")
     return number
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """`replace_file`; UserError where the machine fails."""
+    try:
+        with replace_file(path) as scratch:
+            yield scratch
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); check the folder and the disk") from error

@@ -34,7 +34,7 @@ def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
 
 
 def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelSource, description: str) -> EncodedRows:
-    """The rows with what the model's `frozen` lower layers make of them; as they are where none is frozen."""
+    """The rows with the hidden states after the model's `frozen` lower layers; unchanged where none is frozen."""
     if not frozen or not rows.tokens:
         return rows
     # Lightning would move it only later.
@@ -55,7 +55,7 @@ def train_fold(
     """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
 
     Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine, also where an
-    interrupted training goes on from its `checkpoint`. Raises UserError where the training rows lack one of the labels.
+    interrupted training resumes from its `checkpoint`. Raises UserError where the training rows lack one of the labels.
     """
     labels = set(training["label"].dropna().astype(int))
     if labels != {0, 1}:

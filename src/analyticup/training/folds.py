@@ -33,7 +33,7 @@ def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
     splitter = StratifiedGroupKFold(n_splits=n, shuffle=True, random_state=seed)
     fold_of_group: dict[int, int] = {}
     with warnings.catch_warnings():
-        # A language with few rows cannot be in every fold; that is no news to the user.
+        # A language with few rows cannot be in every fold; that is nothing new to the user.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(strata, strata, groups[original][order])):
             fold_of_group |= dict.fromkeys(groups[original][order][held_out].tolist(), fold)
@@ -81,6 +81,6 @@ def check_no_leakage(training: DataFrame, scored: DataFrame) -> None:
         shared = sorted(ours & theirs)
         if shared:
             raise CheckFailed(
-                f"leakage: {len(shared)} {what}s stand both in the training rows and in the rows they are scored on, "
+                f"leakage: {len(shared)} {what}s are both in the training rows and in the rows they are scored on, "
                 f"e.g. {shared[0]!r}; the folds must not be used"
             )

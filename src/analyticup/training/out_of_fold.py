@@ -1,4 +1,4 @@
-"""TODO"""
+"""The out-of-fold scores of a task, gathered from its folds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Where the models of a run come from: the backbone, its tokenizer, and the device they run on."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Machine:
         if torch.cuda.is_available():
             return "cuda"
         if self.accelerator == "gpu" and not torch.backends.mps.is_available():
-            raise UserError("machine.accelerator = gpu: torch sees no GPU here; use auto or cpu, or mend the driver")
+            raise UserError("machine.accelerator = gpu: torch sees no GPU here; use auto or cpu, or fix the driver")
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class ModelSource:
-    """Loads the backbone of a run's settings; the tokenizer, which takes seconds, is loaded once, a distinct text is
-    tokenised once, and a converted copy of the weights is hashed once."""
+    """Loads the backbone of a run's settings. The tokenizer, which takes seconds, is loaded only once, each distinct
+    text is tokenised once, and a converted copy of the weights is hashed once."""
 
     def __init__(self, settings: Settings, cache: Path, machine: Machine) -> None:
         self.settings = settings.model
@@ -81,6 +81,6 @@ class ModelSource:
 
 
 def model_source(settings: Settings) -> ModelSource:
-    """The backbone of these settings, loaded when it is needed."""
+    """The models of these settings, loaded when they are needed."""
     machine = Machine(settings.machine.accelerator, settings.machine.threads, settings.machine.workers)
     return ModelSource(settings, resolve(settings.paths.cache), machine)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The training stages: assign folds, train an adapter per fold, score the dev and test rows with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from analyticup.metrics import binary_metrics
 from analyticup.model.backbone import load_adapter, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.seeds import derive_seed
-from analyticup.settings.loading import to_dict
 from analyticup.tracking import tracked_run
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
 
 
 def folds(job: Job) -> Counts:
+    """Writes the fold of every training row; counts original and all rows of each."""
     rows = training_rows(job.inputs["rows"])
     n = job.settings.folds.n
     fold = assign_folds(rows, n, derive_seed(job.settings.seed, "folds", job.task))
@@ -46,11 +46,12 @@ def train(job: Job) -> Counts:
 
 
 def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
+    """Trains an adapter on `training`; writes it and the margins of `held_out`; with `check` they share no query."""
     if check:
         check_no_leakage(training, held_out)
     settings, part = job.settings, str(job.part)
     seed = derive_seed(settings.seed, purpose, job.task, part)
-    config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **to_dict(settings.train)}
+    config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **settings.train.model_dump()}
     name = f"{purpose}-{job.task}-{part}"
     description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
     with tracked_run(settings.tracking, job.logs, job.group, name, config) as logger:
@@ -77,6 +78,7 @@ def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
 
 
 def predict(job: Job) -> Counts:
+    """Writes the margins of the dev and test rows under one fold's adapter."""
     counts = {}
     model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
     if job.settings.predict.merge_adapters:

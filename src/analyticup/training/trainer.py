@@ -1,4 +1,4 @@
-"""TODO"""
+"""Lightning's trainer as every training and scoring uses it: quiet, and with the kit's own progress display."""
 
 from __future__ import annotations
 

@@ -15,11 +15,16 @@ from analyticup.experiments.ablation.table import Entry, Gain, Row, RowRun, Scor
 from analyticup.metrics import FIGURES, f1_at_thresholds
 from analyticup.report import tables
 from analyticup.report.tables import filter_table
-from analyticup.settings.loading import to_dict
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings, run_only
-from analyticup.terminal import plain_table
+from analyticup.terminal import markdown_table, plain_table
 from analyticup.tracking import log_table
+
+COLUMNS = ("task", "row", "languages", "rows", "floor F1", "F1", "gain", "AUC", "gain", "AP", "gain")
+LONG_COLUMNS = (
+    *("task", "config", "row", "languages", "rows", "seeds", "floor_f1", "figure"),
+    *("value", "low", "high", "seed_sd", "gain", "gain_low", "gain_high", "inside_noise"),
+)
 
 
 def ablation_name(settings: Settings, table: str) -> str:
@@ -46,10 +51,12 @@ def write(
     )
     quality = filter_quality(rows, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    text = to_markdown(table, about) + ("\n" + quality_markdown(quality) if quality else "")
+    text = to_markdown(table, about)
+    if quality:
+        text += "\n" + markdown_table(list(quality[0]), map(tables.cells, quality))
     write_atomically(folder / "table.md", text)
     write_atomically(folder / "table.csv", to_csv(table))
-    content = {"about": about, "config": to_dict(settings), "overrides": list(overrides), "table": table}
+    content = {"about": about, "config": settings.model_dump(), "overrides": list(overrides), "table": table}
     content |= {"filter": quality} if quality else {}
     write_atomically(folder / "ablation.json", json_text(content))
     for task in settings.tasks:
@@ -71,15 +78,6 @@ def show(console: Console, table: Sequence[Entry], rows: Sequence[Row], runs: Ma
 def filter_quality(rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]) -> list[dict[str, Any]]:
     """How each filter found the labels that are known to be wrong, by rule, for the first seed of every row."""
     return [{"row": row.title, **entry} for row in rows for entry in runs[row.config][0].filter_quality]
-
-
-def quality_markdown(quality: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| " + " | ".join(quality[0]) + " |", "|" + "---|" * len(quality[0])]
-    lines += ["| " + " | ".join(tables.cells(entry)) + " |" for entry in quality]
-    return "\n".join(lines) + "\n"
-
-
-COLUMNS = ("task", "row", "languages", "rows", "floor F1", "F1", "gain", "AUC", "gain", "AP", "gain")
 
 
 def cells(entry: Entry) -> list[str]:
@@ -107,15 +105,7 @@ def _gain(gain: Gain | None) -> str:
 
 
 def to_markdown(table: Sequence[Entry], about: str) -> str:
-    lines = [about, "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(entry)) + " |" for entry in table]
-    return "\n".join(lines) + "\n"
-
-
-LONG_COLUMNS = (
-    *("task", "config", "row", "languages", "rows", "seeds", "floor_f1", "figure"),
-    *("value", "low", "high", "seed_sd", "gain", "gain_low", "gain_high", "inside_noise"),
-)
+    return f"{about}\n\n{markdown_table(COLUMNS, map(cells, table))}"
 
 
 def long_rows(table: Sequence[Entry]) -> list[list[Any]]:

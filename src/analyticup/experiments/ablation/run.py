@@ -1,4 +1,4 @@
-"""TODO"""
+"""`./run.sh ablate`: runs every row of a table for every seed, then writes the table."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def ablate(options: argparse.Namespace) -> int:
     runs = {}
     with exclusive_run(settings, console), make_runner(settings, MODELS) as runner:
         for row in rows:
-            console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold", markup=False)
+            console.print(f"{row.task} {row.title} (configs/ablation/{row.config}.yaml)", style="bold")
             runs[row.config] = [_ablation_run(row.task, own, runner, console) for own in plans[row.config]]
     table = make_table({name: [run.scored for run in seeds] for name, seeds in runs.items()}, rows)
     name = ablation_name(settings, options.table)
     folder = resolve(settings.paths.submissions) / name
     write(folder, name, settings, table, rows, runs, options.overrides)
     show(console, table, rows, runs)
-    console.print(f"table and pictures: {folder}; {time.monotonic() - started:.0f} s", markup=False, soft_wrap=True)
+    console.print(f"table and pictures: {folder}; {time.monotonic() - started:.0f} s", soft_wrap=True)
     data = {file: digest for seeds in runs.values() for run in seeds for file, digest in run.data.items()}
     return int(compare_with_expected(console, name, settings, figures_by_name(table), data))
 

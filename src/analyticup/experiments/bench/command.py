@@ -1,4 +1,4 @@
-"""TODO"""
+"""`./run.sh bench`: measures, shows the table, and writes it to submissions/bench."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analyticup.engine.files import json_text, write_atomically
 from analyticup.errors import UserError
 from analyticup.experiments.bench.run import Plan, run_bench
 from analyticup.experiments.bench.table import COLUMNS, cells, to_markdown
-from analyticup.settings.loading import settings_of, to_dict
+from analyticup.settings.loading import settings_of
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.terminal import make_console, plain_table
 
@@ -22,21 +22,25 @@ def bench(options: argparse.Namespace) -> int:
     settings, console, started = settings_of(options, "small.yaml"), make_console(), time.monotonic()
     plan = _bench_plan(options)
     folder = resolve(settings.paths.submissions) / "bench"
-    circumstances = {"plan": dataclasses.asdict(plan), "config": to_dict(settings), "environment": describe(PROJECT)}
+    circumstances = {
+        "plan": dataclasses.asdict(plan),
+        "config": settings.model_dump(),
+        "environment": describe(PROJECT),
+    }
 
     def write(records: list[dict[str, Any]], about: list[str]) -> None:
         content = {"about": about, **circumstances, "table": records}
         write_atomically(folder / "bench.json", json_text(content))
         write_atomically(folder / "table.md", to_markdown(records, about))
 
-    records, about = run_bench(settings, plan, lambda text: console.print(text, markup=False, soft_wrap=True), write)
+    records, about = run_bench(settings, plan, lambda text: console.print(text, soft_wrap=True), write)
     write(records, about)
     shown = plain_table("bench: median (min..max)", COLUMNS, left=2)
     for record in records:
         shown.add_row(*cells(record))
     console.print(shown)
     for text in [*about, f"table: {folder}; {time.monotonic() - started:.0f} s"]:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
     return int(any(record["failed"] for record in records))
 
 

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from pandas import DataFrame
 
 from analyticup.augmentation.negatives import sample_negatives
 from analyticup.augmentation.translate import translate_rows
 from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.corpus import INGEST
 from analyticup.corpus.languages import LANGUAGES
-from analyticup.corpus.rows import save_rows
 from analyticup.corpus.sample import load_concepts
 from analyticup.corpus.tables import ROWS, save_table, training_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.files import write_json_lines
 from analyticup.engine.graph import Part
 from analyticup.engine.job import Job
 from analyticup.engine.workers import imported
@@ -91,9 +89,7 @@ def write_generated(folder: Path, count: int) -> None:
     """train_QC.txt and test_QC.txt with `count` rows each, and scores for the latter as from the ensemble stage."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
-        with (folder / f"{split}_{TASK}.txt").open("w", encoding="utf-8", newline="\n") as stream:
-            for row in generated_rows(split, count):
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_json_lines(folder / f"{split}_{TASK}.txt", generated_rows(split, count))
     draw = random.Random(SEED)
     (folder / "ensemble").mkdir(exist_ok=True)
     languages = [row["language"] for row in generated_rows("test", count)]
@@ -187,7 +183,7 @@ def _negatives(folder: Path, out: Path) -> None:
     rows = training_rows(Artifact(folder / "ingest", StageRecord()))
     # Random vectors know no band; each ask takes the nearest path that the rules leave.
     new_rows, _ = sample_negatives(rows, NegativesSettings(low=-1, high=1), RandomEmbedder(), SEED)
-    _save_with(rows, new_rows, out)
+    save_with_new_rows(rows, new_rows, out)
 
 
 def _mined(folder: Path, out: Path) -> None:
@@ -201,9 +197,15 @@ def _mined(folder: Path, out: Path) -> None:
     settings = MinedSettings(min_similarity=-1)
     translator = MinedTranslator({MINED_LANGUAGE: sorted(found)}, RandomEmbedder(), settings)
     new_rows, _, _ = translate_rows(rows, TranslateSettings(), translator, [MINED_LANGUAGE], SEED)
-    _save_with(rows, new_rows, out)
+    save_with_new_rows(rows, new_rows, out)
 
 
-STAGES = {"ingest": _ingest, "folds": _folds, "negatives": _negatives, "mined": _mined, "submit": _submit}
+STAGES = {
+    "ingest": lambda folder, out: ingest(_job(folder, out)),
+    "folds": lambda folder, out: folds(_job(folder, out)),
+    "negatives": _negatives,
+    "mined": _mined,
+    "submit": lambda folder, out: submit(_job(folder, out, "test")),
+}
 # What the competition's own files cannot do without; the others need an embedder, whose time dwarfs theirs.
 OFFICIAL = ("ingest", "folds", "submit")

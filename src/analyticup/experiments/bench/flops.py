@@ -1,6 +1,6 @@
 """How many floating-point operations a method needs, and how many the machine can do.
 
-Counted, a multiplication and an addition as two, on real tokens alone (padding is waste; a beginning that a pack has
+Counted, a multiplication and an addition as two, only on real tokens (padding is waste; a beginning that a pack has
 once counts once), for dense decoders:
 - forward: 2 x weights of the layers' linear maps per token, embeddings and norms left out;
 - backward through frozen weights: the same again, for the gradients of the activations (those of the weights are not
@@ -75,7 +75,7 @@ def prompts_load(lengths: Sequence[int]) -> Load:
 
 
 def packed_load(prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> Load:
-    """The prompts in packs of these rows, which share what they begin with (see packing.py)."""
+    """The prompts in packs of these rows, which share what they begin with (see `make_tree`)."""
     trees = [make_tree([prompts[row] for row in batch]) for batch in batches]
     return Load(sum(len(tree.ids) for tree in trees), sum(int((tree.positions + 1).sum()) for tree in trees))
 

@@ -1,6 +1,6 @@
-"""Interleaved rounds: every variant lives in a process of its own and works only when it is its turn.
+"""Interleaved rounds: every variant has its own process and works only when it is its turn.
 
-A process each, so that peak memory is that variant's alone; all idle but one, so that none slows another; A B C A B C,
+A process each, so that peak memory is only that variant's; all idle but one, so that none slows another; A B C A B C,
 so that a machine that slows down meanwhile slows all alike.
 """
 
@@ -26,13 +26,13 @@ WARM_UP, ROUND, STOP = "warm up", "round", "stop"
 
 
 class Unavailable(Exception):
-    """A variant cannot be measured here; the text says why. That is no failure."""
+    """A variant cannot be measured here; the text says why. That is not a failure."""
 
 
 @dataclass(frozen=True)
 class Done:
     """What one round did. `tokens` are real ones, without padding; `steps` are optimiser steps; `flops` are what the
-    method needs for these tokens (see flops.py); None = does not apply or is not known."""
+    method needs for these tokens (see the module flops); None = does not apply or is not known."""
 
     rows: int
     tokens: int | None = None
@@ -78,7 +78,7 @@ class Entry:
 
 @dataclass
 class Result:
-    """An entry with its rounds. `note` says why there are none; `failed` that this should not have been."""
+    """An entry with its rounds. `note` says why there are none; `failed` whether that is an error."""
 
     entry: Entry
     rounds: list[Round] = field(default_factory=list)
@@ -94,7 +94,7 @@ def measure(
 ) -> list[Result]:
     """Warms every entry up once, then measures `rounds` >= 1 rounds of all of them, in turn.
 
-    An entry that fails is left out of the further rounds; the others go on. `say` is told each turn, `keep` is given
+    An entry that fails is left out of the further rounds; the others continue. `say` gets a line for each turn, `keep`
     the results after each round.
     """
     results = [Result(entry) for entry in entries]
@@ -127,7 +127,7 @@ def _turn(worker: _Worker, command: str, result: Result) -> Any:
     if kind == "done":
         return answer
     result.note, result.failed, result.rounds = str(answer), kind == "failed", []
-    # Its memory is of use to the others.
+    # Frees its memory for the others.
     worker.stop()
     return None
 
@@ -167,7 +167,7 @@ def _serve(connection: Connection, variant: Variant) -> None:
 
 
 def _answer(command: str, variant: Variant) -> tuple[str, Any]:
-    # Progress lines and advice of so many processes would tear the table.
+    # Progress lines and advice of so many processes would break up the table.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return "done", variant.warm_up() if command == WARM_UP else timed_round(variant)
@@ -206,7 +206,7 @@ def _synchronise(reset_peak: bool = False) -> int | None:
 
 
 def _reset_peak_resident() -> None:
-    """From here on counts what is resident now and later; on Linux alone."""
+    """From here on counts what is resident now and later; only on Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -26,7 +26,7 @@ from analyticup.training.fold import score_rows, train_fold
 
 @dataclass
 class KitTraining:
-    """One epoch over the rows. `upper`: adapters in the upper half of the layers alone; `kept`: what the lower half
+    """One epoch over the rows. `upper`: adapters only in the upper half of the layers; `kept`: what the lower half
     makes of the prompts is there already, as from the second epoch or fold on; `compiled`: as by
     `train.compile_min_steps`, the compilation left out of the time."""
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from analyticup.experiments.bench.flops import backward_flops, forward_flops, head_flops, prompts_load, shape_of
+from analyticup.experiments.bench.flops import Shape, backward_flops, forward_flops, head_flops, prompts_load, shape_of
 from analyticup.experiments.bench.harness import Done, Unavailable
 from analyticup.experiments.bench.work import Work
 from analyticup.model.backbone import local_folder
@@ -142,6 +142,14 @@ def make_trainer(work: Work, model: Any, examples: list[dict[str, Any]], collato
     return trainer
 
 
+def _trained(trainer: Trainer, shape: Shape, lengths: list[int], head: float) -> Done:
+    """Runs the training; `lengths` are the prompts' tokens, `head` the operations of the output layer."""
+    trainer.train()
+    load = prompts_load(lengths)
+    flops = forward_flops(shape, load, shape.layers, shape.layers) + backward_flops(shape, load, shape.layers)
+    return Done(len(lengths), sum(lengths), trainer.state.global_step, flops + head)
+
+
 @dataclass
 class CausalTraining:
     """`Trainer` + PEFT with the causal-LM loss: full-vocabulary logits at every position, random padded batches."""
@@ -162,13 +170,10 @@ class CausalTraining:
         examples = causal_examples(self.work, rows)
         collator = DataCollatorForSeq2Seq(peer_tokenizer(self.work), label_pad_token_id=IGNORED)
         trainer = make_trainer(self.work, causal_model(self.work), examples, collator)
-        trainer.train()
         lengths = [len(example["input_ids"]) - 1 for example in examples]
-        shape = self.shape
-        load = prompts_load(lengths)
-        flops = forward_flops(shape, load, shape.layers, shape.layers) + backward_flops(shape, load, shape.layers)
-        flops += head_flops(shape, sum(lengths), shape.vocabulary, backward=True)
-        return Done(len(rows), sum(lengths), trainer.state.global_step, flops)
+        return _trained(
+            trainer, self.shape, lengths, head_flops(self.shape, sum(lengths), self.shape.vocabulary, backward=True)
+        )
 
 
 @dataclass
@@ -193,13 +198,8 @@ class ClassifierTraining:
         examples = class_examples(self.work, rows)
         collator = DataCollatorWithPadding(peer_tokenizer(self.work))
         trainer = make_trainer(self.work, classifier(self.work, self.loaded), examples, collator)
-        trainer.train()
         lengths = [len(example["input_ids"]) for example in examples]
-        shape = self.shape
-        load = prompts_load(lengths)
-        flops = forward_flops(shape, load, shape.layers, shape.layers) + backward_flops(shape, load, shape.layers)
-        flops += head_flops(shape, len(lengths), 2, backward=True)
-        return Done(len(rows), sum(lengths), trainer.state.global_step, flops)
+        return _trained(trainer, self.shape, lengths, head_flops(self.shape, len(lengths), 2, backward=True))
 
 
 @dataclass
@@ -298,7 +298,7 @@ class PipelineScoring(Generation):
 
 @dataclass
 class VllmScoring:
-    """vLLM: one token, restricted to the two label words, with their log probabilities. The backbone alone is loaded,
+    """vLLM: one token, restricted to the two label words, with their log probabilities. Only the backbone is loaded,
     which is as fast as a merged adapter."""
 
     work: Work

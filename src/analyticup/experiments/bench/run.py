@@ -86,11 +86,11 @@ def run_bench(
     with tempfile.TemporaryDirectory(prefix="analyticup-bench-") as scratch:
         models = [part for part in PARTS[:3] if part in plan.parts]
         if models:
-            works, told = _works(settings, plan, Path(scratch))
-            about += told
+            works, described = _works(settings, plan, Path(scratch))
+            about += described
             for part in models:
                 if part == "matmul" and len(models) > 1:
-                    # It stands in the other parts already, between their rounds.
+                    # It is in the other parts already, between their rounds.
                     continue
                 records += measured(_entries(part, works), plan.rounds)
         if "data" in plan.parts:
@@ -112,14 +112,14 @@ def _works(settings: Settings, plan: Plan, scratch: Path) -> tuple[dict[str, Wor
     cache = resolve(settings.paths.cache)
     works = {name: Work(own, scratch / f"{name}.parquet", cache) for name in tables}
     source = "the sample corpus" if settings.data.dir is None else "the given files"
-    told = (
+    described = (
         f"{task} rows of {source}: {len(tables['training'])} to train on and {len(tables['scoring'])} to score, "
         f"{plan.rounds} round(s) of each line in turn; median (min..max). Backbone {own.model.backbone} in "
         f"{works['training'].dtype} on {works['training'].source.machine.device}, LoRA rank {own.model.lora.r} on "
         f"{own.model.lora.targets}, batches of {own.train.batch_rows} x {own.train.accumulate}. Loading of weights is "
         f"not timed."
     )
-    return works, [told]
+    return works, [described]
 
 
 def _tables(own: Settings, task: str, plan: Plan, scratch: Path) -> dict[str, DataFrame]:
@@ -147,7 +147,7 @@ def _draw(rows: DataFrame, count: int, seed: int) -> DataFrame:
 
 def _threefold(rows: DataFrame) -> DataFrame:
     """As many rows, three to a query, as in the official files: a third of the queries, each with the targets of three
-    rows that lie a third of the table apart."""
+    rows that are a third of the table apart."""
     queries = -(-len(rows) // 3)
     parts = [
         rows.head(queries).assign(target=np.roll(rows["target"].to_numpy(), -queries * number)[:queries])

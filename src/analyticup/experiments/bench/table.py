@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from analyticup.experiments.bench.harness import Result, Round
+from analyticup.terminal import markdown_table
 
 COLUMNS = ("part", "what", "rows/s", "tokens/s", "seconds", "peak GB", "GFLOP/s", "of limit", "note")
 MATMUL = "matrix product: the limit"
@@ -85,6 +86,4 @@ def _short(value: float) -> str:
 
 
 def to_markdown(records: Sequence[dict[str, Any]], about: Sequence[str]) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells(record))} |" for record in records]
-    return "\n\n".join([*about, "\n".join(lines)]) + "\n"
+    return "\n\n".join([*about, markdown_table(COLUMNS, map(cells, records))])

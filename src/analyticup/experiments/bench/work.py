@@ -25,7 +25,7 @@ class LoadedSource(ModelSource):
     """Hands out a backbone that was loaded before, so that a round times the work and not the disk."""
 
     def load(self) -> None:
-        # The one of the round before goes first, so that two never stand in memory.
+        # The one of the round before goes first, so that two are never in memory.
         self._loaded = None
         gc.collect()
         self._loaded = super().backbone()
