@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from analyticup.corpus.rows import COLUMNS, make_rows
-from analyticup.filtering.rules import apply_remedy, find_suspects, label_credibility
-from analyticup.settings.schema import FilterSettings
+from analyticup.filtering.rules import RULES, apply_remedy, find_suspects, label_credibility
+from analyticup.settings.schema import FilterSettings, leaves
 
 pytestmark = pytest.mark.arithmetic
 
@@ -22,6 +22,10 @@ def table(labels):
     n = len(labels)
     columns = {name: [f"{name}{i}" for i in range(n)] for name in COLUMNS}
     return make_rows({**columns, "label": labels, "row_id": [f"train-{i}" for i in range(n)]})
+
+
+def test_the_settings_offer_exactly_the_rules_that_there_are():
+    assert leaves()["filter.rules"].choices == tuple(RULES)
 
 
 def test_credibility_is_the_probability_of_the_label_a_row_has():

@@ -20,7 +20,7 @@ from tiny_runs import TINY
 from analyticup import pipeline
 from analyticup.__main__ import main
 from analyticup.engine import graph
-from analyticup.engine.artifacts import sealed
+from analyticup.engine.artifacts import Artifact, StageRecord, sealed
 from analyticup.errors import UserError
 from analyticup.results import verify as verifying
 from analyticup.settings import paths
@@ -330,6 +330,28 @@ def test_moved_artifacts_are_found_where_they_are_said_to_be(copy: Path, tmp_pat
     flip(next((tmp_path / "moved").glob("train-QC-fold0-*/adapter_config.json")), random.Random(0))
     assert verify(copy) == 0
     assert verify(copy, f"paths.artifacts={tmp_path / 'moved'}") == 1
+
+
+def test_a_run_from_before_a_setting_existed_is_not_called_another(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def before(manifest: dict) -> None:
+        del manifest["config"]["train"]["label_smoothing"]
+        manifest["stages"]["train-QC-fold0"]["identity"] = "0" * 64
+
+    edit_manifest(copy, before)
+    verify(copy)
+    told = lines(capsys.readouterr().out, "SKIPPED")
+    assert "settings: not checked: the run's version had no train.label_smoothing" in told
+
+
+def test_a_report_of_another_version_is_not_compared(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = one(copy, "report-all-*") / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
+    artifact = Artifact(path.parent, StageRecord())
+    run: Any = SimpleNamespace(stages={"report-all": artifact})
+    (item,) = verifying._figures(run)
+    assert item.verdict == Verdict.SKIPPED and "not a report" in item.text
 
 
 def test_a_stage_whose_code_has_changed_since_is_named(

@@ -18,7 +18,7 @@ from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
-from analyticup.settings.schema import Settings
+from analyticup.settings.schema import TASK_SECTIONS, Settings
 from analyticup.terminal import make_console, plain_table
 from analyticup.verdict import Verdict, tally
 
@@ -85,7 +85,7 @@ def plan(options: argparse.Namespace) -> int:
     console.print(table)
     for task in settings.tasks:
         own = task_settings(settings, task)
-        off = [name for name in ("translate", "negatives", "filter") if not getattr(own, name).enabled]
+        off = [name for name in TASK_SECTIONS if not getattr(getattr(own, name), "enabled", True)]
         if off:
             console.print(f"{task}: switched off by the settings: {', '.join(off)}")
     waiting = sum(status.artifact is None for status in statuses)

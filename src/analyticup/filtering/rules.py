@@ -9,7 +9,29 @@ from pandas import DataFrame
 from analyticup.corpus.rows import COLUMNS
 from analyticup.settings.schema import FilterSettings
 
-DISAGREEMENT, AMBIGUITY, CONFIDENT_LEARNING = "disagreement", "ambiguity", "confident-learning"
+
+def label_credibility(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Probability that the models give to the label a row has, [rows], 0..1."""
+    return np.where(labels == 1, scores, 1 - scores)
+
+
+def _disagreement(labels: np.ndarray, scores: np.ndarray, settings: FilterSettings) -> np.ndarray:
+    return label_credibility(labels, scores) < settings.disagreement_below
+
+
+def _ambiguity(labels: np.ndarray, scores: np.ndarray, settings: FilterSettings) -> np.ndarray:
+    return np.abs(scores - 0.5) < settings.ambiguity_band
+
+
+def _confident_learning(labels: np.ndarray, scores: np.ndarray, settings: FilterSettings) -> np.ndarray:
+    if len(np.unique(labels)) < 2:
+        return np.zeros(len(labels), dtype=bool)
+    probabilities = np.column_stack([1 - scores, scores])
+    return np.asarray(find_label_issues(labels, probabilities, n_jobs=1), dtype=bool)
+
+
+# A new rule is a function and its name here and in `filter.rules`.
+RULES = {"disagreement": _disagreement, "ambiguity": _ambiguity, "confident-learning": _confident_learning}
 
 
 def find_suspects(labels: np.ndarray, scores: np.ndarray, settings: FilterSettings) -> list[list[str]]:
@@ -20,30 +42,13 @@ def find_suspects(labels: np.ndarray, scores: np.ndarray, settings: FilterSettin
     suspects are assumed.
     """
     credibility = label_credibility(labels, scores)
-    broken = {
-        DISAGREEMENT: lambda: credibility < settings.disagreement_below,
-        AMBIGUITY: lambda: np.abs(scores - 0.5) < settings.ambiguity_band,
-        CONFIDENT_LEARNING: lambda: _confident_learning(labels, scores),
-    }
-    by_rule = {rule: broken[rule]() for rule in settings.rules}
+    by_rule = {rule: RULES[rule](labels, scores, settings) for rule in settings.rules}
     suspect = np.any([*by_rule.values(), np.zeros(len(labels), dtype=bool)], axis=0)
     # 0.29 * 100 is a hair below 29 in floating point.
     allowed = int(settings.max_share * len(labels) + 1e-9)
     order = np.argsort(np.where(suspect, credibility, np.inf), kind="stable")
     suspect[order[allowed:]] = False
     return [[rule for rule in by_rule if suspect[i] and by_rule[rule][i]] for i in range(len(labels))]
-
-
-def label_credibility(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Probability that the models give to the label a row has, [rows], 0..1."""
-    return np.where(labels == 1, scores, 1 - scores)
-
-
-def _confident_learning(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    if len(np.unique(labels)) < 2:
-        return np.zeros(len(labels), dtype=bool)
-    probabilities = np.column_stack([1 - scores, scores])
-    return np.asarray(find_label_issues(labels, probabilities, n_jobs=1), dtype=bool)
 
 
 def apply_remedy(

@@ -22,8 +22,7 @@ class LabelWords:
 
 
 class PromptEncoder:
-    """Encodes `prompt.template`, e.g. `Query: {query}\\nCategory: {target}\\nRelevant:`; the label word comes right after
-    it.
+    """Encodes `prompt.template`, e.g. `Query: {query}\\nItem: {target}\\nRelevant:`; the label word follows it.
 
     The prompt's pieces are tokenised apart, so that truncation never touches the label position, and no text of a user
     can become a special token (`<bos>` in a query stays plain characters). A distinct text is tokenised once in the

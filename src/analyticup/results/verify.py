@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from analyticup.corpus.sample import write_sample
 from analyticup.corpus.tables import load_table
@@ -24,7 +25,7 @@ from analyticup.results.expected import compare, figures_by_name
 from analyticup.results.manifest import MANIFEST, Manifest, make_manifest
 from analyticup.settings.loading import settings_from_dict, task_settings
 from analyticup.settings.paths import PROJECT, resolve
-from analyticup.settings.schema import Settings
+from analyticup.settings.schema import Settings, leaves
 from analyticup.submission.score import read_predictions
 from analyticup.submission.validate import validate_submission
 from analyticup.verdict import Item, Verdict
@@ -221,6 +222,8 @@ def _graph(run: _Run) -> Item:
     faults += (
         [f"the settings and inputs are not those that made {other[0]} ({len(other)} such stages)"] if other else []
     )
+    if faults and (new := _new_settings(run.manifest.config)):
+        return Item(Verdict.SKIPPED, "settings", f"not checked: the run's version had no {', '.join(new)}")
     changed = [f"{stage} {code}, now {now[stage]}" for stage, code in then.items() if code != now[stage]]
     if changed and not faults:
         return Item(
@@ -229,6 +232,15 @@ def _graph(run: _Run) -> Item:
             f"they made these stages, by earlier versions of their code ({'; '.join(changed)})",
         )
     return _said("settings", faults, f"they and the inputs give the identities of all {len(wanted)} stages")
+
+
+def _new_settings(config: Mapping[str, Any]) -> list[str]:
+    """The settings of this version that a manifest's config lacks: identities from before them cannot be computed."""
+
+    def has(tree: Any, path: list[str]) -> bool:
+        return not path or (isinstance(tree, Mapping) and path[0] in tree and has(tree[path[0]], path[1:]))
+
+    return [key for key in leaves() if not has(config, key.split("."))]
 
 
 def _read_stages(manifest: Manifest, places: Settings) -> dict[str, Artifact | Unusable]:
@@ -300,5 +312,9 @@ def _figures(run: _Run) -> Iterator[Item]:
             Verdict.SKIPPED, "expected figures", "not compared: the folder of the stage report-all is gone or damaged"
         )
         return
-    figures = figures_by_name(Report.load(report.file(REPORT)))
+    try:
+        figures = figures_by_name(Report.load(report.file(REPORT)))
+    except (ValueError, RecursionError) as error:
+        yield Item(Verdict.SKIPPED, "expected figures", f"not compared: {report.file(REPORT)}: {_line(error)}")
+        return
     yield from compare(run.settings.name, run.settings, figures, run.manifest.data, PROJECT / "configs")

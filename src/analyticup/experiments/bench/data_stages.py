@@ -20,7 +20,7 @@ from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.corpus import INGEST
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.sample import load_concepts
-from analyticup.corpus.tables import ROWS, save_table, training_rows
+from analyticup.corpus.tables import save_table, save_with_new_rows, training_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.files import write_json_lines
 from analyticup.engine.graph import Part
@@ -163,22 +163,6 @@ def _job(folder: Path, out: Path, split: str = "train") -> Job:
     )
 
 
-def _ingest(folder: Path, out: Path) -> None:
-    imported(INGEST.run)(_job(folder, out))
-
-
-def _folds(folder: Path, out: Path) -> None:
-    imported(FOLDS.run)(_job(folder, out))
-
-
-def _submit(folder: Path, out: Path) -> None:
-    imported(SUBMIT.run)(_job(folder, out, "test"))
-
-
-def _save_with(rows: DataFrame, new_rows: DataFrame, out: Path) -> None:
-    save_rows(pd.concat([rows, new_rows], ignore_index=True), out / ROWS)
-
-
 def _negatives(folder: Path, out: Path) -> None:
     rows = training_rows(Artifact(folder / "ingest", StageRecord()))
     # Random vectors know no band; each ask takes the nearest path that the rules leave.
@@ -201,11 +185,11 @@ def _mined(folder: Path, out: Path) -> None:
 
 
 STAGES = {
-    "ingest": lambda folder, out: ingest(_job(folder, out)),
-    "folds": lambda folder, out: folds(_job(folder, out)),
+    "ingest": lambda folder, out: imported(INGEST.run)(_job(folder, out)),
+    "folds": lambda folder, out: imported(FOLDS.run)(_job(folder, out)),
     "negatives": _negatives,
     "mined": _mined,
-    "submit": lambda folder, out: submit(_job(folder, out, "test")),
+    "submit": lambda folder, out: imported(SUBMIT.run)(_job(folder, out, "test")),
 }
 # What the competition's own files cannot do without; the others need an embedder, whose time dwarfs theirs.
 OFFICIAL = ("ingest", "folds", "submit")
