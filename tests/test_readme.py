@@ -178,7 +178,7 @@ def is_known(key: str) -> bool:
 
 
 def test_settings_named_in_the_text_exist() -> None:
-    named = [re.match(r"[A-Za-z_]+(\.[a-z_]+)+", text) for text in INLINE]
+    named = [re.match(r"[A-Za-z_]+(\.[a-z0-9_]+)+", text) for text in INLINE]
     found = {match[0] for match in named if match and match[0].split(".")[0] in vars(Settings())}
     # Modules and files share their first word with a section: `filter.py`.
     found = {key for key in found if not key.endswith((".py", ".parquet", ".yaml", ".txt", ".jsonl", ".png"))}
@@ -188,7 +188,7 @@ def test_settings_named_in_the_text_exist() -> None:
 
 
 def test_settings_given_in_the_text_load() -> None:
-    given = [text for text in INLINE if re.fullmatch(r"[A-Za-z_.]+=[^…\s]+", text) and text != "key=value"]
+    given = [text for text in INLINE if re.fullmatch(r"[A-Za-z0-9_.]+=[^…\s]+", text) and text != "key=value"]
     assert len(given) > 10
     for text in given:
         load_settings(SAMPLE, [text])

@@ -357,9 +357,9 @@ def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
         ("translate.volumes=[de=x]", "translate.volumes: de=x: the rows must be a whole number"),
         ("translate.volumes=de", "'de' is not of the form language=value"),
         ("translate.positive_share=1.5", "must be between 0 and 1"),
-        ("translate.machine.codes=[de]", "translate.machine.codes: 'de' is not of the form"),
-        ("translate.translator=marian", "translate.translator = marian: set translate.machine.model"),
-        ("QI.translate.translator=marian", "QI.translate.translator = marian: set translate.machine.model"),
+        ("translate.seq2seq.codes=[de]", "translate.seq2seq.codes: 'de' is not of the form"),
+        ("translate.translator=seq2seq", "translate.translator = seq2seq: set translate.seq2seq.model"),
+        ("QI.translate.translator=seq2seq", "QI.translate.translator = seq2seq: set translate.seq2seq.model"),
         ("translate.mined.max_length_ratio=0.5", "must be at least 1"),
     ],
 )
@@ -373,7 +373,7 @@ def test_settings_that_cannot_be_meant_are_refused_at_once(tmp_path, given, told
 def test_volumes_are_checked_against_the_languages_of_each_task(tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text("translate: {volumes: [de=500, vn=10], languages: [de, vn]}\n", encoding="utf-8")
-    settings = load_settings(config, ["translate.translator=marian", "translate.machine.model=some/model"])
+    settings = load_settings(config, ["translate.translator=seq2seq", "translate.seq2seq.model=some/model"])
     assert settings.translate.volumes == ["de=500", "vn=10"]
     with pytest.raises(
         UserError, match=r"mine.yaml: translate.volumes names vn, which QC.translate.languages does not"

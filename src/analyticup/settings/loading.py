@@ -245,7 +245,7 @@ def _placed(problem: str, values: Mapping[str, Given], task: str | None) -> str:
         places.extend([given.where] if given else [])
         return given.key if given else match[0]
 
-    text = re.sub(r"[a-z_]+(?:\.[a-z_]+)+", name, problem)
+    text = re.sub(r"[a-z_]+(?:\.[a-z0-9_]+)+", name, problem)
     return f"{places[0]}: {text}"
 
 

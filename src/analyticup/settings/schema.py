@@ -263,7 +263,7 @@ class MinedSettings(Section):
     )
 
 
-class MachineTranslationSettings(Section):
+class Seq2SeqSettings(Section):
     """A sequence-to-sequence model of Transformers, e.g. Marian or NLLB.
 
     `model`: a hub id (needs `revision`) or a local folder; or, with one Marian model per pair of languages, local
@@ -282,7 +282,7 @@ class MachineTranslationSettings(Section):
 
     def problems(self) -> Iterator[str]:
         try:
-            read_mapping(self.codes, "translate.machine.codes")
+            read_mapping(self.codes, "translate.seq2seq.codes")
         except UserError as error:
             yield str(error)
 
@@ -291,7 +291,7 @@ class TranslateSettings(Section):
     """New rows for languages that have no training rows, by translating the query."""
 
     enabled: bool = Field(True, description="Whether rows are translated.")
-    translator: Literal["lexicon", "mined", "seedx", "marian"] = Field("mined", description="What translates.")
+    translator: Literal["lexicon", "mined", "seedx", "seq2seq"] = Field("mined", description="What translates.")
     languages: OneOrMore[Text] | None = Field(
         None, description="Languages to translate into; null = those of dev and test that have no training rows."
     )
@@ -308,13 +308,13 @@ class TranslateSettings(Section):
     )
     seedx: SeedXSettings = Field(SeedXSettings(), description="For `translator` seedx.")
     mined: MinedSettings = Field(MinedSettings(), description="For `translator` mined.")
-    machine: MachineTranslationSettings = Field(MachineTranslationSettings(), description="For `translator` marian.")
+    seq2seq: Seq2SeqSettings = Field(Seq2SeqSettings(), description="For `translator` seq2seq.")
 
     def problems(self) -> Iterator[str]:
-        if self.enabled and self.translator == "marian" and not self.machine.model:
+        if self.enabled and self.translator == "seq2seq" and not self.seq2seq.model:
             yield (
-                "translate.translator = marian: set translate.machine.model to a local folder, or to a hub id with "
-                "translate.machine.revision"
+                "translate.translator = seq2seq: set translate.seq2seq.model to a local folder, or to a hub id with "
+                "translate.seq2seq.revision"
             )
         try:
             unused = sorted(set(read_volumes(self.volumes)) - set(self.languages or []))

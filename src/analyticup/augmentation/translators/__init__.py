@@ -1,5 +1,5 @@
 """Translators of queries: `lexicon` (phrase tables), `mined` (real queries as translations), `seedx` (a
-language model), `marian` (a sequence-to-sequence model).
+language model), `seq2seq` (a sequence-to-sequence model).
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from typing import Any
 
 from analyticup.augmentation.translators.base import OfferedTranslator, Tools, Translator
 from analyticup.augmentation.translators.lexicon import LexiconTranslator
-from analyticup.augmentation.translators.machine import MachineTranslator
 from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.augmentation.translators.seedx import SeedXTranslator
+from analyticup.augmentation.translators.seq2seq import Seq2SeqTranslator
 from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
 __all__ = [
@@ -30,7 +30,7 @@ TRANSLATORS: dict[str, tuple[type[OfferedTranslator], str]] = {
     "lexicon": (LexiconTranslator, ""),
     "mined": (MinedTranslator, "mined"),
     "seedx": (SeedXTranslator, "seedx"),
-    "marian": (MachineTranslator, "machine"),
+    "seq2seq": (Seq2SeqTranslator, "seq2seq"),
 }
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from analyticup.augmentation.translators import build_translator
 from analyticup.augmentation.translators.base import CachedTranslator, Tools, Translation
-from analyticup.augmentation.translators.machine import MachineTranslator, pair_folders
+from analyticup.augmentation.translators.seq2seq import Seq2SeqTranslator, pair_folders
 from analyticup.errors import UserError
-from analyticup.settings.schema import MachineTranslationSettings, Settings, TranslateSettings
+from analyticup.settings.schema import Seq2SeqSettings, Settings, TranslateSettings
 from analyticup.training.source import Machine
 
 WORDS = ["red", "dress", "for", "women", "rotes", "kleid", "bag", "shoe", "two", "words", "men", "and"]
@@ -68,7 +68,7 @@ def marian(tokenizer, folder, scripted=None, width=32):
         _script(model, chain, size)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return MachineTranslationSettings(model=str(folder), beams=1, batch_size=4, max_new_tokens=8)
+    return Seq2SeqSettings(model=str(folder), beams=1, batch_size=4, max_new_tokens=8)
 
 
 def _script(model, chain, size):
@@ -91,7 +91,7 @@ def _script(model, chain, size):
 def test_a_translation_ends_at_the_end_token(marian_tokenizer, tmp_path):
     for beams in (1, 3):
         settings = marian(marian_tokenizer, tmp_path, ["rotes", "kleid"]).replace(beams=beams)
-        translator = MachineTranslator(settings, CPU)
+        translator = Seq2SeqTranslator(settings, CPU)
         assert (
             translator.translate(["red dress", "dress for women"], "de", ["en", "en"])
             == [Translation("rotes kleid")] * 2
@@ -125,7 +125,7 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     settings = marian(marian_tokenizer, tmp_path)
     texts = ["red", "two words for women and men", "bag", "red dress for women", "shoe", "dress and bag", "men"]
     sources = ["en"] * len(texts)
-    translator = MachineTranslator(settings, CPU)
+    translator = Seq2SeqTranslator(settings, CPU)
     translator._load(translator._model_for("en", "de"))
     together = translator._complete(texts, settings.model, "en", "de")
     alone = [translator._complete([text], settings.model, "en", "de")[0] for text in texts]
@@ -135,13 +135,13 @@ def test_a_batch_gives_what_each_text_gives_alone_and_is_of_like_length(marian_t
     assert [call["input_ids"].shape[1] for call in seen] == [2, 7]
     assert {call["max_new_tokens"] for call in seen} == {8}
     results = translator.translate(texts, "de", sources)
-    single = MachineTranslator(settings.replace(batch_size=1), CPU)
+    single = Seq2SeqTranslator(settings.replace(batch_size=1), CPU)
     assert results == [single.translate([text], "de", ["en"])[0] for text in texts]
 
 
 def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatch):
     machine = marian(marian_tokenizer, tmp_path / "model", ["rotes", "kleid"])
-    settings = TranslateSettings(translator="marian", machine=machine)
+    settings = TranslateSettings(translator="seq2seq", seq2seq=machine)
 
     def build():
         return build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
@@ -160,11 +160,11 @@ def test_cached_translations_ask_no_model(marian_tokenizer, tmp_path, monkeypatc
 
 def test_outputs_are_cleaned_and_refused_with_their_reason(monkeypatch):
     monkeypatch.setattr(
-        MachineTranslator,
+        Seq2SeqTranslator,
         "_complete",
         lambda self, texts, **_: [f'"{text} Kleid"\nmore' if text else "" for text in texts],
     )
-    translator = MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT), CPU)
+    translator = Seq2SeqTranslator(Seq2SeqSettings(model="a/b", revision=COMMIT), CPU)
     assert translator.translate(["x", ""], "de", ["en", "fr"]) == [
         Translation("x Kleid"),
         Translation(None, refused="empty"),
@@ -177,12 +177,12 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
     pattern = str(tmp_path / "opus-{source}-{target}")
     marian(marian_tokenizer, tmp_path / "opus-en-de", ["rotes", "kleid"])
     marian(marian_tokenizer, tmp_path / "opus-fr-vi", ["bag"])
-    settings = MachineTranslationSettings(model=pattern, beams=1)
+    settings = Seq2SeqSettings(model=pattern, beams=1)
     assert {pair: path.name for pair, path in pair_folders(pattern).items()} == {
         ("en", "de"): "opus-en-de",
         ("fr", "vn"): "opus-fr-vi",
     }
-    translator = MachineTranslator(settings, CPU)
+    translator = Seq2SeqTranslator(settings, CPU)
     assert translator.translate(["red dress", "robe"], "de", ["en", "fr"]) == [
         Translation("rotes kleid"),
         Translation(None, refused="no model for its languages"),
@@ -191,11 +191,11 @@ def test_one_model_per_pair_is_read_from_its_folder(marian_tokenizer, tmp_path):
     assert translator._loaded == str(tmp_path / "opus-fr-vi")
     identity = translator.identity
     marian(marian_tokenizer, tmp_path / "opus-en-de", ["bag"])
-    assert MachineTranslator(settings, CPU).identity != identity
-    with pytest.raises(UserError, match=r"translate\.machine\.revision: one commit cannot pin"):
-        MachineTranslator(settings.replace(revision=COMMIT), CPU)
-    with pytest.raises(UserError, match=r"translate\.machine\.model: no folder of the form .*none-\{source\}"):
-        MachineTranslator(settings.replace(model=str(tmp_path / "none-{source}")), CPU)
+    assert Seq2SeqTranslator(settings, CPU).identity != identity
+    with pytest.raises(UserError, match=r"translate\.seq2seq\.revision: one commit cannot pin"):
+        Seq2SeqTranslator(settings.replace(revision=COMMIT), CPU)
+    with pytest.raises(UserError, match=r"translate\.seq2seq\.model: no folder of the form .*none-\{source\}"):
+        Seq2SeqTranslator(settings.replace(model=str(tmp_path / "none-{source}")), CPU)
 
 
 def nllb(folder):
@@ -215,20 +215,20 @@ def nllb(folder):
     )
     M2M100ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return MachineTranslationSettings(model=str(folder), beams=1, max_new_tokens=5)
+    return Seq2SeqSettings(model=str(folder), beams=1, max_new_tokens=5)
 
 
 def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
-    translator = MachineTranslator(nllb(tmp_path), CPU)
+    translator = Seq2SeqTranslator(nllb(tmp_path), CPU)
     translator.translate(["red dress"], "de", ["en"])
     code = translator._tokenizer.convert_tokens_to_ids
     seen = calls(translator)(["bag", "sac"], "ar", ["en", "fr"])
     assert [call["input_ids"][0, 0].item() for call in seen] == [code("eng_Latn"), code("fra_Latn")]
     assert {call["forced_bos_token_id"] for call in seen} == {code("arb_Arab")}
-    with pytest.raises(UserError, match=r"translate\.machine\.codes: .* knows no language 'pol_Latn' \(for pl\)"):
+    with pytest.raises(UserError, match=r"translate\.seq2seq\.codes: .* knows no language 'pol_Latn' \(for pl\)"):
         translator.translate(["bag"], "pl", ["en"])
-    bare = MachineTranslator(nllb(tmp_path).replace(codes=["en=eng_Latn"]), CPU)
-    with pytest.raises(UserError, match=r"translate\.machine\.codes has no 'de'; add de=CODE"):
+    bare = Seq2SeqTranslator(nllb(tmp_path).replace(codes=["en=eng_Latn"]), CPU)
+    with pytest.raises(UserError, match=r"translate\.seq2seq\.codes has no 'de'; add de=CODE"):
         bare.translate(["bag"], "de", ["en"])
 
 
@@ -241,35 +241,35 @@ def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
-        MachineTranslator(settings, CPU).translate(["bag"], "de", ["en"])
+        Seq2SeqTranslator(settings, CPU).translate(["bag"], "de", ["en"])
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"model": None}, r"translate\.machine\.model is not set"),
-        ({"revision": "main"}, r"translate\.machine\.revision is 'main'; pin a/b"),
+        ({"model": None}, r"translate\.seq2seq\.model is not set"),
+        ({"revision": "main"}, r"translate\.seq2seq\.revision is 'main'; pin a/b"),
     ],
 )
 def test_settings_that_cannot_work_are_named(change, told):
     with pytest.raises(UserError, match=told):
-        MachineTranslator(MachineTranslationSettings(model="a/b", revision=COMMIT).replace(**change), CPU)
+        Seq2SeqTranslator(Seq2SeqSettings(model="a/b", revision=COMMIT).replace(**change), CPU)
 
 
 def test_what_changes_translations_changes_the_identity_and_batches_do_not():
-    settings = MachineTranslationSettings(model="a/b", revision=COMMIT)
-    identity = MachineTranslator(settings, CPU).identity
-    assert MachineTranslator(settings.replace(batch_size=1), CPU).identity == identity
+    settings = Seq2SeqSettings(model="a/b", revision=COMMIT)
+    identity = Seq2SeqTranslator(settings, CPU).identity
+    assert Seq2SeqTranslator(settings.replace(batch_size=1), CPU).identity == identity
     for change in ({"beams": 1}, {"max_new_tokens": 9}, {"revision": COMMIT[::-1]}, {"codes": ["de=deu_Latn"]}):
-        assert MachineTranslator(settings.replace(**change), CPU).identity != identity
+        assert Seq2SeqTranslator(settings.replace(**change), CPU).identity != identity
 
 
 def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
     from analyticup.checks.models import model_findings, needed_models
 
     def look(model, revision=None):
-        machine = MachineTranslationSettings(model=model, revision=revision)
-        settings = Settings(translate=TranslateSettings(translator="marian", machine=machine))
+        machine = Seq2SeqSettings(model=model, revision=revision)
+        settings = Settings(translate=TranslateSettings(translator="seq2seq", seq2seq=machine))
         models = [model for model in needed_models(settings, tmp_path) if model.use == "translator"]
         return [(finding.verdict, finding.text) for finding in model_findings(models)]
 
@@ -279,15 +279,15 @@ def test_the_check_looks_at_the_translation_models(marian_tokenizer, tmp_path):
     ((level, text),) = look(str(tmp_path / "none-{source}-{target}"))
     assert level == "FAIL" and "neither a folder nor a hub id" in text
     ((level, text),) = look("owner/model")
-    assert level == "FAIL" and "translate.machine.revision=COMMIT" in text
+    assert level == "FAIL" and "translate.seq2seq.revision=COMMIT" in text
 
 
 def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
     from analyticup.augmentation import translate_settings as _translate_identity
 
     def identity(**change):
-        machine = MachineTranslationSettings(**{"model": "a/b", "revision": COMMIT, **change})
-        return _translate_identity(Settings(translate=TranslateSettings(translator="marian", machine=machine)))
+        machine = Seq2SeqSettings(**{"model": "a/b", "revision": COMMIT, **change})
+        return _translate_identity(Settings(translate=TranslateSettings(translator="seq2seq", seq2seq=machine)))
 
     assert identity(batch_size=1) == identity()
     assert identity(beams=1) != identity() and identity(revision=COMMIT[::-1]) != identity()
@@ -299,9 +299,9 @@ def test_the_stage_is_identified_by_the_weights_and_not_by_the_batches():
 
 
 def test_the_identity_stays_as_caches_know_it():
-    settings = MachineTranslationSettings(model="a/b", revision=COMMIT, codes=["de=deu_Latn"])
-    told = f"marian:a/b@{COMMIT}:beams=4,max=96,codes=[('de', 'deu_Latn')],rules=1"
-    assert MachineTranslator(settings, CPU).identity == told
+    settings = Seq2SeqSettings(model="a/b", revision=COMMIT, codes=["de=deu_Latn"])
+    told = f"seq2seq:a/b@{COMMIT}:beams=4,max=96,codes=[('de', 'deu_Latn')],rules=1"
+    assert Seq2SeqTranslator(settings, CPU).identity == told
 
 
 def test_the_model_goes_where_the_machine_says(marian_tokenizer, tmp_path, monkeypatch):
@@ -309,16 +309,16 @@ def test_the_model_goes_where_the_machine_says(marian_tokenizer, tmp_path, monke
 
     settings = marian(marian_tokenizer, tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    translator = MachineTranslator(settings, CPU)
+    translator = Seq2SeqTranslator(settings, CPU)
     translator._load(settings.model)
     assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
-    elsewhere = MachineTranslator(settings, SimpleNamespace(device="meta"))
+    elsewhere = Seq2SeqTranslator(settings, SimpleNamespace(device="meta"))
     elsewhere._load(settings.model)
     assert elsewhere._model.device.type == "meta"
 
 
 def test_a_cached_translator_that_needs_the_source_is_not_asked_without(marian_tokenizer, tmp_path):
-    settings = TranslateSettings(translator="marian", machine=marian(marian_tokenizer, tmp_path / "model", ["bag"]))
+    settings = TranslateSettings(translator="seq2seq", seq2seq=marian(marian_tokenizer, tmp_path / "model", ["bag"]))
     translator = build_translator(settings, Tools(tmp_path / "cache", CPU, {}, no_embedder))
-    with pytest.raises(UserError, match="marian needs the source languages, but none were given"):
+    with pytest.raises(UserError, match="seq2seq needs the source languages, but none were given"):
         translator.translate(["bag"], "de")

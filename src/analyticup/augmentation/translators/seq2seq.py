@@ -13,38 +13,38 @@ from analyticup.augmentation.translators.outputs import first_line, judged
 from analyticup.corpus.languages import ISO
 from analyticup.errors import UserError
 from analyticup.model.pins import check_pinned, model_identity
-from analyticup.settings.schema import MachineTranslationSettings, read_mapping
+from analyticup.settings.schema import Seq2SeqSettings, read_mapping
 
 if TYPE_CHECKING:
     from analyticup.training.source import Machine
 
-_KEY = "translate.machine"
+_KEY = "translate.seq2seq"
 
 
-class MachineTranslator(GeneratingTranslator[MachineTranslationSettings]):
+class Seq2SeqTranslator(GeneratingTranslator[Seq2SeqSettings]):
     """Loads a model when its languages are asked for, bf16 on CUDA and float32 elsewhere."""
 
-    name: ClassVar[str] = "marian"
+    name: ClassVar[str] = "seq2seq"
     key: ClassVar[str] = _KEY
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     any_language: ClassVar[bool] = True
     uses_source = True
 
-    def __init__(self, settings: MachineTranslationSettings, machine: Machine) -> None:
+    def __init__(self, settings: Seq2SeqSettings, machine: Machine) -> None:
         """Raises UserError for models that are not there or not pinned."""
         super().__init__(settings, machine)
         self._codes = _codes(settings)
         self._folders = pair_folders(settings.model) if settings.model and has_placeholders(settings.model) else None
 
     @classmethod
-    def models(cls, settings: MachineTranslationSettings) -> list[str]:
+    def models(cls, settings: Seq2SeqSettings) -> list[str]:
         """The model, or of one per pair of languages those whose folders are there; none of them: the name as it is."""
         name = settings.model or ""
         folders = sorted(set(pair_folders(name).values())) if has_placeholders(name) else []
         return [str(folder) for folder in folders] or [name]
 
     @classmethod
-    def _weights(cls, settings: MachineTranslationSettings) -> str:
+    def _weights(cls, settings: Seq2SeqSettings) -> str:
         model, revision = settings.model, settings.revision
         if not model:
             raise UserError(f"{_KEY}.model is not set; give a local folder, or a hub id with its revision")
@@ -56,7 +56,7 @@ class MachineTranslator(GeneratingTranslator[MachineTranslationSettings]):
         return ",".join(f"{source}-{target}={names[at]}" for (source, target), at in sorted(folders.items()))
 
     @classmethod
-    def _how(cls, settings: MachineTranslationSettings) -> str:
+    def _how(cls, settings: Seq2SeqSettings) -> str:
         return f"codes={sorted(_codes(settings).items())}"
 
     def translate(
@@ -67,7 +67,7 @@ class MachineTranslator(GeneratingTranslator[MachineTranslationSettings]):
         Raises UserError without `sources`, and for a language whose code the model does not know.
         """
         if sources is None:
-            raise UserError("translate.translator=marian needs the source languages, but none were given")
+            raise UserError("translate.translator=seq2seq needs the source languages, but none were given")
         results = [Translation(None, refused="no model for its languages")] * len(texts)
         for source in sorted(set(sources)):
             model = self._model_for(source, target_language)
@@ -114,7 +114,7 @@ class MachineTranslator(GeneratingTranslator[MachineTranslationSettings]):
         return self._codes[language]
 
 
-def _codes(settings: MachineTranslationSettings) -> dict[str, str]:
+def _codes(settings: Seq2SeqSettings) -> dict[str, str]:
     return read_mapping(settings.codes, f"{_KEY}.codes")
 
 
