@@ -397,7 +397,7 @@ def test_all_that_is_wrong_with_one_section_is_told_at_once(empty):
     told = [line.partition("': ")[2][:40] for line in errors(empty, *given)]
     assert told == [
         "folds.n = 1: must be between 2 and 100",
-        "translate.translator = seq2seq: set trans",
+        "translate.translator = seq2seq: set tran",
         "translate.volumes: 'de' is not of the fo",
         "QI.translate.seq2seq.codes: 'x' is not o",
     ]

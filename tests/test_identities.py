@@ -103,8 +103,8 @@ def test_what_decides_is_everything_else():
 
 # Made by the code before settings were pydantic models: an artifact that was made then must be found again. They hold
 # for these code versions, defaults and tables of the sample; who changes one of them on purpose changes its lines here.
-# They changed three times: when marian became seq2seq (its own only), when the weights and output rules of Seed-X entered its stage, and when the prompt became one
-# setting, `prompt.template`.
+# They changed three times: when the weights and output rules of Seed-X entered its stage, when the prompt became one
+# setting, and when marian became seq2seq (its own only).
 PINNED = {
     "mined": {
         "translate-QI": "20bf08eb648f16268e73002bf97fd73be9efaef2f43a712b3f3c89a894f8ac86",
