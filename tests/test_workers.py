@@ -31,10 +31,10 @@ from analyticup.pipeline import MODELS
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
 from analyticup.training import source
 
-# Trainings that are long enough to be interrupted.
+# Trainings that are much longer than the start of a second worker, so that both can be interrupted inside.
 LONG = [
     *(*TINY, "machine.workers=2", "tasks=[QI]", "QI.filter.enabled=false"),
-    *("model.lora.layers=1", "train.batch_rows=2", "train.epochs=2"),
+    *("model.lora.layers=1", "train.batch_rows=2", "train.epochs=5"),
 ]
 
 
