@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from closeness import assert_same_sums
+from worker_calls import Writes
 
 from analyticup.__main__ import main
 from analyticup.corpus.languages import LANGUAGES
@@ -199,35 +200,6 @@ def test_shape_of_the_random_model_against_a_count_by_hand(work):
 def test_matrix_products_are_counted():
     variant = MatrixMultiply("float32", "cpu", size=16, repeats=3)
     assert done_by(variant) == Done(rows=0, flops=2 * 16**3 * 3)
-
-
-@dataclass
-class Writes:
-    """Appends its name and process to a file; fails where told to."""
-
-    name: str
-    log: Path
-    fails: str = ""
-
-    def _say(self, what: str) -> None:
-        with self.log.open("a") as stream:
-            stream.write(f"{what} {self.name} {os.getpid()}\n")
-
-    def warm_up(self) -> None:
-        self._say("warm")
-        if self.fails == "absent":
-            raise Unavailable("not here")
-
-    def prepare(self) -> None:
-        pass
-
-    def run(self) -> Done:
-        self._say("run")
-        if self.fails == "error":
-            raise ValueError("broken\nsecond line")
-        if self.fails == "death":
-            os._exit(9)
-        return Done(rows=2)
 
 
 @pytest.mark.slow

@@ -17,17 +17,17 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import worker_calls
 from tiny_runs import ROOT, TINY, places
+from worker_calls import MODELS, answer, fail_beside, wait_for, work_long
 
 from analyticup.engine import execution, progress, workers
 from analyticup.engine.artifacts import Artifact, StageRecord
-from analyticup.engine.files import publish_folder
 from analyticup.engine.graph import Node, Part, Stage, Status
 from analyticup.engine.progress import Display, relay_to, track
 from analyticup.engine.workers import InProcess, cores, make_runner
 from analyticup.errors import UserError
 from analyticup.model.frozen import KEPT_BYTES
-from analyticup.pipeline import MODELS
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
 from analyticup.training import source
 
@@ -42,66 +42,38 @@ def settings(count=2, **machine):
     return Settings(machine=MachineSettings(accelerator="cpu", workers=count, **machine))
 
 
-# ---------------------------------------------------------------- calls, as workers import them
-
-
-def answer(folder, source, seconds=0.0):
-    time.sleep(seconds)
-    told = {"pid": os.getpid(), "threads": source.machine.threads, "room": source.frozen._room}
-    return Artifact(folder, StageRecord(counts=told))
-
-
-def fail_beside(folder, source):
-    """As soon as the other worker's stage is under way."""
-    wait_for(lambda: any(folder.iterdir()))
-    raise UserError("rows are wrong")
-
-
-def die(job):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def work_long(folder, source):
-    with publish_folder(folder):
-        time.sleep(100)
-
-
-def wait_for(condition, seconds=60):
-    for _ in range(seconds * 20):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
-
 # ---------------------------------------------------------------- runners
 
 
-def test_one_worker_is_this_process():
+def test_one_worker_is_this_process(tmp_path):
     with make_runner(settings(1), MODELS) as runner:
         assert isinstance(runner, InProcess) and runner.count == 1
-        record = runner.submit(functools.partial(answer, Path("x")), settings(1)).result().record.counts
+        record = runner.submit(functools.partial(answer, tmp_path), settings(1)).result().record.counts
     assert record["pid"] == os.getpid() and record["threads"] is None
 
 
-def test_workers_are_processes_with_their_share_of_the_cores():
+def test_workers_are_processes_with_their_share_of_the_cores(tmp_path):
     given = settings(2)
     with make_runner(given, MODELS) as runner:
-        call = functools.partial(answer, Path("x"), seconds=3)
+        call = functools.partial(answer, tmp_path, processes=2)
         records = [future.result().record.counts for future in [runner.submit(call, given) for _ in range(2)]]
         # Ctrl-C reaches idle workers too.
         for record in records:
             os.kill(record["pid"], signal.SIGINT)
         own = settings(2, threads=3)
-        assert runner.submit(functools.partial(answer, Path("x")), own).result().record.counts["threads"] == 3
+        assert runner.submit(functools.partial(answer, tmp_path), own).result().record.counts["threads"] == 3
     assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
     assert {record["threads"] for record in records} == {max(1, cores() // 2)}
-    assert {record["room"] for record in records} == {KEPT_BYTES // 2}
     wait_for(lambda: not any(psutil.pid_exists(record["pid"]) for record in records), 10)
 
 
+def test_workers_share_the_room_for_kept_states(tmp_path):
+    two = source.ModelSource(Settings(), tmp_path, source.Machine("cpu", None, 2))
+    assert two.frozen._room == KEPT_BYTES // 2
+
+
 def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
-    monkeypatch.setattr(source, "model_source", lambda given: object())
+    monkeypatch.setattr(worker_calls, "no_models", lambda given: object())
     sources = workers._Sources(MODELS)
     first = sources.of(settings())
     assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
@@ -131,7 +103,7 @@ def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path)
 
 
 def test_a_worker_that_is_killed_is_told_as_out_of_memory(tmp_path):
-    node = Node(Stage("train", 1, "test_workers:die"), "QC", Part(0), {}, {}, {})
+    node = Node(Stage("train", 1, "worker_calls:die"), "QC", Part(0), {}, {}, {})
     given = Settings(machine=settings().machine, paths=PathSettings(artifacts=str(tmp_path)))
     told = r"^train-QC-fold0: out of memory .* lower train\.max_batch_tokens"
     with pytest.raises(UserError, match=told), make_runner(given, MODELS) as runner:
@@ -169,7 +141,7 @@ def events(tmp_path, monkeypatch, count, ends):
     made = {}
     for name, needed in DIAMOND.items():
         inputs = {other: made[other] for other in needed}
-        made[name] = Node(Stage(name, 1, "test_workers:answer"), "", Part(), {}, inputs, {})
+        made[name] = Node(Stage(name, 1, "worker_calls:answer"), "", Part(), {}, inputs, {})
     given = Settings(paths=PathSettings(artifacts=str(tmp_path)))
     steps = execution.execute(given, list(made.values()), {}, Scripted(count, ends, monkeypatch))
     for step in steps:

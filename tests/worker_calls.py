@@ -1,0 +1,84 @@
+"""What tests run in other processes. It imports nothing heavy, so that such a process starts in a moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.files import publish_folder
+from analyticup.engine.job import Job
+from analyticup.errors import UserError
+from analyticup.experiments.bench.harness import Done, Unavailable
+from analyticup.settings.schema import Settings
+
+MODELS = "worker_calls:no_models"
+
+
+def no_models(settings: Settings) -> Any:
+    return SimpleNamespace(machine=settings.machine)
+
+
+def wait_for(condition: Callable[[], bool], seconds: int = 60) -> None:
+    for _ in range(seconds * 20):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def answer(folder: Path, source: Any, processes: int = 1) -> Artifact:
+    """Which process this is and what it may use, as soon as so many processes are at it."""
+    (folder / str(os.getpid())).touch()
+    wait_for(lambda: len(list(folder.iterdir())) >= processes)
+    return Artifact(folder, StageRecord(counts={"pid": os.getpid(), "threads": source.machine.threads}))
+
+
+def fail_beside(folder: Path, source: Any) -> Artifact:
+    """As soon as the other worker's stage has begun."""
+    wait_for(lambda: any(folder.iterdir()))
+    raise UserError("rows are wrong")
+
+
+def work_long(folder: Path, source: Any) -> None:
+    with publish_folder(folder):
+        time.sleep(100)
+
+
+def die(job: Job) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Writes:
+    """A line of the benchmark that appends its name and process to a file; fails where told to."""
+
+    name: str
+    log: Path
+    fails: str = ""
+
+    def _say(self, what: str) -> None:
+        with self.log.open("a") as stream:
+            stream.write(f"{what} {self.name} {os.getpid()}\n")
+
+    def warm_up(self) -> None:
+        self._say("warm")
+        if self.fails == "absent":
+            raise Unavailable("not here")
+
+    def prepare(self) -> None:
+        pass
+
+    def run(self) -> Done:
+        self._say("run")
+        if self.fails == "error":
+            raise ValueError("broken\nsecond line")
+        if self.fails == "death":
+            os._exit(9)
+        return Done(rows=2)
