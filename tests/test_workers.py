@@ -21,6 +21,7 @@ import worker_calls
 from tiny_runs import ROOT, TINY, places
 from worker_calls import MODELS, answer, fail_beside, wait_for, work_long
 
+from analyticup.__main__ import main
 from analyticup.engine import execution, progress, workers
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Node, Part, Stage, Status
@@ -31,7 +32,7 @@ from analyticup.model.frozen import KEPT_BYTES
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
 from analyticup.training import source
 
-# Trainings that are much longer than the start of a second worker, so that both can be interrupted inside.
+# Trainings that are long enough to be interrupted inside.
 LONG = [
     *(*TINY, "machine.workers=2", "tasks=[QI]", "QI.filter.enabled=false"),
     *("model.lora.layers=1", "train.batch_rows=2", "train.epochs=5"),
@@ -219,6 +220,9 @@ def test_no_worker_outlives_an_interrupted_run_and_the_next_one_goes_on(tmp_path
     def said():
         return (tmp_path / "log").read_text()
 
+    # What is before the trainings is cached then, so that both start at once, each in a worker that is new.
+    few_steps = ["train.epochs=1", "train.batch_rows=32", "machine.workers=1"]
+    assert main(["run", *LONG, *few_steps, *places(tmp_path)]) == 0
     # As Ctrl-C does, to every process of the terminal.
     assert interrupt(tmp_path, written, lambda pid: os.killpg(pid, signal.SIGINT)) == 130
     assert said().endswith("interrupted; finished stages are kept, the same command resumes from there\n")
