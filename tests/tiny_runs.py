@@ -33,7 +33,7 @@ def places(folder: Path) -> list[str]:
 
 def make_job(folder: Path, **given: Any) -> Job:
     """A stage's job in a folder: nothing is cached there, no model can be loaded; `given` says the rest."""
-    places = {"out": folder, "cache": folder, "logs": folder, "resume_file": folder / "none"}
+    defaults = {"out": folder, "cache": folder, "logs": folder, "resume_file": folder / "none"}
     plain = {"task": "QC", "part": Part(), "inputs": {}, "files": {}, "group": "", "resume_identity": ""}
     source = SimpleNamespace(machine=Machine("cpu", None))
-    return Job(**{**places, **plain, "source": source, **given})
+    return Job(**{**defaults, **plain, "source": source, **given})

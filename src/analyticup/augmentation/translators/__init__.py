@@ -15,9 +15,7 @@ from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
 __all__ = [
     "TRANSLATORS",
-    "CachedTranslator",
     "Tools",
-    "Translation",
     "Translator",
     "build_translator",
     "translation_models",
