@@ -69,13 +69,13 @@ def check(name: str, query: str, target: str, target_first: bool) -> None:
     made, limits = encoder(name, target_first), PromptSettings()
     harmless = made.encode(["red bag"], ["bags"])[0]
     (ids,) = made.encode([query], [target])
-    head, tail = len(made.head), len(made.tail)
-    assert ids[:head] == harmless[:head] == made.head
-    assert ids[-tail:] == harmless[-tail:] == made.tail
+    head, middle, tail = map(len, made.fixed)
+    assert ids[:head] == harmless[:head] == made.fixed[0]
+    assert ids[-tail:] == harmless[-tail:] == made.fixed[2]
     # The label word follows `Relevant:`, so its colon is the last token of every prompt.
     assert tokenizer(name).decode(ids[-tail:]) == "\nRelevant:"
     room = limits.max_query_tokens + limits.max_target_tokens
-    assert len(ids) <= head + len(made.middle) + tail + room
+    assert len(ids) <= head + middle + tail + room
     assert not special_ids(name) & set(ids[1:])
     assert made.encode(["other", query], ["other", target])[1] == ids
     # What stands between is what each text gives alone: neither one reaches into the other.
@@ -102,7 +102,8 @@ def test_texts_of_100k_characters_are_cut_and_leave_the_other_side_whole(name: s
     check(name, query, target, False)
     made = encoder(name)
     short, long = made.encode(["bag", query], ["bags", "bags"])
-    end = len(made.middle) + len(made._tokens([" bags"])[0]) + len(made.tail)
+    (bags,) = tokenizer(name)([" bags"], add_special_tokens=False)["input_ids"]
+    end = len(made.fixed[1]) + len(bags) + len(made.fixed[2])
     assert long[-end:] == short[-end:]
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from analyticup.engine import files
+from analyticup.engine.artifacts import Record
 from analyticup.model import gguf, pins
 from analyticup.model.backbone import local_folder
 from analyticup.model.pins import identity
@@ -38,6 +41,8 @@ def conversions(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "some_gguf", SimpleNamespace(EXPECTED_SHA256="ab" * 32))
     monkeypatch.setattr(gguf, "_convert", convert)
+    # A stand-in is known in this process only.
+    monkeypatch.setattr(gguf, "apart", lambda function, *arguments: function(*arguments))
     return done
 
 
@@ -70,25 +75,41 @@ def test_a_damaged_copy_is_named_and_converted_again(conversions, tmp_path, caps
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "record.json"]
 
 
+def test_a_machine_without_bf16_gets_a_second_copy_with_the_same_values_in_float32(conversions, monkeypatch, tmp_path):
+    settings, weights = ModelSettings(backbone="gguf:some_gguf"), {"layer": torch.rand(4, 3).bfloat16()}
+    monkeypatch.setattr(gguf, "_convert", lambda name, out: save_file(weights, out / "model.safetensors"))
+    narrow = Path(local_folder(settings, tmp_path))
+    (narrow / "config.json").write_text("{}")
+    Record(identity=narrow.name).save(narrow)
+    folder = Path(local_folder(settings, tmp_path, "float32"))
+    assert folder.name == f"{narrow.name}-float32"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "record.json"]
+    (found,) = load_file(folder / "model.safetensors").values()
+    assert found.dtype == torch.float32 and torch.equal(found, weights["layer"].float())
+
+
 def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path, replaced):
     import transformers
 
     from analyticup.settings.schema import Settings
+    from analyticup.training import source
     from analyticup.training.source import Machine, ModelSource
 
-    local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
+    folder = local_folder(ModelSettings(backbone="gguf:some_gguf"), tmp_path)
     hashed, loaded = [], []
     real = files.file_sha256
     replaced(real, lambda path: hashed.append(path.name) or real(path))
-    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
-        monkeypatch.setattr(
-            kind, "from_pretrained", lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int)
-        )
-    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="float32", packing=False))
-    source = ModelSource(settings, tmp_path, Machine("cpu", None))
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM,
+        "from_pretrained",
+        lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int),
+    )
+    monkeypatch.setattr(source, "KeptTokens", lambda folder, cache: loaded.append(str(folder)) or "tokens")
+    settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="bfloat16", packing=False))
+    models = ModelSource(settings, tmp_path, Machine("cpu", None))
     for _ in range(3):
-        source.backbone()
-    assert source.tokenizer and len(loaded) == 4 and set(loaded) == {str(next(tmp_path.iterdir()))}
+        models.backbone()
+    assert models.tokenizer and loaded == [folder] * 4
     assert hashed == ["model.safetensors"]
 
 
@@ -123,6 +144,7 @@ def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch
         "def kill(source, out):\n    (out / 'half').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n\n"
         "if __name__ == '__main__':\n    gguf._convert_tokenizer = kill\n"
+        "    gguf.apart = lambda function, *given: function(*given)\n"
         "    gguf.converted_gguf('gguf:standin_gguf', Path(sys.argv[1]))\n"
     )
     cache = tmp_path / "cache"
@@ -134,6 +156,7 @@ def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch
     assert clean_cache(cache) == left[1:]
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(gguf, "_convert", lambda name, out: (out / "model.safetensors").write_text("whole"))
+    monkeypatch.setattr(gguf, "apart", lambda function, *given: function(*given))
     folder = gguf.converted_gguf("gguf:standin_gguf", cache)
     assert sorted(path.name for path in cache.iterdir()) == [".lock", folder.name]
 

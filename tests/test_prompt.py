@@ -50,17 +50,28 @@ def test_a_template_may_have_any_form(tokenizer, template):
     assert text(tokenizer, ids) == "<bos>" + template.format(query="red bag", target="bags,red")
 
 
-def test_a_text_is_tokenised_once_and_reads_the_same_each_time(tokenizer, monkeypatch):
-    encoder = PromptEncoder(tokenizer, PromptSettings(max_query_tokens=4, max_target_tokens=6))
+class Counting:
+    """A tokenizer that notes what it is given, call by call."""
+
+    def __init__(self, tokenizer):
+        self.seen, self._tokenizer = [], tokenizer
+        self.bos_token_id, self.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+
+    def __call__(self, texts, **form):
+        self.seen.append(texts)
+        return self._tokenizer(texts, **form)
+
+
+def test_a_text_is_tokenised_once_and_reads_the_same_each_time(tokenizer):
+    counting = Counting(tokenizer)
+    encoder = PromptEncoder(counting, PromptSettings(max_query_tokens=4, max_target_tokens=6))
     queries, targets = ["red bag", "shoe", "red bag"], ["bags", "bags", "shoe"]
-    seen, tokens = [], encoder._tokens
-    monkeypatch.setattr(encoder, "_tokens", lambda texts: seen.extend(texts) or tokens(texts))
     first = encoder.encode(queries, targets)
-    # A text in both places is cut at two lengths.
-    assert seen == [" red bag", " shoe", " bags", " shoe"]
+    # The prompt's own words come in the same call.
+    assert counting.seen == [["Query:", "\nItem:", "\nRelevant:", " no", " yes", " red bag", " shoe", " bags"]]
     assert encoder.encode(queries[::-1], targets[::-1]) == first[::-1]
     assert encoder.encode(["new"], ["bags"]) == PromptEncoder(tokenizer, encoder.settings).encode(["new"], ["bags"])
-    assert seen[4:] == [" new"]
+    assert counting.seen[1:] == [[" new"]]
 
 
 def test_a_tokenizer_without_bos_gets_none():
@@ -85,8 +96,9 @@ def test_special_tokens_in_a_text_stay_plain_characters(tokenizer, token):
 def test_the_prompt_always_ends_at_the_label_position(tokenizer, query, target):
     encoder = PromptEncoder(tokenizer, PromptSettings(max_query_tokens=7, max_target_tokens=9))
     ids = encoder.encode([query], [target])[0]
-    assert ids[: len(encoder.head)] == encoder.head and ids[-len(encoder.tail) :] == encoder.tail
-    assert len(ids) <= len(encoder.head) + 7 + len(encoder.middle) + 9 + len(encoder.tail)
+    head, middle, tail = encoder.fixed
+    assert ids[: len(head)] == head and ids[-len(tail) :] == tail
+    assert len(ids) <= len(head) + 7 + len(middle) + 9 + len(tail)
 
 
 def test_each_side_is_cut_at_its_own_limit(tokenizer):
@@ -108,19 +120,10 @@ def test_an_empty_target_is_a_target(tokenizer):
     assert text(tokenizer, encode(tokenizer, "a", "")) == "<bos>Query: a\nItem: \nRelevant:"
 
 
-def test_rows_come_back_in_order_and_distinct_texts_are_tokenised_once(tokenizer):
+def test_rows_come_back_in_order(tokenizer):
     encoder = PromptEncoder(tokenizer, PromptSettings())
-    seen = []
-    tokens = encoder._tokens
-
-    def counting(texts):
-        seen.extend(texts)
-        return tokens(texts)
-
-    encoder._tokens = counting
     queries, targets = ["a", "b", "a", "a"], ["x", "x", "y", "x"]
     ids = encoder.encode(queries, targets)
-    assert sorted(seen) == [" a", " b", " x", " y"]
     expected = [
         f"<bos>Query: {query}\nItem: {target}\nRelevant:" for query, target in zip(queries, targets, strict=True)
     ]

@@ -320,7 +320,7 @@ def test_a_converted_model_that_is_not_there_is_not_checked(tmp_path: Path, monk
     run: Any = SimpleNamespace(places=settings, settings=settings)
     (unknown,) = verifying._model(run)
     assert unknown.verdict == Verdict.SKIPPED and "names neither a .gguf file" in unknown.text
-    monkeypatch.setattr(verifying, "converted_folder", lambda backbone, cache: tmp_path / "none")
+    monkeypatch.setattr(verifying, "converted_folder", lambda *_: tmp_path / "none")
     (absent,) = verifying._model(run)
     assert absent.verdict == Verdict.SKIPPED and absent.text.startswith("none in ")
 

@@ -26,7 +26,7 @@ from analyticup.engine import execution, progress, workers
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Node, Part, Stage, Status
 from analyticup.engine.progress import Display, relay_to, track
-from analyticup.engine.workers import InProcess, cores, make_runner
+from analyticup.engine.workers import InProcess, apart, cores, make_runner
 from analyticup.errors import UserError
 from analyticup.model.frozen import KEPT_BYTES
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
@@ -147,6 +147,30 @@ def events(tmp_path, monkeypatch, count, ends):
     steps = execution.execute(given, list(made.values()), {}, Scripted(count, ends, monkeypatch))
     for step in steps:
         yield f"+{step.node.title}" if isinstance(step, Status) else f"-{step.status.node.title}"
+
+
+def test_what_runs_apart_gives_back_its_result_or_its_error(tmp_path):
+    found = apart(answer, tmp_path, SimpleNamespace(machine=MachineSettings()))
+    assert found.record.counts["pid"] != os.getpid() and not psutil.pid_exists(found.record.counts["pid"])
+    with pytest.raises(UserError, match="rows are wrong"):
+        apart(fail_beside, tmp_path, None)
+
+
+def test_what_runs_apart_ends_with_the_process_that_started_it(tmp_path):
+    script = (
+        "from pathlib import Path\nimport worker_calls\nfrom analyticup.engine.workers import apart\n"
+        f"if __name__ == '__main__':\n    apart(worker_calls.work_long, Path({str(tmp_path / 'out')!r}), None)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    run = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], env={**os.environ, "PYTHONPATH": path})
+    wait_for(lambda: any(tmp_path.glob(".unfinished-*")))
+    others = psutil.Process(run.pid).children(recursive=True)
+    assert others
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(others, timeout=10)
+    assert not alive
 
 
 @pytest.mark.parametrize(

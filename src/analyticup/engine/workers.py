@@ -139,10 +139,8 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     _sources = _Sources(models, max(1, cores() // machine.workers))
     if machine.accelerator != "cpu":
         _take_gpu(number)
-    # Ctrl-C reaches every process of a terminal; only the main process acts on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _watch(alive, stops)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    threading.Thread(target=_end_with, args=(alive, stops), daemon=True).start()
     if queue is not None:
         progress.relay_to(queue)
 
@@ -163,10 +161,28 @@ def _take_gpu(number: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
 
 
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, from a process of its own: the memory that it took is free again when it ends.
+
+    The function is one of a module, and what goes in and out can be pickled. An exception is raised here again. The
+    process ends with this one.
+    """
+    context = get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(1, context, _watch, (theirs,)) as pool, ours:
+        return pool.submit(function, *arguments).result()
+
+
+def _watch(alive: Connection, stops: Any = None) -> None:
+    """This process leaves Ctrl-C to the main one, and ends when the one that started it closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(alive, stops), daemon=True).start()
+
+
 def _end_with(alive: Connection, stops: Any) -> None:
     """Ends this process at once when the one that started it is gone; asked to stop, its stage may clean up first."""
     alive.poll(None)
-    if stops.value:
+    if stops is not None and stops.value:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)
     os._exit(1)

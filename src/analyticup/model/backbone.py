@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from analyticup.errors import UserError
 from analyticup.model.gguf import converted_gguf
-from analyticup.model.pins import checked_kind, loadable, source_kind
+from analyticup.model.pins import CONVERTED_DTYPE, checked_kind, loadable, source_kind
 from analyticup.settings.schema import LoraSettings, ModelSettings
 
 
@@ -55,12 +55,12 @@ def _cpu_has_bf16() -> bool:
     return False
 
 
-def local_folder(settings: ModelSettings, cache: Path) -> str:
-    """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file on first use."""
+def local_folder(settings: ModelSettings, cache: Path, dtype: str = CONVERTED_DTYPE) -> str:
+    """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file to `dtype` on first use."""
     kind = checked_kind(settings)
     if kind == "gguf":
         _quiet_transformers()
-        return str(converted_gguf(settings.backbone, cache))
+        return str(converted_gguf(settings.backbone, cache, dtype))
     return loadable(settings.backbone)
 
 
@@ -71,6 +71,7 @@ def _quiet_transformers() -> None:
 
 
 def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerBase:
+    """The whole tokenizer, as Transformers loads it."""
     _quiet_transformers()
     if source_kind(settings) == "random":
         return random_tokenizer()

@@ -1,9 +1,14 @@
-"""GGUF backbones: known by the sha256 of their file, converted to safetensors once."""
+"""GGUF backbones: known by the sha256 of their file, converted to safetensors once.
+
+Weights that a file holds in the dtype they are used in are mapped, not read: all workers share them, and only what is
+touched is in memory. So a machine without bf16 gets a second copy in float32.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,27 +17,46 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from analyticup.engine.artifacts import Record, Unusable
+from analyticup.engine.artifacts import RECORD, Record, Unusable
 from analyticup.engine.files import file_sha256, lock, publish_folder
+from analyticup.engine.workers import apart
 from analyticup.errors import UserError
-from analyticup.model.pins import GGUF, check_packaged, converted_folder, gguf_package, read_conversion
+from analyticup.model.pins import CONVERTED_DTYPE, GGUF, check_packaged, converted_folder, gguf_package, read_conversion
 
 
-def converted_gguf(backbone: str, cache: Path) -> Path:
-    """The folder of a GGUF model's safetensors copy: made once (some twenty seconds), then hashed before each use."""
-    folder = converted_folder(backbone, cache)
+def converted_gguf(backbone: str, cache: Path, dtype: str = CONVERTED_DTYPE) -> Path:
+    """The folder of a GGUF model's safetensors copy in bfloat16 or float32: made once (some twenty seconds, in a
+    process of its own), then hashed before each use."""
     # Runs with other artifacts folders may share the cache; the second one waits and finds the work done.
     with lock(cache, waits=True):
-        read = read_conversion(backbone, cache)
-        if isinstance(read, Unusable):
-            again = f" ({folder}: {read.reason})" if folder.is_dir() else ""
-            print(f"converting {backbone} to safetensors, once{again}", file=sys.stderr, flush=True)
-            with publish_folder(folder) as scratch:
-                _convert(backbone.removeprefix(GGUF), scratch)
-                Record(identity=folder.name).save(scratch)
+        return _copy(backbone, cache, dtype)
+
+
+def _copy(backbone: str, cache: Path, dtype: str) -> Path:
+    folder = converted_folder(backbone, cache, dtype)
+    read = read_conversion(backbone, cache, dtype)
+    if isinstance(read, Unusable):
+        plain = dtype == CONVERTED_DTYPE
+        given = (_convert, backbone.removeprefix(GGUF)) if plain else (_widen, _copy(backbone, cache, CONVERTED_DTYPE))
+        what = f"converting {backbone} to safetensors" if plain else f"writing {backbone} in {dtype}"
+        again = f" ({folder}: {read.reason})" if folder.is_dir() else ""
+        print(f"{what}, once{again}", file=sys.stderr, flush=True)
+        with publish_folder(folder) as scratch:
+            apart(*given, scratch)
+            Record(identity=folder.name).save(scratch)
     return folder
+
+
+def _widen(source: Path, out: Path) -> None:
+    for path in source.iterdir():
+        if path.suffix == ".safetensors":
+            weights = {name: value.float() for name, value in load_file(path).items()}
+            save_file(weights, out / path.name, metadata={"format": "pt"})
+        elif path.name != RECORD:
+            shutil.copyfile(path, out / path.name)
 
 
 def _convert(name: str, out: Path) -> None:

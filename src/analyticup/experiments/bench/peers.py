@@ -7,6 +7,7 @@ rival: scoring batches as large as the kit's memory bound allows, adapters merge
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -29,15 +30,18 @@ from transformers.trainer_callback import PrinterCallback
 from analyticup.experiments.bench.flops import Shape, backward_flops, forward_flops, head_flops, prompts_load, shape_of
 from analyticup.experiments.bench.harness import Done, Unavailable
 from analyticup.experiments.bench.work import Work
-from analyticup.model.backbone import local_folder
+from analyticup.model.backbone import load_tokenizer, local_folder
 from analyticup.model.pins import source_kind
 
 IGNORED = -100
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
+_whole_tokenizer = functools.cache(load_tokenizer)
+
+
 def peer_tokenizer(work: Work) -> PreTrainedTokenizerBase:
-    tokenizer = work.source.tokenizer
+    tokenizer = _whole_tokenizer(work.settings.model, work.cache)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -13,7 +13,6 @@ from pandas import DataFrame
 from analyticup.corpus.rows import load_rows
 from analyticup.experiments.bench.flops import Shape, shape_of
 from analyticup.experiments.bench.harness import Unavailable
-from analyticup.model.backbone import choose_precision
 from analyticup.model.batches import EncodedRows
 from analyticup.model.compiling import compiler_fault
 from analyticup.settings.schema import Settings
@@ -88,4 +87,4 @@ class Work:
 
     @property
     def dtype(self) -> str:
-        return choose_precision(self.settings.model.dtype, self.source.machine.device).dtype
+        return self.source.dtype
