@@ -39,6 +39,7 @@ from analyticup.experiments.bench.ours import KitScoring, KitTraining
 from analyticup.experiments.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
 from analyticup.experiments.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.experiments.bench.work import Work
+from analyticup.model.frozen import _key
 from analyticup.settings.loading import load_settings, task_settings
 from analyticup.settings.schema import LoraSettings
 
@@ -158,9 +159,10 @@ def test_states_of_the_lower_half_are_computed_in_the_round_or_kept(work):
     below = packed_load(prompts, [range(len(prompts))])
     assert first.frozen == 1 and cold.flops - warm.flops == forward_flops(first.shape, below, 1, 0)
     first.prepare()
-    assert not first.work.source.frozen._kept
+    keys = [_key(1, ids) for ids in dict.fromkeys(map(tuple, prompts))]
+    assert first.work.source.frozen.kept.absent(keys) == keys
     later.prepare()
-    assert len(later.work.source.frozen._kept) == 10
+    assert not later.work.source.frozen.kept.absent(keys)
 
 
 def test_vllm_is_named_as_absent(work, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 
+from analyticup.errors import UserError
 from analyticup.model import frozen
 from analyticup.model.backbone import (
     add_adapter,
@@ -75,22 +77,54 @@ def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch, pa
     assert len(computed) == 4 and torch.equal(together[0], together[3])
     again = states.of(decoder(model), 1, list(reversed(rows.tokens)), "test")
     assert len(computed) == 4
-    assert all(torch.equal(a, b) for a, b in zip(again, reversed(together[:3]), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again, reversed(list(together)[:3]), strict=True))
     alone = FrozenStates(packing).of(decoder(model), 1, [same_length], "test")[0]
     assert_same_sums(together[4], alone)
     assert not torch.equal(together[4], together[0])
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_beyond_the_memory_limit_states_are_computed_again_with_the_same_bits(rows, packing):
+def test_processes_share_what_one_of_them_made(rows, tmp_path, monkeypatch, packing):
     model = adapted(random_qwen3, 1)
     enable_packing(model.get_base_model())
     free = FrozenStates(packing).of(decoder(model), 1, rows.tokens, "test")
-    tight = FrozenStates(packing, room=0)
-    for _ in range(2):
-        found = tight.of(decoder(model), 1, rows.tokens, "test")
+    one, two = (FrozenStates(packing, tmp_path / "states.sqlite") for _ in range(2))
+    computed = []
+    original = FrozenStates._states
+
+    def states(self, run, layers, batch):
+        computed.append(self)
+        # The other one comes in between, and leaves alone what this one is at.
+        if len(computed) == 1:
+            two.of(run, 1, rows.tokens[1:], "test")
+        return original(self, run, layers, batch)
+
+    monkeypatch.setattr(FrozenStates, "_states", states)
+    monkeypatch.setattr(frozen, "BATCH_TOKENS", 1)
+    for shared in (one, two):
+        found = shared.of(decoder(model), 1, rows.tokens, "test")
         assert all(torch.equal(a, b) for a, b in zip(found, free, strict=True))
-    assert not tight._kept
+    assert two in computed and len(computed) == len(rows.tokens) + 1
+
+
+def test_what_an_interrupted_process_claimed_is_computed_all_the_same(rows, tmp_path):
+    model = adapted(random_qwen3, 1)
+    shared = FrozenStates(False, tmp_path / "states.sqlite")
+    keys = [frozen._key(1, ids) for ids in rows.tokens]
+    assert shared.kept.claim(keys) == keys and shared.kept.claim(keys) == []
+    assert len(shared.of(decoder(model), 1, rows.tokens, "test")[0]) == len(rows.tokens[0])
+
+
+def test_damaged_states_are_refused_in_one_line(rows, tmp_path):
+    model = adapted(random_qwen3, 1)
+    shared = FrozenStates(False, tmp_path / "states.sqlite")
+    found = shared.of(decoder(model), 1, rows.tokens, "test")
+    with sqlite3.connect(tmp_path / "states.sqlite") as database:
+        database.execute("UPDATE entries SET value = x'00'")
+    with pytest.raises(
+        UserError, match=r"states\.sqlite: a prompt's states are damaged; delete the file and run again"
+    ):
+        found[0]
 
 
 def test_the_adapter_sits_in_the_upper_layers_and_survives_a_save(tmp_path, rows):

@@ -28,9 +28,7 @@ from analyticup.engine.graph import Node, Part, Stage, Status
 from analyticup.engine.progress import Display, relay_to, track
 from analyticup.engine.workers import InProcess, apart, cores, make_runner
 from analyticup.errors import UserError
-from analyticup.model.frozen import KEPT_BYTES
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
-from analyticup.training import source
 
 # Trainings that are long enough to be interrupted inside.
 LONG = [
@@ -66,11 +64,6 @@ def test_workers_are_processes_with_their_share_of_the_cores(tmp_path):
     assert len({os.getpid(), *(record["pid"] for record in records)}) == 3
     assert {record["threads"] for record in records} == {max(1, cores() // 2)}
     wait_for(lambda: not any(psutil.pid_exists(record["pid"]) for record in records), 10)
-
-
-def test_workers_share_the_room_for_kept_states(tmp_path):
-    two = source.ModelSource(Settings(), tmp_path, source.Machine("cpu", None, 2))
-    assert two.frozen._room == KEPT_BYTES // 2
 
 
 def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):

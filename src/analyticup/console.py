@@ -26,7 +26,11 @@ def exclusive_run(settings: Settings, console: Console) -> Iterator[None]:
         left = [*remove_unfinished(artifacts), *clean_cache(resolve(settings.paths.cache))]
         for name in left:
             console.print(f"removed {name}, left half-made by an interrupted run")
-        yield
+        try:
+            yield
+        finally:
+            # What the stages shared.
+            remove_unfinished(artifacts)
 
 
 def show_execution(

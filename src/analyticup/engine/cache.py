@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         self._database = sqlite3.connect(path, timeout=60)
         with self._named(), self._database:
             self._database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value, sha256 TEXT)")
 
-    def read(self, keys: list[str]) -> dict[str, Any]:
+    def read(self, keys: Sequence[str]) -> dict[str, Any]:
         """key -> value for those of `keys` that are there; says so where some are damaged."""
         found: list[tuple[str, Any, str]] = []
         with self._named():
@@ -35,10 +35,26 @@ class Cache:
                 found += self._database.execute(f"SELECT * FROM entries WHERE key IN ({marks})", part)
         whole = {key: value for key, value, digest in found if digest == _checksum(key, value)}
         if len(whole) < len(found):
-            print(
-                f"{self._path}: {len(found) - len(whole)} damaged entries are made again", file=sys.stderr, flush=True
-            )
+            print(f"{self.path}: {len(found) - len(whole)} damaged entries are made again", file=sys.stderr, flush=True)
         return whole
+
+    def absent(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that are not there, in their order."""
+        found: set[str] = set()
+        with self._named():
+            for part in batches(keys, 500):
+                marks = ",".join("?" * len(part))
+                rows = self._database.execute(f"SELECT key FROM entries WHERE key IN ({marks})", part)
+                found |= {key for (key,) in rows}
+        return [key for key in keys if key not in found]
+
+    def claim(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that no one has claimed yet, and which are now claimed: of several processes, one makes a
+        value."""
+        with self._named(), self._database:
+            self._database.execute("CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY)")
+            insert = "INSERT OR IGNORE INTO claims VALUES (?)"
+            return [key for key in keys if self._database.execute(insert, (key,)).rowcount]
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Adds or replaces entries, all or none."""
@@ -59,7 +75,7 @@ class Cache:
             if machine_trouble(error):
                 raise
             raise UserError(
-                f"{self._path}: the cache cannot be used ({error}); delete the file and run again"
+                f"{self.path}: the cache cannot be used ({error}); delete the file and run again"
             ) from error
 
 

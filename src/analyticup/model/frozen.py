@@ -1,74 +1,108 @@
 """The layers below the lowest adapter: frozen, so their output for a prompt is computed once and reused.
 
 With `model.lora.layers` the adapters are only in the upper layers. Every fold, epoch and score of a prompt then starts
-from the same hidden states; the backward pass ends there too.
+from the same hidden states; the backward pass ends there too. They are on disk (270M parameters need 1.3 kB per token in
+bf16): the workers of a run share them, and memory holds those of one batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from analyticup.engine.cache import Cache
 from analyticup.engine.progress import track
+from analyticup.errors import UserError
 from analyticup.model.batches import scoring_batches
 from analyticup.model.packing import packed_batches, packed_states
 
-# States beyond this are computed again each time; 270M parameters need about 1.3 kB per token.
-KEPT_BYTES = 6 * 2**30
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 
 class FrozenStates:
-    """Hidden states below the adapters, by prompt; `room` bytes of them are kept in memory for the whole run."""
+    """Hidden states below the adapters, by prompt, in the sqlite file `path`; without one, in memory.
 
-    def __init__(self, packing: bool, room: int = KEPT_BYTES) -> None:
+    The file is for one backbone in one dtype on one device. Several processes may fill it at once.
+    """
+
+    def __init__(self, packing: bool, path: Path | None = None) -> None:
         self._packing = packing
-        self._room = room
-        self._kept: dict[tuple[int, ...], Tensor] = {}
-        self._bytes = 0
+        self._path = path or Path(":memory:")
 
-    def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> list[Tensor]:
+    @cached_property
+    def kept(self) -> Cache:
+        return Cache(self._path)
+
+    def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> Sequence[Tensor]:
         """The output of the first `layers` layers for each prompt, [tokens, width] each, in the backbone's dtype.
 
         On the CPU that this was measured on, the bits do not depend on which prompts share a batch.
         """
-        keys = [tuple(ids) for ids in tokens]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-        made: dict[tuple[int, ...], Tensor] = {}
-        with track(len(missing), f"{description}: frozen layers, rows") as progress:
-            for batch in self._batches(missing):
-                made.update(zip(batch, self._states(decoder, layers, batch), strict=True))
-                progress.advance(len(batch))
-        found = [self._kept[key] if key in self._kept else made[key] for key in keys]
-        for key, states in made.items():
-            if self._bytes < self._room:
-                self._kept[key] = states
-                self._bytes += states.nbytes
-        return found
+        keys = [_key(layers, ids) for ids in tokens]
+        prompts = dict(zip(keys, tokens, strict=True))
+        absent = self.kept.absent(list(prompts))
+        with track(len(absent), f"{description}: frozen layers, rows") as progress:
+            # Two folds start on nearly the same prompts at once: first each takes those that the other has not, then
+            # what an interrupted process left.
+            for claims in (True, False):
+                for batch in self._batches(prompts, self.kept.absent(absent)):
+                    mine = self.kept.claim(batch) if claims else batch
+                    if mine:
+                        states = self._states(decoder, layers, [prompts[key] for key in mine])
+                        self.kept.write({key: _to_bytes(one) for key, one in zip(mine, states, strict=True)})
+                    progress.advance(len(batch) if claims else 0)
+        return _Kept(self.kept, keys, decoder.config.hidden_size, next(decoder.parameters()).dtype)
 
-    def _batches(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    def _batches(self, prompts: dict[str, Sequence[int]], keys: Sequence[str]) -> list[list[str]]:
         if self._packing:
-            batches = packed_batches(prompts, BATCH_TOKENS)
+            batches = packed_batches([prompts[key] for key in keys], BATCH_TOKENS)
         else:
             # Prompts of one length, so that none is padded.
-            batches = scoring_batches(np.array([len(ids) for ids in prompts]), BATCH_TOKENS)
-        return [[prompts[row] for row in batch] for batch in batches]
+            batches = scoring_batches(np.array([len(prompts[key]) for key in keys]), BATCH_TOKENS)
+        return [[keys[row] for row in batch] for batch in batches]
 
-    def _states(self, decoder: Any, layers: int, batch: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def _states(self, decoder: Any, layers: int, batch: Sequence[Sequence[int]]) -> Sequence[Tensor]:
         # no_grad and not inference_mode: the states become inputs of a training step.
         with torch.no_grad(), only_layers(decoder, 0, layers):
             if self._packing:
                 return packed_states(decoder, batch)
             tokens = torch.tensor(batch, device=next(decoder.parameters()).device)
-            states = decoder(input_ids=tokens, use_cache=False).last_hidden_state.cpu()
-        # Copies, as a view would keep the whole batch in memory.
-        return [row.clone() for row in states]
+            return list(decoder(input_ids=tokens, use_cache=False).last_hidden_state.cpu())
+
+
+class _Kept(Sequence[Tensor]):
+    """States that are read when they are asked for."""
+
+    def __init__(self, kept: Cache, keys: Sequence[str], width: int, dtype: torch.dtype) -> None:
+        self._kept, self._keys, self._width, self._dtype = kept, keys, width, dtype
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, row: int) -> Tensor:
+        found = self._kept.read([self._keys[row]])
+        if not found:
+            raise UserError(f"{self._kept.path}: a prompt's states are damaged; delete the file and run again")
+        (value,) = found.values()
+        return torch.frombuffer(bytearray(value), dtype=self._dtype).view(-1, self._width)
+
+
+def _key(layers: int, ids: Sequence[int]) -> str:
+    return f"{layers}:{hashlib.sha256(np.array(ids, dtype=np.int32).tobytes()).hexdigest()}"
+
+
+def _to_bytes(states: Tensor) -> bytes:
+    # NumPy has no bfloat16.
+    return states.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @contextlib.contextmanager

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from analyticup.engine.artifacts import fingerprint
+from analyticup.engine.files import scratch_path
 from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision, load_backbone, load_tokenizer, local_folder
-from analyticup.model.frozen import KEPT_BYTES, FrozenStates
+from analyticup.model.frozen import FrozenStates
 from analyticup.model.packing import enable_packing
-from analyticup.model.pins import source_kind
+from analyticup.model.pins import identity, source_kind
 from analyticup.model.prompt import PromptEncoder, TextTokens
 from analyticup.model.tokens import KeptTokens
 from analyticup.settings.paths import resolve
@@ -22,11 +24,10 @@ from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
 
 @dataclass(frozen=True)
 class Machine:
-    """What the models run on. `threads` None leaves it to torch; `workers` processes share the machine."""
+    """What the models run on. `threads` None leaves it to torch."""
 
     accelerator: str
     threads: int | None
-    workers: int = 1
 
     @cached_property
     def device(self) -> str:
@@ -42,14 +43,22 @@ class Machine:
 
 class ModelSource:
     """Loads the backbone of a run's settings. The tokenizer, which takes seconds, is loaded only once, or not at all;
-    each distinct text is tokenised once, and a converted copy of the weights is hashed once."""
+    each distinct text is tokenised once, and a converted copy of the weights is hashed once. `scratch` is a folder for
+    what the workers of one run share; without it, that is in memory."""
 
-    def __init__(self, settings: Settings, cache: Path, machine: Machine) -> None:
+    def __init__(self, settings: Settings, cache: Path, machine: Machine, scratch: Path | None = None) -> None:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
+        self.scratch = scratch
         self._encoders: dict[PromptSettings, PromptEncoder] = {}
-        self.frozen = FrozenStates(self.settings.packing, KEPT_BYTES // machine.workers)
+
+    @cached_property
+    def frozen(self) -> FrozenStates:
+        """What the layers below the adapters make of the prompts, shared by the workers of a run."""
+        decides = {"model": identity(self.settings), "dtype": self.dtype, "device": self.machine.device}
+        name = f"states-{fingerprint({**decides, 'packing': self.settings.packing})[:16]}.sqlite"
+        return FrozenStates(self.settings.packing, self.scratch and self.scratch / name)
 
     @cached_property
     def tokenizer(self) -> TextTokens:
@@ -88,5 +97,6 @@ class ModelSource:
 
 def model_source(settings: Settings) -> ModelSource:
     """The models of these settings, loaded when they are needed."""
-    machine = Machine(settings.machine.accelerator, settings.machine.threads, settings.machine.workers)
-    return ModelSource(settings, resolve(settings.paths.cache), machine)
+    machine = Machine(settings.machine.accelerator, settings.machine.threads)
+    scratch = scratch_path(resolve(settings.paths.artifacts) / "states")
+    return ModelSource(settings, resolve(settings.paths.cache), machine, scratch)
