@@ -20,6 +20,11 @@ def padded(batch, lengths):
     return len(batch) * max(int(lengths[row]) for row in batch)
 
 
+def cut(lengths, *numbers, by_beginning=False):
+    rows = EncodedRows([[1] * int(length) for length in lengths], [0] * len(lengths))
+    return training_batches(rows, *numbers, by_beginning)
+
+
 def check(batches, lengths, max_rows, max_tokens):
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -29,7 +34,8 @@ def check(batches, lengths, max_rows, max_tokens):
 
 @pytest.mark.parametrize(("max_rows", "max_tokens"), [(32, 4096), (32, 400), (1, 4096), (1000, 10**9), (7, 1)])
 def test_training_batches_hold_every_row_once_within_the_bounds(lengths, max_rows, max_tokens):
-    check(training_batches(lengths, 3, 0, max_rows, max_tokens), lengths, max_rows, max_tokens)
+    for by_beginning in (False, True):
+        check(cut(lengths, 3, 0, max_rows, max_tokens, by_beginning=by_beginning), lengths, max_rows, max_tokens)
 
 
 @pytest.mark.parametrize("max_tokens", [10**9, 4096, 60, 1])
@@ -57,27 +63,40 @@ def test_the_longest_row_decides_what_a_batch_costs():
 
 
 def test_seed_and_epoch_alone_decide(lengths):
-    one = training_batches(lengths, 3, 0, 32, 4096)
+    one = cut(lengths, 3, 0, 32, 4096)
     np.random.seed(99)
-    assert training_batches(lengths.copy(), 3, 0, 32, 4096) == one
-    assert training_batches(lengths, 3, 1, 32, 4096) != one
-    assert training_batches(lengths, 4, 0, 32, 4096) != one
+    assert cut(lengths.copy(), 3, 0, 32, 4096) == one
+    assert cut(lengths, 3, 1, 32, 4096) != one
+    assert cut(lengths, 4, 0, 32, 4096) != one
 
 
 def test_rows_of_like_length_share_a_batch_but_the_batches_are_in_random_order(lengths):
-    batches = training_batches(lengths, 3, 0, 32, 10**9)
+    batches = cut(lengths, 3, 0, 32, 10**9)
     random = [list(range(start, min(start + 32, 1000))) for start in range(0, 1000, 32)]
     waste = [sum(padded(batch, lengths) for batch in cut) for cut in (batches, random)]
     assert waste[0] < 0.8 * waste[1]
     # One block, within which the rows were sorted.
     block = lengths[:500]
-    longest = [max(int(block[row]) for row in batch) for batch in training_batches(block, 3, 0, 32, 10**9)]
+    longest = [max(int(block[row]) for row in batch) for batch in cut(block, 3, 0, 32, 10**9)]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
+
+
+def test_packs_hold_rows_that_begin_alike():
+    random = np.random.default_rng(0)
+    rows = EncodedRows(
+        [[int(random.integers(20)), *random.integers(100, size=7).tolist()] for _ in range(300)], [0] * 300
+    )
+    tokens = [
+        sum(len({tuple(rows.tokens[row][:end]) for row in batch for end in range(1, 9)}) for batch in batches)
+        for batches in (training_batches(rows, 3, 0, 8, 10**9, by_beginning) for by_beginning in (False, True))
+    ]
+    # Only the first of eight tokens repeats.
+    assert tokens[1] < 0.95 * tokens[0]
 
 
 def test_no_rows_give_no_batches():
     empty = np.zeros(0, dtype=np.int64)
-    assert training_batches(empty, 1, 0, 32, 4096) == scoring_batches(empty, 4096) == []
+    assert cut(empty, 1, 0, 32, 4096) == scoring_batches(empty, 4096) == []
 
 
 def test_a_batch_is_padded_on_the_right_and_knows_its_rows():
@@ -111,6 +130,6 @@ def test_the_data_module_reshuffles_with_the_trainers_epoch():
         data.trainer = SimpleNamespace(current_epoch=number)
         return [batch["rows"].tolist() for batch in data.train_dataloader()]
 
-    assert epoch(0) == training_batches(rows.lengths(), 3, 0, 4, 100)
-    assert epoch(1) == training_batches(rows.lengths(), 3, 1, 4, 100) != epoch(0)
+    assert epoch(0) == training_batches(rows, 3, 0, 4, 100, False)
+    assert epoch(1) == training_batches(rows, 3, 1, 4, 100, False) != epoch(0)
     assert [batch["rows"].tolist() for batch in data.val_dataloader()] == scoring_batches(rows.lengths(), 100)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from analyticup.settings.schema import Settings, TrackingSettings
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
+    from wandb.sdk.wandb_run import Run
 
 
 @contextlib.contextmanager
 def tracked_run(
     settings: TrackingSettings, folder: Path, group: str, name: str, config: Mapping[str, Any]
-) -> Iterator[WandbLogger | None]:
-    """A logger for one run, or None where tracking is disabled; the run is finished whatever happens inside.
+) -> Iterator[Run | None]:
+    """One W&B run, or None where tracking is disabled; it is finished whatever happens inside.
 
     offline keeps everything under `folder`/wandb (`wandb sync` uploads it later); nothing leaves the machine.
     """
@@ -26,7 +26,6 @@ def tracked_run(
         yield None
         return
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     folder.mkdir(parents=True, exist_ok=True)
     # W&B would otherwise keep its own cache and log folders in the user's home.
@@ -45,7 +44,7 @@ def tracked_run(
     )
     failed = True
     try:
-        yield WandbLogger(experiment=run, log_model=False)
+        yield run
         failed = False
     finally:
         run.finish(exit_code=int(failed))
@@ -53,8 +52,8 @@ def tracked_run(
 
 def log_table(settings: Settings, folder: Path, name: str, columns: Sequence[str], rows: list[list[Any]]) -> None:
     """One run that holds a table."""
-    with tracked_run(settings.tracking, folder, name, name, {"rows": len(rows)}) as logger:
-        if logger is not None:
+    with tracked_run(settings.tracking, folder, name, name, {"rows": len(rows)}) as tracked:
+        if tracked is not None:
             import wandb
 
-            logger.experiment.log({"table": wandb.Table(columns=list(columns), data=rows)})
+            tracked.log({"table": wandb.Table(columns=list(columns), data=rows)})

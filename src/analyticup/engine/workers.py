@@ -6,6 +6,9 @@ machine idle: on two cores two trainings at once, with a thread each, are faster
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import signal
 import sys
@@ -65,7 +68,7 @@ class InProcess:
 
     def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
         done: Future[Artifact] = Future()
-        done.set_result(call(self._sources.of(settings)))
+        done.set_result(_finished(call, self._sources.of(settings)))
         return done
 
     def __enter__(self) -> InProcess:
@@ -91,8 +94,14 @@ class Workers:
         queue = self._display.queue if self._display else None
         given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, queue)
         self._pool = ProcessPoolExecutor(self.count, context, _start, given)
+        self._models, self._started = models, False
 
     def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+        if not self._started:
+            # All at once, as each spends seconds on imports; a run that finds everything cached starts none.
+            self._started = True
+            for _ in range(self.count):
+                self._pool.submit(imported, self._models)
         return self._pool.submit(_work, call, settings)
 
     def __enter__(self) -> Workers:
@@ -188,8 +197,19 @@ def _end_with(alive: Connection, stops: Any) -> None:
     os._exit(1)
 
 
+def _finished(call: Call, source: Any) -> Artifact:
+    """The stage's artifact. Frees what the stage leaves: models in reference cycles, and what malloc keeps of them."""
+    try:
+        return call(source)
+    finally:
+        gc.collect()
+        # The C library may be another one than glibc.
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _work(call: Call, settings: Settings) -> Artifact:
     try:
-        return call(_sources.of(settings))
+        return _finished(call, _sources.of(settings))
     except SystemExit:
         raise UserError(f"a worker process was ended from outside; {ADVICE}") from None

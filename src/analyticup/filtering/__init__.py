@@ -14,5 +14,5 @@ def filter_settings(own: Settings) -> dict[str, Any]:
     return {name: value for name, value in decisive(own.filter).items() if name != "rounds"}
 
 
-JUDGE = Stage("filter_model", version=2, run="analyticup.filtering.stage:judge", settings=training_settings)
+JUDGE = Stage("filter_model", version=3, run="analyticup.filtering.stage:judge", settings=training_settings)
 FILTER = Stage("filter", version=2, run="analyticup.filtering.stage:filter_rows", settings=filter_settings)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
-# Rows are shuffled, then sorted by length inside blocks of this many batches: little padding, still random batches.
+# Rows are shuffled, then sorted inside blocks of this many batches: what is cheap in one batch is together, and batches
+# are still random.
 BATCHES_PER_BLOCK = 16
 
 
@@ -23,6 +25,13 @@ class EncodedRows:
 
     def lengths(self) -> np.ndarray:
         return np.fromiter((len(ids) for ids in self.tokens), dtype=np.int64, count=len(self.tokens))
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """Each prompt's place among all in the order of their ids, int64 [rows]: what begins alike is adjacent."""
+        ranks = np.empty(len(self.tokens), dtype=np.int64)
+        ranks[sorted(range(len(self.tokens)), key=self.tokens.__getitem__)] = np.arange(len(self.tokens))
+        return ranks
 
 
 def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
@@ -42,15 +51,23 @@ def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_to
     return batches
 
 
-def training_batches(lengths: np.ndarray, seed: int, epoch: int, max_rows: int, max_tokens: int) -> list[list[int]]:
-    """Batches of one epoch: a function of only seed and epoch; every row once."""
+def training_batches(
+    rows: EncodedRows, seed: int, epoch: int, max_rows: int, max_tokens: int, by_beginning: bool
+) -> list[list[int]]:
+    """Batches of one epoch: a function of only rows, seed and epoch; every row once.
+
+    Rows of one length are together, so that there is little padding; or, `by_beginning`, rows that begin alike, so that
+    packs are small.
+    """
+    lengths = rows.lengths()
+    keys = rows.ranks if by_beginning else lengths
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     block = max_rows * BATCHES_PER_BLOCK
     batches: list[list[int]] = []
     for start in range(0, len(shuffled), block):
-        rows = shuffled[start : start + block]
-        ordered = rows[np.argsort(lengths[rows], kind="stable")]
+        part = shuffled[start : start + block]
+        ordered = part[np.argsort(keys[part], kind="stable")]
         batches += cut_batches(ordered, lengths, max_rows, max_tokens)
     return [batches[i] for i in random.permutation(len(batches))]
 

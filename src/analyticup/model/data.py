@@ -99,7 +99,7 @@ class FoldData(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        batches = training_batches(self.rows.lengths(), self.seed, epoch, **self.limits)
+        batches = training_batches(self.rows, self.seed, epoch, **self.limits, by_beginning=self.packing and self.share)
         first = self.start[1] if epoch == self.start[0] else 0
         return batch_loader(self.rows, batches, self.pad_id, self.packing, self.share, first)
 

@@ -1,8 +1,8 @@
 """The layers below the lowest adapter: frozen, so their output for a prompt is computed once and reused.
 
 With `model.lora.layers` the adapters are only in the upper layers. Every fold, epoch and score of a prompt then starts
-from the same hidden states; the backward pass ends there too. They are on disk (270M parameters need 1.3 kB per token in
-bf16): the workers of a run share them, and memory holds those of one batch.
+from the same hidden states; the backward pass ends there too. They are on disk, 1.3 kB per token for 270M parameters in
+bf16: the workers of a run share them, and memory holds those of one batch.
 """
 
 from __future__ import annotations

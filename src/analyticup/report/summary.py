@@ -17,9 +17,9 @@ def log_summary(settings: Settings, group: str, report: Artifact) -> None:
     if settings.tracking.mode == "disabled" or marker.exists():
         return
     figures = Report.load(report.file(REPORT))
-    with tracked_run(settings.tracking, folder, group, "summary", settings.model_dump()) as logger:
-        if logger is not None:
-            logger.experiment.summary.update(_final_figures(figures))
+    with tracked_run(settings.tracking, folder, group, "summary", settings.model_dump()) as tracked:
+        if tracked is not None:
+            tracked.summary.update(_final_figures(figures))
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
 

@@ -37,5 +37,5 @@ def predict_settings(own: Settings) -> dict[str, Any]:
 
 
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
-TRAIN = Stage("train", version=2, run="analyticup.training.stage:train", settings=training_settings)
+TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
 PREDICT = Stage("predict", version=2, run="analyticup.training.stage:predict", settings=predict_settings)

@@ -7,9 +7,9 @@ from functools import partial
 
 import lightning
 import numpy as np
-from lightning.pytorch.loggers import WandbLogger
 from pandas import DataFrame
 from peft import PeftModel
+from wandb.sdk.wandb_run import Run
 
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, frozen_layers
@@ -49,7 +49,7 @@ def train_fold(
     source: ModelSource,
     seed: int,
     description: str,
-    logger: WandbLogger | None,
+    tracked: Run | None,
     checkpoint: StepCheckpoint | None = None,
 ) -> tuple[PeftModel, np.ndarray]:
     """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
@@ -69,22 +69,22 @@ def train_fold(
     )
     train = settings.train
     limits = {"max_rows": train.batch_rows, "max_tokens": train.max_batch_tokens}
-    per_epoch = [len(training_batches(rows.lengths(), seed, epoch, **limits)) for epoch in range(train.epochs)]
+    packing, share = settings.model.packing, shares_in_training(settings.model)
+    cut = partial(training_batches, rows, seed, **limits, by_beginning=packing and share)
+    per_epoch = [len(cut(epoch=epoch)) for epoch in range(train.epochs)]
     steps = sum(-(-batches // train.accumulate) for batches in per_epoch)
     if settings.model.gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen)
     resumed = resumption(checkpoint, module, description)
-    packing = settings.model.packing
     held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
-    share = shares_in_training(settings.model)
     data = FoldData(
         rows, held_out_loader, source.pad_id, seed, **limits, packing=packing, share=share, start=resumed.start
     )
     progress = Progress(description, sum(per_epoch), scored)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
-        trainer = make_trainer(source.machine, logger, [progress, *resumed.callbacks], settings, resumed.plugins)
+        trainer = make_trainer(source.machine, tracked, [progress, *resumed.callbacks], settings, resumed.plugins)
         trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
     if not len(held_out):
         return model, np.zeros(0, dtype=np.float32)

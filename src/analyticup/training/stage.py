@@ -54,8 +54,8 @@ def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: s
     config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **settings.train.model_dump()}
     name = f"{purpose}-{job.task}-{part}"
     description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
-    with tracked_run(settings.tracking, job.logs, job.group, name, config) as logger:
-        model, margins = train_fold(training, held_out, settings, job.source, seed, description, logger, checkpoint)
+    with tracked_run(settings.tracking, job.logs, job.group, name, config) as tracked:
+        model, margins = train_fold(training, held_out, settings, job.source, seed, description, tracked, checkpoint)
     save_adapter(model, job.out, settings.model.backbone)
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
     save_table(columns, job.out / "held_out.parquet")

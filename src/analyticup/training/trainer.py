@@ -11,6 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
+from wandb.sdk.wandb_run import Run
 
 from analyticup.engine.progress import Track, track
 from analyticup.model.batches import EncodedRows
@@ -20,7 +21,7 @@ from analyticup.training.source import Machine
 
 def make_trainer(
     machine: Machine,
-    logger: WandbLogger | None,
+    tracked: Run | None,
     callbacks: list[Callback],
     settings: Settings,
     plugins: Sequence[CheckpointIO] = (),
@@ -38,7 +39,7 @@ def make_trainer(
         # The held-out rows are scored once, after the last epoch; scoring them each time would cost half an epoch more.
         check_val_every_n_epoch=settings.train.epochs,
         log_every_n_steps=1,
-        logger=logger or False,
+        logger=False if tracked is None else WandbLogger(experiment=tracked, log_model=False),
         callbacks=callbacks,
         plugins=list(plugins),
         enable_checkpointing=False,

@@ -65,7 +65,8 @@ class KitTraining:
     def _batches(self, encoded: EncodedRows) -> list[list[int]]:
         settings = self.work.settings
         limits = {"max_rows": settings.train.batch_rows, "max_tokens": settings.train.max_batch_tokens}
-        return training_batches(encoded.lengths(), settings.seed, 0, **limits)
+        shares = settings.model.packing and shares_in_training(settings.model)
+        return training_batches(encoded, settings.seed, 0, **limits, by_beginning=shares)
 
     def _flops(self, encoded: EncodedRows, batches: list[list[int]]) -> float:
         shape, adapted = self.shape, self.shape.layers - self.frozen
