@@ -124,6 +124,6 @@ fi
 # By default glibc hands every layer's large buffers back and faults them in again, which cost scoring a twentieth of
 # its speed at 2,048 tokens in a batch and a third at 8,192 (measured on padded batches).
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
-export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-536870912}"
 # -P keeps modules in the current folder out of the way.
 exec "$venv/bin/python" -P -m analyticup "$@"

@@ -100,6 +100,18 @@ def test_trees_of_random_prompts():
             assert tree.ids[path[:length]].tolist() == prompts[number]
 
 
+@pytest.mark.parametrize("states", [False, True])
+def test_packs_of_many_sizes_have_few_shapes(states):
+    """Each shape costs memory and time; what fills a pack up is no token of a prompt."""
+    for longest in range(1, 40):
+        rows = EncodedRows([[7] * longest], [1], [torch.ones(longest, 4)] if states else None)
+        batch = packing.collate_packed(rows, [0])
+        tokens = batch["states" if states else "ids"].shape[1]
+        assert tokens % packing.TOKENS == 0 and 0 <= tokens - longest < packing.TOKENS
+        assert batch["packed"]["position_ids"].shape == (1, tokens) == (1, *batch["packed"]["packing"].places.shape)
+        assert batch["last"].tolist() == [longest - 1]
+
+
 def padded_and_packed(model, layers=None, checkpointing=False, share=True):
     """States at the label positions and gradients: of padded prompts, then of a pack."""
     if checkpointing:

@@ -101,7 +101,7 @@ class Workers:
             # All at once, as each spends seconds on imports; a run that finds everything cached starts none.
             self._started = True
             for _ in range(self.count):
-                self._pool.submit(imported, self._models)
+                self._pool.submit(_prepare, self._models)
         return self._pool.submit(_work, call, settings)
 
     def __enter__(self) -> Workers:
@@ -195,6 +195,10 @@ def _end_with(alive: Connection, stops: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)
     os._exit(1)
+
+
+def _prepare(models: str) -> None:
+    imported(models)
 
 
 def _finished(call: Call, source: Any) -> Artifact:

@@ -29,6 +29,9 @@ ATTENTION = "packed_prompts"
 # Attention's rows have so many queries, and a multiple of it as keys. On the CPU that this was measured on, the bits of
 # a prompt's states then do not depend on the other prompts (with rows cut to the longest, 139 of 150 changed).
 QUERIES = 16
+# A pack is filled up to a multiple of so many tokens: oneDNN makes and keeps code for every shape that it meets, some
+# 8 MB for each number of tokens.
+TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,9 @@ def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
 
 
 def packed_inputs(tree: Tree) -> dict[str, Any]:
-    """What a decoder needs besides ids or states to run on the tree: `position_ids` [1, tokens], `attention_mask`
-    [rows, 1, QUERIES, longest] (who sees whom; Transformers passes on a mask with four dimensions unchanged), and
-    `packing`."""
+    """What a decoder needs besides ids or states to run on the filled tree: `position_ids` [1, tokens],
+    `attention_mask` [rows, 1, QUERIES, longest] (who sees whom; Transformers passes on a mask with four dimensions
+    unchanged), and `packing`."""
     counts = -(-(tree.lengths - tree.first) // QUERIES)
     prompts = np.repeat(np.arange(len(counts)), counts)
     # Numbers the rows of each prompt.
@@ -113,12 +116,18 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     keys = np.pad(tree.paths[prompts], ((0, 0), (0, -tree.paths.shape[1] % QUERIES)))
     mask = np.arange(keys.shape[1]) <= positions[:, :, None]
     queries = np.take_along_axis(keys, positions, axis=1)
-    packing = Packing(*map(torch.from_numpy, (queries, keys, np.flatnonzero(used))))
+    filler = (0, _filler(len(tree.ids)))
+    packing = Packing(*map(torch.from_numpy, (queries, keys, np.pad(np.flatnonzero(used), filler))))
     return {
-        "position_ids": torch.from_numpy(tree.positions)[None],
+        "position_ids": torch.from_numpy(np.pad(tree.positions, filler))[None],
         "attention_mask": torch.from_numpy(mask[:, None]),
         "packing": packing,
     }
+
+
+def _filler(tokens: int) -> int:
+    """How many tokens a pack of so many is filled up with; no prompt sees them."""
+    return -tokens % TOKENS
 
 
 def shares_in_training(settings: ModelSettings) -> bool:
@@ -126,16 +135,21 @@ def shares_in_training(settings: ModelSettings) -> bool:
     return not settings.lora.dropout
 
 
+def _filled_ids(tree: Tree) -> Tensor:
+    return torch.from_numpy(np.pad(tree.ids, (0, _filler(len(tree.ids)))))[None]
+
+
 def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) -> dict[str, Any]:
-    """The batch's tree: its ids [1, tokens], or states [1, tokens, width] where the rows bring them; `packed`, the rest
-    of a decoder's inputs; and last token's number [rows], labels [rows] and row numbers [rows] in the tree's order."""
+    """The batch's tree, filled up: its ids [1, tokens], or states [1, tokens, width] where the rows bring them;
+    `packed`, the rest of a decoder's inputs; and last token's number [rows], labels [rows] and row numbers [rows] in
+    the tree's order."""
     tree = make_tree([rows.tokens[row] for row in batch], share)
     order = [batch[number] for number in tree.order]
     if rows.states is None:
-        given = {"ids": torch.from_numpy(tree.ids)[None]}
+        given = {"ids": _filled_ids(tree)}
     else:
         own = [rows.states[row][first:] for row, first in zip(order, tree.first, strict=True)]
-        given = {"states": torch.cat(own)[None]}
+        given = {"states": torch.cat([*own, own[0].new_zeros(_filler(len(tree.ids)), own[0].shape[1])])[None]}
     return {
         **given,
         "packed": packed_inputs(tree),
@@ -217,7 +231,7 @@ def enable_packing(model: PreTrainedModel) -> None:
 def packed_states(decoder: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all."""
     tree = make_tree(prompts)
-    inputs = {"input_ids": torch.from_numpy(tree.ids)[None], **packed_inputs(tree)}
+    inputs = {"input_ids": _filled_ids(tree), **packed_inputs(tree)}
     moved = move_data_to_device(inputs, next(decoder.parameters()).device)
     states = decoder(**moved, use_cache=False).last_hidden_state[0].cpu()
     found: list[Tensor] = [states] * len(prompts)
