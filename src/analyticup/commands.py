@@ -13,13 +13,14 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
 from analyticup.engine.execution import execute
 from analyticup.engine.graph import inspect
+from analyticup.engine.memory import Watch
 from analyticup.engine.workers import make_runner
 from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import TASK_SECTIONS, Settings
-from analyticup.terminal import make_console, plain_table
+from analyticup.terminal import make_console, plain_table, size_text
 from analyticup.verdict import Verdict, tally
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     nodes = build(settings)
     _say_absent_files(settings, console)
     artifacts: dict[str, Artifact] = {}
-    with exclusive_run(settings, console), make_runner(settings, MODELS) as runner:
+    with exclusive_run(settings, console), Watch() as watch, make_runner(settings, MODELS) as runner:
         show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
@@ -46,7 +47,9 @@ def run(options: argparse.Namespace) -> int:
     show(figures, console)
     _say_where(console, folder, settings, artifacts, manifest.final_split)
     failed = compare_with_expected(console, settings.name, settings, figures_by_name(figures), manifest.data)
-    console.print(f"done in {time.monotonic() - started:.1f} s")
+    console.print(
+        f"done in {time.monotonic() - started:.1f} s; at most {size_text(watch.peak)} of memory over all processes"
+    )
     return int(failed)
 
 

@@ -33,3 +33,8 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in rows]
     return "\n".join(lines) + "\n"
+
+
+def size_text(size: float) -> str:
+    """Bytes as MB or GB (powers of ten)."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

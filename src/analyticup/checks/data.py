@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from analyticup.checks.finding import Finding, size_text
+from analyticup.checks.finding import Finding
 from analyticup.corpus.rows import TARGET_FIELD, BadLine, decode_line
 from analyticup.settings.schema import Settings
+from analyticup.terminal import size_text
 from analyticup.verdict import Verdict
 
 _SOURCE: Final = (

@@ -16,11 +16,6 @@ class Finding:
     text: str
 
 
-def size_text(size: float) -> str:
-    """Bytes as MB or GB (powers of ten)."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
 def nearest_existing(path: Path) -> Path:
     """The path itself or the nearest of its parents that exists."""
     return next(place for place in (path, *path.parents) if place.exists())

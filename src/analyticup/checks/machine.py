@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from analyticup.augmentation.translators.generation import dtype_on
-from analyticup.checks.finding import Finding, nearest_existing, size_text
+from analyticup.checks.finding import Finding, nearest_existing
 from analyticup.checks.models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
 from analyticup.engine.workers import cores
 from analyticup.errors import UserError
@@ -23,6 +23,7 @@ from analyticup.model.compiling import compiler_fault
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import MachineSettings, Settings
+from analyticup.terminal import size_text
 from analyticup.training.source import Machine
 from analyticup.verdict import Verdict
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from analyticup.augmentation.translators import translation_models, translator_of
-from analyticup.checks.finding import Finding, size_text
+from analyticup.checks.finding import Finding
 from analyticup.engine.artifacts import Unusable
 from analyticup.engine.files import read_json
 from analyticup.errors import UserError
@@ -31,6 +31,7 @@ from analyticup.model.pins import (
 from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import ModelSettings, Settings
+from analyticup.terminal import size_text
 from analyticup.verdict import Verdict
 
 # Parameters by the models' own cards; other hub models are judged by a name such as "14B".

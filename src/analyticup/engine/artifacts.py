@@ -12,6 +12,8 @@ from typing import Any, Self, TypedDict, TypeVar
 from analyticup.engine.files import file_sha256, read_json, write_json
 
 RECORD = "record.json"
+# Fields of records that older ones may lack: their folders are as good.
+LATER = {"memory"}
 SEAL = "sha256_of_the_rest"
 
 
@@ -97,9 +99,9 @@ class _RecordFile:
         except (OSError, ValueError, RecursionError):
             return Unusable("its record is missing or unreadable")
         names = {item.name for item in fields(cls)}  # type: ignore[arg-type]
-        if not is_sealed(plain) or not names <= plain.keys():
+        if not is_sealed(plain) or not names - LATER <= plain.keys():
             return Unusable("its record was edited, or written by an earlier version")
-        return cls(**{name: plain[name] for name in names})
+        return cls(**{name: plain[name] for name in names & plain.keys()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ class StageRecord(_RecordFile):
 
     `code` (version of the stage's code), `settings` and `raw` (official file name -> sha256) are part of the identity.
     `inputs` are the digests of the folders it was made from, `input_folders` their names, both by the input's name;
-    `counts` is what the stage returned, `seconds` the time it took.
+    `counts` is what the stage returned, `seconds` the time it took, `memory` the most resident bytes of its process.
     """
 
     stage: str = ""
@@ -132,6 +134,7 @@ class StageRecord(_RecordFile):
     input_folders: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    memory: int = 0
     environment: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileFacts] = field(default_factory=dict)
     digest: str = ""

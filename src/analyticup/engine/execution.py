@@ -15,6 +15,7 @@ from analyticup.engine.artifacts import Artifact, StageRecord, fingerprint, read
 from analyticup.engine.files import discard, publish_folder, tidy
 from analyticup.engine.graph import Node, Status, inspect_node
 from analyticup.engine.job import Job, given_files
+from analyticup.engine.memory import peak, reset_peak
 from analyticup.engine.workers import Runner, imported
 from analyticup.errors import UserError, machine_trouble
 from analyticup.settings.loading import task_settings
@@ -107,6 +108,7 @@ def _run(
     source: Any,
 ) -> Artifact:
     started = time.monotonic()
+    reset_peak()
     digests = {name: artifact.digest for name, artifact in inputs.items()}
     resumes = {"node": node.identity, "inputs": digests, "packages": environment.get("packages", {})}
     with _naming(node), publish_folder(folder) as scratch:
@@ -137,6 +139,7 @@ def _run(
             input_folders={name: artifact.folder.name for name, artifact in inputs.items()},
             counts=counts,
             seconds=round(time.monotonic() - started, 2),
+            memory=peak(),
             environment=dict(environment),
         )
         record.save(scratch)

@@ -19,7 +19,7 @@ from analyticup.ensembling.threshold import DECISION, Decision
 from analyticup.errors import UserError
 from analyticup.filtering.rules import find_suspects, label_credibility
 from analyticup.metrics import ALL, SEEN, UNSEEN, LanguageFigures, binary_metrics
-from analyticup.report.figures import FilterQuality, Report
+from analyticup.report.figures import FilterQuality, Report, StageFigures
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import FilterSettings, leaves
 from analyticup.submission.score import per_language, read_labels
@@ -35,7 +35,9 @@ def collect(job: Job) -> Report:
             if artifact.record.task == task
         }
         figures.stages[task] = {
-            name: {"counts": dict(artifact.record.counts), "seconds": artifact.record.seconds}
+            name: StageFigures(
+                counts=dict(artifact.record.counts), seconds=artifact.record.seconds, memory=artifact.record.memory
+            )
             for name, artifact in own.items()
         }
         figures.out_of_fold[task] = Decision.load(own["threshold"].file(DECISION))

@@ -14,10 +14,11 @@ REPORT = "report.json"
 
 
 class StageFigures(TypedDict):
-    """What a stage counted, and the seconds that it took."""
+    """What a stage counted, the seconds that it took, and the most resident bytes of its process."""
 
     counts: dict[str, Any]
     seconds: float
+    memory: int
 
 
 # How a rule found the labels that are known to be wrong, see `report.collect`; the keys are the table's columns.

@@ -36,9 +36,9 @@ def render(figures: Report) -> list[RenderableType]:
 
 
 def _stage_table(task: str, stages: Mapping[str, StageFigures]) -> Table:
-    table = plain_table(f"{task}: what each stage did", ("stage", "counts", "seconds"), left=2)
+    table = plain_table(f"{task}: what each stage did", ("stage", "counts", "seconds", "GB"), left=2)
     for name, entry in stages.items():
-        table.add_row(name, describe_counts(entry["counts"]), f"{entry['seconds']:.1f}")
+        table.add_row(name, describe_counts(entry["counts"]), f"{entry['seconds']:.1f}", f"{entry['memory'] / 1e9:.1f}")
     return table
 
 

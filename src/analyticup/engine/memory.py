@@ -1,0 +1,63 @@
+"""Peak memory: of a stage in its process, and of a run over all its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+# How often a run's processes are looked at, in seconds.
+INTERVAL = 1.0
+
+
+def reset_peak() -> None:
+    """Starts `peak` anew, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """The most bytes of this process that were resident since `reset_peak`, or else since its start."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    # Bytes on macOS, kilobytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Watch:
+    """Within, looks at this process and all that it started; `peak` is the most resident bytes over all of them.
+
+    What processes share, as they do a mapped model, counts for each of them.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stops = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stops.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        own = psutil.Process()
+        while True:
+            self.peak = max(self.peak, sum(map(_resident, [own, *own.children(recursive=True)])))
+            if self._stops.wait(INTERVAL):
+                return
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
