@@ -1,8 +1,10 @@
-"""Peak memory: of a stage in its process, and of a run over all its processes."""
+"""Memory: the peak of a stage in its process and of a run over all its processes, and freeing what is unused."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 import threading
@@ -27,6 +29,14 @@ def peak() -> int:
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     # Bytes on macOS, kilobytes elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def let_go() -> None:
+    """Frees what is no longer used: models in reference cycles, and what the allocator keeps of them."""
+    gc.collect()
+    # The C library may be another one than glibc.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Watch:

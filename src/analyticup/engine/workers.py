@@ -6,9 +6,6 @@ machine idle: on two cores two trainings at once, with a thread each, are faster
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import os
 import signal
 import sys
@@ -23,6 +20,7 @@ from typing import Any, Protocol
 
 from analyticup.engine import progress
 from analyticup.engine.artifacts import Artifact
+from analyticup.engine.memory import let_go
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.schema import MachineSettings, Settings
 
@@ -202,14 +200,11 @@ def _prepare(models: str) -> None:
 
 
 def _finished(call: Call, source: Any) -> Artifact:
-    """The stage's artifact. Frees what the stage leaves: models in reference cycles, and what malloc keeps of them."""
+    """The stage's artifact; what the stage leaves is freed."""
     try:
         return call(source)
     finally:
-        gc.collect()
-        # The C library may be another one than glibc.
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)
+        let_go()
 
 
 def _work(call: Call, settings: Settings) -> Artifact:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from analyticup.engine.artifacts import RECORD, Record, Unusable
 from analyticup.engine.files import file_sha256, lock, publish_folder
+from analyticup.engine.memory import let_go
 from analyticup.engine.workers import apart
 from analyticup.errors import UserError
 from analyticup.model.pins import CONVERTED_DTYPE, GGUF, check_packaged, converted_folder, gguf_package, read_conversion
@@ -68,6 +69,7 @@ def _convert(name: str, out: Path) -> None:
             source = _assembled(name, Path(scratch) / "model.gguf")
         with _fast_reader():
             _convert_tokenizer(source, out)
+            let_go()
             _convert_weights(source, out)
 
 
