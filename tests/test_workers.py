@@ -147,6 +147,8 @@ def test_what_runs_apart_gives_back_its_result_or_its_error(tmp_path):
     assert found.record.counts["pid"] != os.getpid() and not psutil.pid_exists(found.record.counts["pid"])
     with pytest.raises(UserError, match="rows are wrong"):
         apart(fail_beside, tmp_path, None)
+    with pytest.raises(MemoryError, match="the process of die was ended"):
+        apart(worker_calls.die, None)
 
 
 def test_what_runs_apart_ends_with_the_process_that_started_it(tmp_path):

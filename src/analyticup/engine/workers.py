@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import import_module
@@ -175,9 +176,30 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     process ends with this one.
     """
     context = get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(1, context, _watch, (theirs,)) as pool, ours:
-        return pool.submit(function, *arguments).result()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    with ours:
+        try:
+            done, answer = ours.recv()
+        except EOFError:
+            # Nothing else ends a process without a word.
+            raise MemoryError(f"the process of {function.__name__} was ended") from None
+    process.join()
+    if done:
+        return answer
+    raise answer
+
+
+def _answer(theirs: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    _watch(theirs)
+    try:
+        answer = (True, function(*arguments))
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        answer = (False, error)
+    theirs.send(answer)
 
 
 def _watch(alive: Connection, stops: Any = None) -> None:
