@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from analyticup.augmentation.translators.generation import dtype_on
 from analyticup.checks.finding import Finding, nearest_existing
-from analyticup.checks.models import DTYPE_BYTES, Model, adapter_bytes, download_bytes, training_bytes
+from analyticup.checks.models import DTYPE_BYTES, Model, adapter_bytes, cpu_run_bytes, download_bytes, training_bytes
 from analyticup.engine.workers import cores
 from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision
@@ -101,6 +101,12 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
     """Weights against free memory, one model at a time; on their way to a GPU they pass through main memory."""
     yield Finding(Verdict.OK, f"memory: {size_text(machine.free_memory)} of main memory free")
     workers = settings.machine.workers
+    if machine.device == "cpu" and models[0].parameters is not None:
+        dtype = _loaded_dtype(models[0], settings, machine.device)
+        size = cpu_run_bytes(settings, models[0], DTYPE_BYTES[dtype])
+        advice = "; machine.workers=1 takes less" if workers > 1 and size > _TIGHT * machine.free_memory else ""
+        found = _fits("memory for the run: {} over all processes", size, "main memory", machine.free_memory, 1)
+        yield Finding(found.verdict, found.text + advice)
     places = [("main memory", machine.free_memory, workers)]
     places += [(name, free, _on_one_gpu(settings, machine)) for name, free in machine.gpus[:1]]
     for model in models:

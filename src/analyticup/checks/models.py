@@ -52,6 +52,18 @@ _KEPT_VALUES: Final = 17
 _TRAINED_BYTES: Final = 16
 
 
+# Of a run on a CPU, measured on Linux with the sample (270M parameters, bf16 and float32, two workers): the process that
+# shows it and W&B's, one with all packages imported, what a converting one takes per parameter, and code that oneDNN
+# makes.
+_MAIN_BYTES: Final = 0.26e9
+_PROCESS_BYTES: Final = 0.66e9
+_CONVERSION_BYTES: Final = 9.3
+_KERNEL_BYTES: Final = 0.25e9
+# Values per token and unit of width while rows are scored, and the tokens of a prompt (both assumed).
+_SCORING_VALUES: Final = 15
+_TYPICAL_TOKENS: Final = 40
+
+
 @dataclass(frozen=True)
 class Model:
     """One model of a run. `key` is its settings' prefix, `use` what it is for; `folder` is where its files are, None
@@ -162,6 +174,30 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
         if own.filter.enabled:
             count += 1 if own.filter.scores == "in-sample" else own.folds.n
     return count * 4 * settings.model.lora.r * _LORA_SHARE * (model.parameters or 0.0)
+
+
+def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
+    """Estimate of the most resident bytes of a run on a CPU, over all its processes; mapped weights count for each.
+
+    `model` is the backbone, `value_bytes` the size of a weight and of an activation. Stages without the backbone are
+    left out, as is what its tokenizer takes for a moment.
+    """
+    parameters, workers = model.parameters or 0.0, settings.machine.workers
+    depth, width = _shape(model)
+    trained, predict = min(depth, settings.model.lora.layers or depth), settings.predict.max_batch_tokens
+    needs = []
+    for task in settings.tasks:
+        train = task_settings(settings, task).train
+        tokens = min(train.max_batch_tokens, train.batch_rows * _TYPICAL_TOKENS)
+        kept = tokens * trained * _KEPT_VALUES
+        needs.append(max(kept, max(train.max_batch_tokens, predict) * _SCORING_VALUES) * width * value_bytes)
+    each = _PROCESS_BYTES + parameters * value_bytes + max(needs, default=0.0) + (_KERNEL_BYTES if parameters else 0.0)
+    # In one process, the stages run where the run is shown.
+    run = _MAIN_BYTES + workers * each if workers > 1 else each
+    if model.kind != "gguf" or model.folder is not None:
+        return run
+    idle = _MAIN_BYTES + workers * _PROCESS_BYTES if workers > 1 else _PROCESS_BYTES
+    return max(run, idle + _PROCESS_BYTES + parameters * _CONVERSION_BYTES)
 
 
 def training_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
