@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from analyticup.augmentation.embedders import Embedder
+    from analyticup.augmentation.neighbours import Neighbours
 
 PAIR_COLUMNS = ("source", "target", "cosine", "margin", "verdict")
 KEPT = "kept"
+# Raised when large searches find other neighbours.
+SEARCH = 2
 _BLANKLESS = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 # Scripts without blanks between words are measured in characters instead (assumed).
 _MIN_CHARACTERS = 4
@@ -46,7 +49,9 @@ class MinedTranslator:
 
     A pair is kept when each is the other's best partner by margin (mutual best), the margin and the cosine
     reach their floors, the numbers in both agree, each has a word that the other lacks, neither is much longer
-    than the other, short, the same text, or mostly codes. A translation's score is its margin.
+    than the other, short, the same text, or mostly codes. A translation's score is its margin. Of many queries the
+    neighbours are looked for in a graph (see `neighbours`), so that the work grows with the queries and not with their
+    square.
     """
 
     selective = True
@@ -60,6 +65,8 @@ class MinedTranslator:
         self._embedder = embedder
         self._settings = settings
         self._pairs: dict[str, DataFrame] = {}
+        self._asked: list[str] = []
+        self._vectors: Neighbours | None = None
         content = repr((self._pool, embedder.identity, sorted(decisive(settings).items())))
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         self.identity = f"mined:{digest[:16]}"
@@ -71,7 +78,7 @@ class MinedTranslator:
 
     @classmethod
     def decides(cls, settings: MinedSettings, embedder: EmbedderSettings) -> dict[str, Any]:
-        return {"mined": decisive(settings), "embedder": {"identity": embedder_identity(embedder)}}
+        return {"mined": decisive(settings), "embedder": {"identity": embedder_identity(embedder)}, "search": SEARCH}
 
     @classmethod
     def models(cls, settings: MinedSettings) -> list[str]:
@@ -102,9 +109,14 @@ class MinedTranslator:
     def _mine(self, texts: list[str], pool: list[str]) -> DataFrame:
         import pandas as pd
 
+        from analyticup.augmentation.neighbours import Neighbours
+
         if not texts or not pool:
             return pd.DataFrame(columns=list(PAIR_COLUMNS))
-        partners = ratio_margin(self._embedder.queries(texts), self._embedder.queries(pool), self._settings.k)
+        # The same texts are asked for in one language after the other.
+        if self._vectors is None or texts != self._asked:
+            self._asked, self._vectors = texts, Neighbours(self._embedder.queries(texts))
+        partners = ratio_margin(self._vectors, Neighbours(self._embedder.queries(pool)), self._settings.k)
         rows = []
         for text, (index, cosine, margin, mutual) in zip(texts, partners, strict=True):
             verdict = self._verdict(text, pool[index], cosine, margin, mutual)
@@ -138,7 +150,7 @@ class MinedTranslator:
         return len(text.split()) >= self._settings.min_words
 
 
-def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int, float, float, bool]]:
+def ratio_margin(left: Neighbours, right: Neighbours, k: int) -> list[tuple[int, float, float, bool]]:
     """The best partner in `right` [m, d] of each row of `left` [n, d]: (index, cosine, margin, mutual best).
 
     margin(x, y) = cos(x, y) / (mean cosine of x's k neighbours / 2 + mean cosine of y's k neighbours / 2)
@@ -148,20 +160,18 @@ def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int,
     """
     import numpy as np
 
-    from analyticup.augmentation.embedders import nearest
-
-    forward, forward_index = nearest(right, left, k)
-    backward, backward_index = nearest(left, right, k)
+    forward, forward_index = right.of(left.base, k)
+    backward, backward_index = left.of(right.base, k)
     left_mean, right_mean = forward.mean(axis=1), backward.mean(axis=1)
     # A pair that stands in both keeps one cosine, so that it has one margin: that of the second search.
-    x = np.concatenate([backward_index.ravel(), np.repeat(np.arange(len(left)), forward.shape[1])])
-    y = np.concatenate([np.repeat(np.arange(len(right)), backward.shape[1]), forward_index.ravel()])
+    x = np.concatenate([backward_index.ravel(), np.repeat(np.arange(len(left.base)), forward.shape[1])])
+    y = np.concatenate([np.repeat(np.arange(len(right.base)), backward.shape[1]), forward_index.ravel()])
     cosine = np.concatenate([backward.ravel(), forward.ravel()])
-    _, first = np.unique(x * len(right) + y, return_index=True)
+    _, first = np.unique(x * len(right.base) + y, return_index=True)
     x, y, cosine = x[first], y[first], cosine[first].astype(np.float64)
     margin = cosine / ((left_mean[x] + right_mean[y]).astype(np.float64) / 2)
     best_left, best_right = _first_best(x, y, margin), _first_best(y, x, margin)
-    mutual = x[best_right][y[best_left]] == np.arange(len(left))
+    mutual = x[best_right][y[best_left]] == np.arange(len(left.base))
     columns = (y[best_left], cosine[best_left], margin[best_left], mutual)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
