@@ -7,6 +7,7 @@ from analyticup.augmentation.translators.mined import (
     length_ratio,
     numbers,
     ratio_margin,
+    weighted_length,
 )
 from analyticup.settings.schema import MinedSettings
 
@@ -136,10 +137,13 @@ def test_numbers_and_lengths_are_compared_as_the_settings_say():
 
 
 def test_lengths_are_those_of_letters_and_digits_dense_scripts_weighted():
-    assert length_ratio("red dress", "r-e-d d.r.e.s.s 1 2 3 4 5 6 7 8") == 2.0
-    assert length_ratio("12345", "한국") == 1.0
-    assert length_ratio("赤いドレス", "abcdefgh") == pytest.approx(8.5 / 8)
-    assert length_ratio("!?", "ab") == float("inf")
+    def ratio(left, right):
+        return length_ratio(weighted_length(left), weighted_length(right))
+
+    assert ratio("red dress", "r-e-d d.r.e.s.s 1 2 3 4 5 6 7 8") == 2.0
+    assert ratio("12345", "한국") == 1.0
+    assert ratio("赤いドレス", "abcdefgh") == pytest.approx(8.5 / 8)
+    assert ratio("!?", "ab") == float("inf")
 
 
 def test_margin_and_similarity_are_floors():

@@ -13,6 +13,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analyticup.augmentation.embedder_pin import embedder_identity
@@ -67,6 +69,7 @@ class MinedTranslator:
         self._pairs: dict[str, DataFrame] = {}
         self._asked: list[str] = []
         self._vectors: Neighbours | None = None
+        self._traits = cache(_traits)
         content = repr((self._pool, embedder.identity, sorted(decisive(settings).items())))
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         self.identity = f"mined:{digest[:16]}"
@@ -125,18 +128,19 @@ class MinedTranslator:
         return table.sort_values(["margin", "source"], ascending=[False, True], ignore_index=True)
 
     def _verdict(self, source: str, target: str, cosine: float, margin: float, mutual: bool) -> str:
-        left, right = normalise(source), normalise(target)
-        if left == right:
+        left, right = self._traits(source), self._traits(target)
+        if left.plain == right.plain:
             return "same text"
         if not (self._is_long_enough(left) and self._is_long_enough(right)):
             return "too short"
-        if _is_mostly_codes(left) or _is_mostly_codes(right):
+        if left.mostly_codes or right.mostly_codes:
             return "mostly codes"
-        if self._settings.same_numbers and numbers(left) != numbers(right):
+        if self._settings.same_numbers and left.numbers != right.numbers:
             return "other numbers"
-        if length_ratio(left, right) > self._settings.max_length_ratio:
+        if length_ratio(left.length, right.length) > self._settings.max_length_ratio:
             return "other length"
-        if _only_drops_words(left, right):
+        # All words of one stand in the other too, accents aside: reordered, or left out.
+        if left.words <= right.words or right.words <= left.words:
             return "no word of its own"
         if cosine < self._settings.min_similarity:
             return "low similarity"
@@ -144,10 +148,27 @@ class MinedTranslator:
             return "low margin"
         return KEPT if mutual else "not mutual best"
 
-    def _is_long_enough(self, text: str) -> bool:
-        if _BLANKLESS.search(text):
-            return len(text.replace(" ", "")) >= _MIN_CHARACTERS
-        return len(text.split()) >= self._settings.min_words
+    def _is_long_enough(self, text: _Traits) -> bool:
+        if _BLANKLESS.search(text.plain):
+            return len(text.plain.replace(" ", "")) >= _MIN_CHARACTERS
+        return len(text.plain.split()) >= self._settings.min_words
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What a text is judged by: its normalised form, its numbers, its length, its words without accents, and whether it
+    is mostly codes."""
+
+    plain: str
+    numbers: list[str]
+    length: float
+    words: frozenset[str]
+    mostly_codes: bool
+
+
+def _traits(text: str) -> _Traits:
+    plain = normalise(text)
+    return _Traits(plain, numbers(plain), weighted_length(plain), _plain_words(plain), _is_mostly_codes(plain))
 
 
 def ratio_margin(left: Neighbours, right: Neighbours, k: int) -> list[tuple[int, float, float, bool]]:
@@ -190,13 +211,14 @@ def numbers(text: str) -> list[str]:
     return sorted("".join(str(unicodedata.digit(digit)) for digit in run).lstrip("0") for run in runs)
 
 
-def length_ratio(left: str, right: str) -> float:
-    """Letters and digits of the longer text over those of the shorter, 1 or more; dense scripts are weighted."""
-    short, long = sorted((_length(left), _length(right)))
+def length_ratio(one: float, other: float) -> float:
+    """The longer of two lengths over the shorter, 1 or more."""
+    short, long = sorted((one, other))
     return long / short if short else math.inf
 
 
-def _length(text: str) -> float:
+def weighted_length(text: str) -> float:
+    """Letters and digits of a text; those of dense scripts are weighted."""
     letters = [letter for letter in text if letter.isalnum()]
     if not _ANY_DENSE.search(text):
         return float(len(letters))
@@ -214,12 +236,6 @@ def _is_mostly_codes(text: str) -> bool:
     return 2 * sum(any(character.isdigit() for character in word) for word in words) >= len(words)
 
 
-def _only_drops_words(left: str, right: str) -> bool:
-    """Whether all words of one stand in the other too, accents aside: reordered, or left out."""
-    first, second = _plain_words(left), _plain_words(right)
-    return first <= second or second <= first
-
-
-def _plain_words(text: str) -> set[str]:
+def _plain_words(text: str) -> frozenset[str]:
     decomposed = unicodedata.normalize("NFD", text)
-    return set(re.findall(r"\w+", "".join(mark for mark in decomposed if not unicodedata.combining(mark))))
+    return frozenset(re.findall(r"\w+", "".join(mark for mark in decomposed if not unicodedata.combining(mark))))
