@@ -21,7 +21,7 @@ from analyticup.engine.artifacts import (
     list_files,
     read_artifact,
 )
-from analyticup.engine.files import lock, publish_folder, remove_unfinished, write_atomically
+from analyticup.engine.files import lock, publish_folder, remove_unfinished, write_atomically, write_json_lines
 from analyticup.errors import UserError
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -254,3 +254,14 @@ def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one_and_nothing_else(
 def test_one_module_alone_puts_files_in_place():
     modules = sorted((SRC / "analyticup").rglob("*.py"))
     assert [path.name for path in modules if "os.replace(" in path.read_text(encoding="utf-8")] == ["files.py"]
+
+
+def test_json_lines_are_written_while_they_are_made(tmp_path):
+    path = tmp_path / "rows.jsonl"
+
+    def values():
+        yield from ({"text": "é \ud800", "number": number} for number in range(20_000))
+        assert path.stat().st_size > 500_000
+
+    write_json_lines(path, values())
+    assert path.read_bytes().split(b"\n")[:2] == [b'{"text": "\xc3\xa9 \\ud800", "number": %d}' % n for n in (0, 1)]

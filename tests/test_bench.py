@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
 from analyticup.experiments.bench import peers
-from analyticup.experiments.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
 from analyticup.experiments.bench.flops import (
     Load,
     MatrixMultiply,
@@ -34,8 +34,18 @@ from analyticup.experiments.bench.flops import (
     prompts_load,
     shape_of,
 )
+from analyticup.experiments.bench.generated import (
+    ALPHABETS,
+    NULL_TITLES,
+    OFFICIAL_ROWS,
+    generated_rows,
+    official_rows,
+    romanised,
+    write_official,
+)
 from analyticup.experiments.bench.harness import Done, Entry, Result, Round, Unavailable, _turn, measure, timed_round
 from analyticup.experiments.bench.ours import KitScoring, KitTraining
+from analyticup.experiments.bench.pipeline import growth, pipeline_settings
 from analyticup.experiments.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
 from analyticup.experiments.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.experiments.bench.work import Work
@@ -46,8 +56,8 @@ from analyticup.settings.schema import LoraSettings
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["model.backbone=random:qwen3", "model.lora.r=2", "model.lora.layers=null", "machine.accelerator=cpu"]
 KEYS = {
-    *("part", "what", "note", "failed", "rows", "tokens", "optimiser_steps", "flops", "seconds", "rows_per_second"),
-    *("tokens_per_second", "flops_per_second", "peak_bytes", "device_bytes", "of_limit", "rounds"),
+    *("part", "what", "note", "failed", "rows", "tokens", "optimiser_steps", "flops", "seconds", "cpu_seconds"),
+    *("rows_per_second", "tokens_per_second", "flops_per_second", "peak_bytes", "device_bytes", "of_limit", "rounds"),
 }
 
 
@@ -248,7 +258,7 @@ def test_peak_memory_is_that_of_the_round():
 
 
 def result(name: str, seconds: list[float], done: Done) -> Result:
-    return Result(Entry("training", name, None), [Round(one, done, 10**9) for one in seconds])
+    return Result(Entry("training", name, None), [Round(one, 2 * one, done, 10**9) for one in seconds])
 
 
 def test_table_has_median_range_and_share_of_the_limit():
@@ -259,30 +269,90 @@ def test_table_has_median_range_and_share_of_the_limit():
     assert records[0]["rows_per_second"] == {"median": 4, "min": 2, "max": 8}
     assert records[0]["of_limit"] == pytest.approx(0.125) and records[1]["of_limit"] == 1
     assert records[1]["rows_per_second"] is None
-    assert cells(records[0]) == ["training", "ours", "4 (2..8)", "40 (20..80)", "2", "1.00", "0.5", "12.5%", ""]
+    assert cells(records[0]) == ["training", "ours", "4 (2..8)", "40 (20..80)", "2", "4", "1.00", "0.5", "12.5%", ""]
     lines = to_markdown(records, ["about"]).splitlines()
     assert lines[2] == f"| {' | '.join(COLUMNS)} |" and len({line.count("|") for line in lines[2:]}) == 1
 
 
+def test_generated_files_have_the_official_rows():
+    sizes = {task: {split: official_rows(task, split) for split in OFFICIAL_ROWS[task]} for task in OFFICIAL_ROWS}
+    assert sizes["QC"] == {"train": 300_000, "dev": 100_000, "test": 100_000}
+    assert sizes["QI"] == {"train": 340_000, "dev": 65_000, "test": 130_000}
+    assert set(OFFICIAL_ROWS["QC"]["train"]) == {"en", "fr", "es", "ko", "pt", "ja"}
+    assert set(OFFICIAL_ROWS["QC"]["test"]) - set(OFFICIAL_ROWS["QC"]["train"]) == {"de", "it", "pl", "ar"}
+    assert set(OFFICIAL_ROWS["QI"]["dev"]) == set(LANGUAGES) == set(ALPHABETS)
+    assert set(LANGUAGES) - set(OFFICIAL_ROWS["QI"]["train"]) == {"de", "it", "pl", "ar", "vn", "id"}
+
+
 def test_generated_rows_have_the_official_form():
-    train, test = list(generated_rows("train", 390)), list(generated_rows("test", 390))
-    assert train[:9] == list(generated_rows("train", 9))
-    assert {row["language"] for row in train} == set(TRAINED_LANGUAGES)
-    assert {row["language"] for row in test} == set(LANGUAGES) and "label" not in test[0]
-    queries = [row["origin_query"] for row in train]
-    assert len(set(queries)) == 130 and len({row["origin_query"] for row in test} | set(queries)) == 260
-    assert len({(row["origin_query"], row["category_path"]) for row in train}) == 390
-    assert all(len(split_path(row["category_path"])) == 3 for row in train)
-    assert sum(row["label"] for row in train) == pytest.approx(0.625 * 390, abs=3)
+    train, dev = list(generated_rows("QC", "train", 0.01, 13)), list(generated_rows("QC", "dev", 0.01, 13))
+    assert [row["id"] for row in train] == list(range(1, 3001)) and len(dev) == 1000
+    assert list(train[0]) == ["id", "task", "language", "origin_query", "category_path", "label"]
+    assert list(dev[0]) == ["id", "task", "language", "origin_query", "category_path"]
+    blocks = [language for language, _ in groupby(train, lambda row: row["language"])]
+    assert blocks == list(OFFICIAL_ROWS["QC"]["train"])
+    runs = [len(list(rows)) for _, rows in groupby(train, lambda row: row["origin_query"])]
+    assert max(runs) <= 10 and np.mean(runs) == pytest.approx(3, abs=0.25)
+    assert np.mean([row["label"] for row in train]) == pytest.approx(0.6895, abs=0.03)
+    assert {len(split_path(row["category_path"])) for row in train} == {2, 3, 4, 5}
 
 
-def test_data_stages_of_a_few_rows():
-    plan = Plan(parts=("data",), rounds=1, data_rows=(120,))
-    records, about = run_bench(load_settings(ROOT / "configs" / "small.yaml", []), plan, lambda text: None)
-    assert [record["what"] for record in records] == [f"{stage}, 120 rows" for stage in STAGES]
-    assert not any(record["failed"] or record["note"] for record in records), records
-    assert all(record["rows"] == 120 and record["peak_bytes"] for record in records)
-    assert "of 120 rows" in about[0]
+def test_generated_titles_are_mostly_distinct_and_some_are_missing():
+    rows = list(generated_rows("QI", "train", 0.02, 13))
+    titles = [row["item_title"] for row in rows]
+    assert titles.count(None) == pytest.approx(NULL_TITLES * len(rows), abs=9) and titles.count(None) > 0
+    assert 0.9 < len(set(titles)) / len(titles) < 1
+    assert None not in {row["item_title"] for row in generated_rows("QI", "dev", 0.02, 13)}
+
+
+def test_some_queries_say_the_same_as_one_of_another_language():
+    known = {romanised(row["origin_query"]) for row in generated_rows("QC", "train", 0.02, 13)}
+    queries = {row["origin_query"] for row in generated_rows("QC", "dev", 0.02, 13) if row["language"] == "ar"}
+    assert 0.1 < np.mean([romanised(query) in known for query in queries]) < 0.5
+    assert all(len(set(letters)) == 20 and romanised(letters) == ALPHABETS["en"] for letters in ALPHABETS.values())
+
+
+def test_the_same_seed_gives_the_same_files_and_a_share_is_their_beginning(tmp_path):
+    for name, seed in (("one", 13), ("same", 13), ("other", 14)):
+        write_official(tmp_path / name, ("QC", "QI"), 0.002, seed)
+    one, same, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "same", "other")
+    )
+    assert one == same and len(one) == 6 and not any(one[name] == other[name] for name in one)
+    large = [row["origin_query"] for row in generated_rows("QI", "dev", 0.004, 13) if row["language"] == "en"]
+    small = [row["origin_query"] for row in generated_rows("QI", "dev", 0.002, 13) if row["language"] == "en"]
+    assert large[: len(small)] == small
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_on_a_few_rows():
+    plan, settings = Plan(parts=("pipeline",), shares=(0.002,)), load_settings(ROOT / "configs" / "small.yaml", [])
+    records, about = run_bench(settings.replace(tasks=["QC"]), plan, lambda text: None)
+    names = [record["what"].removesuffix(", 0.2%") for record in records]
+    assert names[:4] == ["generate", "ingest-QC", "translate-QC", "negatives-QC"]
+    assert names[-5:] == ["submit-all", "report-all", "publish", "plan", "verify"]
+    assert all(record["rows"] == 1000 and record["peak_bytes"] and not record["note"] for record in records), records
+    assert about[0].startswith("At 0.2%, all but train, filter_model, predict, generate: ")
+
+
+def test_the_pipeline_has_all_rows_and_the_tasks_settings(tmp_path):
+    own = pipeline_settings(load_settings(ROOT / "configs" / "small.yaml", []), tmp_path)
+    assert task_settings(own, "QI").data.train_rows is None and own.machine.workers == 1
+    assert task_settings(own, "QC").negatives.enabled and own.model.backbone == "random:qwen3"
+
+
+def test_growth_names_what_grows_faster_than_the_rows():
+    def record(what, seconds):
+        return to_record(Result(Entry("pipeline", what, None), [Round(seconds, seconds, Done(rows=1), 10**9)]))
+
+    small = [record("ingest-QC, 1%", 0.5), record("translate-QC, 1%", 0.5), record("train-QC, 1%", 0.5)]
+    large = [record("ingest-QC, 10%", 5.0), record("translate-QC, 10%", 6.0), record("train-QC, 10%", 2.0)]
+    assert growth([*small, *large], (0.01, 0.1)) == [
+        "At 1%, all but train, filter_model, predict, generate: 1.0 s, 1.0 s of CPU, at most 1.00 GB (ingest-QC, 1%).",
+        "At 10%, all but train, filter_model, predict, generate: 11.0 s, 11.0 s of CPU, at most 1.00 GB "
+        "(ingest-QC, 10%).",
+        "From 1% to 10% (10 times the rows) CPU time grew by more in: translate-QC 12.0.",
+    ]
 
 
 def test_the_command_writes_table_and_json(tmp_path, capsys):
@@ -345,9 +415,10 @@ def test_a_failed_line_is_exit_code_1(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--only", "speed"], "--only speed: name one or more of training, scoring, matmul, data"),
+        (["--only", "speed"], "--only speed: name one or more of training, scoring, matmul, pipeline"),
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
-        (["--data-rows", "ten"], "--data-rows ten: must be whole numbers"),
+        (["--shares", "ten"], "--shares ten: must be numbers"),
+        (["--shares", "0.1,2"], "--shares 0.1,2.0: must be from 0.001 to 1"),
     ],
 )
 def test_wrong_options_are_refused(arguments, told, capsys):

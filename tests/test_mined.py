@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from analyticup.augmentation.translators.mined import MinedTranslator, length_ratio, numbers, ratio_margin
+from analyticup.augmentation.neighbours import Neighbours
+from analyticup.augmentation.translators.mined import (
+    MinedTranslator,
+    length_ratio,
+    numbers,
+    ratio_margin,
+    weighted_length,
+)
 from analyticup.settings.schema import MinedSettings
 
 pytestmark = pytest.mark.arithmetic
@@ -67,7 +74,7 @@ def test_the_margin_is_that_of_artetxe_and_schwenk():
     left = np.array([[1, 0], [0.6, 0.8]], dtype=np.float32)
     right = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
     # cos: [1, .8, 0] and [.6, .96, .8]; mean of the 2 neighbours: left .9, .88; right .8, .88, .4
-    (first, second) = ratio_margin(left, right, k=2)
+    (first, second) = ratio_margin(Neighbours(left), Neighbours(right), k=2)
     assert (first[0], first[3]) == (0, True) and (second[0], second[3]) == (2, True)
     assert first[1:3] == pytest.approx((1.0, 1.0 / ((0.9 + 0.8) / 2)))
     assert second[1:3] == pytest.approx((0.8, 0.8 / ((0.88 + 0.4) / 2)))
@@ -130,10 +137,13 @@ def test_numbers_and_lengths_are_compared_as_the_settings_say():
 
 
 def test_lengths_are_those_of_letters_and_digits_dense_scripts_weighted():
-    assert length_ratio("red dress", "r-e-d d.r.e.s.s 1 2 3 4 5 6 7 8") == 2.0
-    assert length_ratio("12345", "한국") == 1.0
-    assert length_ratio("赤いドレス", "abcdefgh") == pytest.approx(8.5 / 8)
-    assert length_ratio("!?", "ab") == float("inf")
+    def ratio(left, right):
+        return length_ratio(weighted_length(left), weighted_length(right))
+
+    assert ratio("red dress", "r-e-d d.r.e.s.s 1 2 3 4 5 6 7 8") == 2.0
+    assert ratio("12345", "한국") == 1.0
+    assert ratio("赤いドレス", "abcdefgh") == pytest.approx(8.5 / 8)
+    assert ratio("!?", "ab") == float("inf")
 
 
 def test_margin_and_similarity_are_floors():
@@ -171,3 +181,19 @@ def test_identity_changes_with_pool_and_settings():
     }
     assert len(identities) == 3
     assert miner(["blaue schuhe", "rotes kleid"]).identity == miner(["rotes kleid", "blaue schuhe"]).identity
+
+
+def test_texts_are_embedded_once_for_all_languages():
+    class Counting(PlaneEmbedder):
+        asked = ()
+
+        def queries(self, texts):
+            self.asked = (*self.asked, *texts)
+            return super().queries(texts)
+
+    embedder = Counting(ANGLES)
+    mined = MinedTranslator({"de": ["rotes kleid"], "pl": ["blaue schuhe"]}, embedder, LOOSE)
+    texts = ["blue shoes", "red dress"]
+    assert found(mined, texts) == [None, "rotes kleid"] and found(mined, texts, "pl") == ["blaue schuhe", None]
+    assert embedder.asked == (*texts, "rotes kleid", "blaue schuhe")
+    assert found(mined, ["green hat"], "pl") == [None] and embedder.asked[-2:] == ("green hat", "blaue schuhe")

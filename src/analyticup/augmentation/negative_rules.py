@@ -45,7 +45,7 @@ class Rules:
         self._rows: set[tuple[str, str]] = set()
         self._refused: set[tuple[str, str]] = set()
         for row in records:
-            query, target = normalise(row["query"]), self._key(row["target"])
+            query, target = self._key(row["query"]), self._key(row["target"])
             self._rows.add((query, target))
             if has_label(row, 1):
                 self._positive_by_query[query].add(target)
@@ -72,7 +72,7 @@ class Rules:
         self._refused.add(self._pair(ask, target))
 
     def _pair(self, ask: Ask, target: str) -> tuple[str, str]:
-        return normalise(ask.row["query"]), self._key(target)
+        return self._key(ask.row["query"]), self._key(target)
 
     def _broken_rule(self, ask: Ask, target: str, similarity: float) -> str:
         query, other = pair = self._pair(ask, target)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from pandas import DataFrame
 
-from analyticup.augmentation.embedders import Embedder, nearest
+from analyticup.augmentation.embedders import Embedder
 from analyticup.augmentation.negative_rules import BAND, EASY, Ask, Rules, has_label
+from analyticup.augmentation.neighbours import nearest
 from analyticup.corpus.rows import COLUMNS, empty_rows, make_rows
 from analyticup.corpus.text import normalise
 from analyticup.errors import UserError

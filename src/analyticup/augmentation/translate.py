@@ -7,8 +7,9 @@ taken and how many is assumed: a sample per language, proportional over label x 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pandas import DataFrame
@@ -78,7 +79,9 @@ def translate_rows(
     source languages.
     """
     volumes = read_volumes(settings.volumes)
-    taken = {(normalise(query), normalise(target)) for query, target in zip(rows["query"], rows["target"], strict=True)}
+    # One language after the other asks for the same texts.
+    key = cache(normalise)
+    taken = {(key(query), key(target)) for query, target in zip(rows["query"], rows["target"], strict=True)}
     originals = _source_rows(rows, settings.source_languages).to_dict("records")
     new_rows: list[dict[str, Any]] = []
     counts: dict[str, dict[str, int]] = {}
@@ -89,7 +92,7 @@ def translate_rows(
         if not translator.selective:
             candidates = _draw(candidates, limit, settings.positive_share)
         translations = _ask(candidates, translator, language)
-        kept, count = _usable(candidates, translations, taken)
+        kept, count = _usable(candidates, translations, taken, key)
         drawn = _draw(kept, limit, settings.positive_share)
         count["not sampled"] = len(kept) - len(drawn)
         count["kept"] = len(drawn)
@@ -152,26 +155,29 @@ def _proportional(candidates: list[_Candidate], limit: int) -> list[_Candidate]:
 
 
 def _usable(
-    candidates: list[_Candidate], translations: dict[tuple[str, str], Translation], taken: set[tuple[str, str]]
+    candidates: list[_Candidate],
+    translations: dict[tuple[str, str], Translation],
+    taken: set[tuple[str, str]],
+    key: Callable[[str], str],
 ) -> tuple[list[_Candidate], Counter[str]]:
     """Those that become new rows, and how many candidates met which of the COUNTS."""
     count = Counter(asked=len(candidates))
     made: set[tuple[str, str]] = set()
     kept = []
     for candidate in candidates:
-        source, target = candidate.row["query"], normalise(candidate.row["target"])
+        source = candidate.row["query"]
         query = translations[candidate.row["language"], source].text or ""
-        key = (normalise(query), target)
-        if not key[0]:
+        row = (key(query), key(candidate.row["target"]))
+        if not row[0]:
             count["refused"] += 1
-        elif key[0] == normalise(source):
+        elif row[0] == key(source):
             count["unchanged"] += 1
-        elif key in taken:
+        elif row in taken:
             count["exists"] += 1
-        elif key in made:
+        elif row in made:
             count["duplicate"] += 1
         else:
-            made.add(key)
+            made.add(row)
             kept.append(_Candidate(candidate.row, candidate.stratum, query))
     return kept, count
 

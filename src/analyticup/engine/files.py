@@ -114,8 +114,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """One value a line, UTF-8, LF; half of a surrogate pair, which UTF-8 cannot hold, as its `\\udXXX` escape."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
-    text = "".join(f"{encode(value)}\n" for value in values)
-    path.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+        stream.writelines(f"{encode(value)}\n" for value in values)
 
 
 def read_json(path: Path) -> Any:

@@ -13,6 +13,8 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from analyticup.augmentation.embedder_pin import embedder_identity
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from analyticup.augmentation.embedders import Embedder
+    from analyticup.augmentation.neighbours import Neighbours
 
 PAIR_COLUMNS = ("source", "target", "cosine", "margin", "verdict")
 KEPT = "kept"
+# Raised when large searches find other neighbours.
+SEARCH = 2
 _BLANKLESS = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 # Scripts without blanks between words are measured in characters instead (assumed).
 _MIN_CHARACTERS = 4
@@ -46,7 +51,9 @@ class MinedTranslator:
 
     A pair is kept when each is the other's best partner by margin (mutual best), the margin and the cosine
     reach their floors, the numbers in both agree, each has a word that the other lacks, neither is much longer
-    than the other, short, the same text, or mostly codes. A translation's score is its margin.
+    than the other, short, the same text, or mostly codes. A translation's score is its margin. Of many queries the
+    neighbours are looked for in a graph (see `neighbours`), so that the work grows with the queries and not with their
+    square.
     """
 
     selective = True
@@ -60,6 +67,9 @@ class MinedTranslator:
         self._embedder = embedder
         self._settings = settings
         self._pairs: dict[str, DataFrame] = {}
+        self._asked: list[str] = []
+        self._vectors: Neighbours | None = None
+        self._traits = cache(_traits)
         content = repr((self._pool, embedder.identity, sorted(decisive(settings).items())))
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         self.identity = f"mined:{digest[:16]}"
@@ -71,7 +81,7 @@ class MinedTranslator:
 
     @classmethod
     def decides(cls, settings: MinedSettings, embedder: EmbedderSettings) -> dict[str, Any]:
-        return {"mined": decisive(settings), "embedder": {"identity": embedder_identity(embedder)}}
+        return {"mined": decisive(settings), "embedder": {"identity": embedder_identity(embedder)}, "search": SEARCH}
 
     @classmethod
     def models(cls, settings: MinedSettings) -> list[str]:
@@ -102,9 +112,14 @@ class MinedTranslator:
     def _mine(self, texts: list[str], pool: list[str]) -> DataFrame:
         import pandas as pd
 
+        from analyticup.augmentation.neighbours import Neighbours
+
         if not texts or not pool:
             return pd.DataFrame(columns=list(PAIR_COLUMNS))
-        partners = ratio_margin(self._embedder.queries(texts), self._embedder.queries(pool), self._settings.k)
+        # The same texts are asked for in one language after the other.
+        if self._vectors is None or texts != self._asked:
+            self._asked, self._vectors = texts, Neighbours(self._embedder.queries(texts))
+        partners = ratio_margin(self._vectors, Neighbours(self._embedder.queries(pool)), self._settings.k)
         rows = []
         for text, (index, cosine, margin, mutual) in zip(texts, partners, strict=True):
             verdict = self._verdict(text, pool[index], cosine, margin, mutual)
@@ -113,18 +128,19 @@ class MinedTranslator:
         return table.sort_values(["margin", "source"], ascending=[False, True], ignore_index=True)
 
     def _verdict(self, source: str, target: str, cosine: float, margin: float, mutual: bool) -> str:
-        left, right = normalise(source), normalise(target)
-        if left == right:
+        left, right = self._traits(source), self._traits(target)
+        if left.plain == right.plain:
             return "same text"
         if not (self._is_long_enough(left) and self._is_long_enough(right)):
             return "too short"
-        if _is_mostly_codes(left) or _is_mostly_codes(right):
+        if left.mostly_codes or right.mostly_codes:
             return "mostly codes"
-        if self._settings.same_numbers and numbers(left) != numbers(right):
+        if self._settings.same_numbers and left.numbers != right.numbers:
             return "other numbers"
-        if length_ratio(left, right) > self._settings.max_length_ratio:
+        if length_ratio(left.length, right.length) > self._settings.max_length_ratio:
             return "other length"
-        if _only_drops_words(left, right):
+        # All words of one stand in the other too, accents aside: reordered, or left out.
+        if left.words <= right.words or right.words <= left.words:
             return "no word of its own"
         if cosine < self._settings.min_similarity:
             return "low similarity"
@@ -132,13 +148,30 @@ class MinedTranslator:
             return "low margin"
         return KEPT if mutual else "not mutual best"
 
-    def _is_long_enough(self, text: str) -> bool:
-        if _BLANKLESS.search(text):
-            return len(text.replace(" ", "")) >= _MIN_CHARACTERS
-        return len(text.split()) >= self._settings.min_words
+    def _is_long_enough(self, text: _Traits) -> bool:
+        if _BLANKLESS.search(text.plain):
+            return len(text.plain.replace(" ", "")) >= _MIN_CHARACTERS
+        return len(text.plain.split()) >= self._settings.min_words
 
 
-def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int, float, float, bool]]:
+@dataclass(frozen=True)
+class _Traits:
+    """What a text is judged by: its normalised form, its numbers, its length, its words without accents, and whether it
+    is mostly codes."""
+
+    plain: str
+    numbers: list[str]
+    length: float
+    words: frozenset[str]
+    mostly_codes: bool
+
+
+def _traits(text: str) -> _Traits:
+    plain = normalise(text)
+    return _Traits(plain, numbers(plain), weighted_length(plain), _plain_words(plain), _is_mostly_codes(plain))
+
+
+def ratio_margin(left: Neighbours, right: Neighbours, k: int) -> list[tuple[int, float, float, bool]]:
     """The best partner in `right` [m, d] of each row of `left` [n, d]: (index, cosine, margin, mutual best).
 
     margin(x, y) = cos(x, y) / (mean cosine of x's k neighbours / 2 + mean cosine of y's k neighbours / 2)
@@ -148,20 +181,18 @@ def ratio_margin(left: np.ndarray, right: np.ndarray, k: int) -> list[tuple[int,
     """
     import numpy as np
 
-    from analyticup.augmentation.embedders import nearest
-
-    forward, forward_index = nearest(right, left, k)
-    backward, backward_index = nearest(left, right, k)
+    forward, forward_index = right.of(left.base, k)
+    backward, backward_index = left.of(right.base, k)
     left_mean, right_mean = forward.mean(axis=1), backward.mean(axis=1)
     # A pair that stands in both keeps one cosine, so that it has one margin: that of the second search.
-    x = np.concatenate([backward_index.ravel(), np.repeat(np.arange(len(left)), forward.shape[1])])
-    y = np.concatenate([np.repeat(np.arange(len(right)), backward.shape[1]), forward_index.ravel()])
+    x = np.concatenate([backward_index.ravel(), np.repeat(np.arange(len(left.base)), forward.shape[1])])
+    y = np.concatenate([np.repeat(np.arange(len(right.base)), backward.shape[1]), forward_index.ravel()])
     cosine = np.concatenate([backward.ravel(), forward.ravel()])
-    _, first = np.unique(x * len(right) + y, return_index=True)
+    _, first = np.unique(x * len(right.base) + y, return_index=True)
     x, y, cosine = x[first], y[first], cosine[first].astype(np.float64)
     margin = cosine / ((left_mean[x] + right_mean[y]).astype(np.float64) / 2)
     best_left, best_right = _first_best(x, y, margin), _first_best(y, x, margin)
-    mutual = x[best_right][y[best_left]] == np.arange(len(left))
+    mutual = x[best_right][y[best_left]] == np.arange(len(left.base))
     columns = (y[best_left], cosine[best_left], margin[best_left], mutual)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -180,13 +211,14 @@ def numbers(text: str) -> list[str]:
     return sorted("".join(str(unicodedata.digit(digit)) for digit in run).lstrip("0") for run in runs)
 
 
-def length_ratio(left: str, right: str) -> float:
-    """Letters and digits of the longer text over those of the shorter, 1 or more; dense scripts are weighted."""
-    short, long = sorted((_length(left), _length(right)))
+def length_ratio(one: float, other: float) -> float:
+    """The longer of two lengths over the shorter, 1 or more."""
+    short, long = sorted((one, other))
     return long / short if short else math.inf
 
 
-def _length(text: str) -> float:
+def weighted_length(text: str) -> float:
+    """Letters and digits of a text; those of dense scripts are weighted."""
     letters = [letter for letter in text if letter.isalnum()]
     if not _ANY_DENSE.search(text):
         return float(len(letters))
@@ -204,12 +236,6 @@ def _is_mostly_codes(text: str) -> bool:
     return 2 * sum(any(character.isdigit() for character in word) for word in words) >= len(words)
 
 
-def _only_drops_words(left: str, right: str) -> bool:
-    """Whether all words of one stand in the other too, accents aside: reordered, or left out."""
-    first, second = _plain_words(left), _plain_words(right)
-    return first <= second or second <= first
-
-
-def _plain_words(text: str) -> set[str]:
+def _plain_words(text: str) -> frozenset[str]:
     decomposed = unicodedata.normalize("NFD", text)
-    return set(re.findall(r"\w+", "".join(mark for mark in decomposed if not unicodedata.combining(mark))))
+    return frozenset(re.findall(r"\w+", "".join(mark for mark in decomposed if not unicodedata.combining(mark))))

@@ -45,13 +45,13 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def _bench_plan(options: argparse.Namespace) -> Plan:
-    given: dict[str, Any] = {"rounds": options.rounds, "data_rounds": options.data_rounds}
+    given: dict[str, Any] = {"rounds": options.rounds}
     given |= {"train_rows": options.train_rows, "score_rows": options.score_rows}
     if options.only is not None:
         given["parts"] = tuple(part.strip() for part in options.only.split(","))
-    if options.data_rows is not None:
+    if options.shares is not None:
         try:
-            given["data_rows"] = tuple(int(part) for part in options.data_rows.split(","))
+            given["shares"] = tuple(sorted({float(part) for part in options.shares.split(",")}))
         except ValueError:
-            raise UserError(f"--data-rows {options.data_rows}: must be whole numbers, e.g. 10000,100000") from None
+            raise UserError(f"--shares {options.shares}: must be numbers, e.g. 0.01,0.1") from None
     return Plan(**given)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import os
 import re
 import resource
 import sys
@@ -42,10 +43,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Round:
-    """One measured round. `peak_bytes`: most resident memory of the process during it, weights included (where
-    the peak cannot be reset, so far); `device_bytes`: most memory allocated on the GPU, None without one."""
+    """One measured round. `cpu_seconds`: of all the process's threads, and of the processes that it started;
+    `peak_bytes`: most resident memory of the process during it, weights included (where the peak cannot be reset, so
+    far); `device_bytes`: most memory allocated on the GPU, None without one."""
 
     seconds: float
+    cpu_seconds: float
     done: Done
     peak_bytes: int
     device_bytes: int | None = None
@@ -91,17 +94,18 @@ def measure(
     rounds: int,
     say: Callable[[str], None] = lambda text: None,
     keep: Callable[[list[Result]], None] = lambda results: None,
+    preload: Sequence[str] = (),
 ) -> list[Result]:
     """Warms every entry up once, then measures `rounds` >= 1 rounds of all of them, in turn.
 
     An entry that fails is left out of the further rounds; the others continue. `say` gets a line for each turn, `keep`
-    the results after each round.
+    the results after each round. The processes share what the modules named in `preload` take.
     """
     results = [Result(entry) for entry in entries]
     with contextlib.ExitStack() as stack:
         workers = []
         for result in results:
-            workers.append(_Worker(result.entry.variant))
+            workers.append(_Worker(result.entry.variant, preload))
             stack.callback(workers[-1].stop)
             say(f"{result.entry.part}: {result.entry.name}: warming up")
             _turn(workers[-1], WARM_UP, result)
@@ -135,8 +139,10 @@ def _turn(worker: _Worker, command: str, result: Result) -> Any:
 class _Worker:
     """A child process with one variant, which answers one command at a time."""
 
-    def __init__(self, variant: Variant) -> None:
-        context = get_context("spawn")
+    def __init__(self, variant: Variant, preload: Sequence[str] = ()) -> None:
+        context = get_context("forkserver" if preload else "spawn")
+        if preload:
+            context.set_forkserver_preload(list(preload))
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, variant), daemon=True)
         self._process.start()
@@ -187,10 +193,15 @@ def timed_round(variant: Variant) -> Round:
     gc.collect()
     _reset_peak_resident()
     _synchronise(reset_peak=True)
-    started = time.perf_counter()
+    cpu_before, started = _cpu_seconds(), time.perf_counter()
     done = variant.run()
     device_bytes = _synchronise()
-    return Round(time.perf_counter() - started, done, peak_resident_bytes(), device_bytes)
+    seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds() - cpu_before
+    return Round(seconds, cpu_seconds, done, peak_resident_bytes(), device_bytes)
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def _synchronise(reset_peak: bool = False) -> int | None:

@@ -17,10 +17,11 @@ from analyticup.corpus.rows import read_split, save_rows
 from analyticup.corpus.sample import write_sample
 from analyticup.errors import UserError
 from analyticup.experiments.bench import peers
-from analyticup.experiments.bench.data_stages import OFFICIAL, STAGES, DataStage, write_generated
 from analyticup.experiments.bench.flops import MatrixMultiply
 from analyticup.experiments.bench.harness import Entry, Result, measure
 from analyticup.experiments.bench.ours import KitScoring, KitTraining
+from analyticup.experiments.bench.pipeline import PART as PIPELINE
+from analyticup.experiments.bench.pipeline import growth, measure_pipeline
 from analyticup.experiments.bench.table import MATMUL, to_record, with_limit
 from analyticup.experiments.bench.work import Work
 from analyticup.seeds import seeded_key
@@ -28,22 +29,21 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
 
-PARTS = ("training", "scoring", "matmul", "data")
+PARTS = ("training", "scoring", "matmul", PIPELINE)
 THREEFOLD = "threefold"
 UNFINISHED = "Not finished: further rounds or lines were still to come."
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: parts, rounds of each variant, rows per round, and numbers of generated rows."""
+    """What to measure: parts, rounds of each variant, rows per round, and shares of the official size, rising."""
 
     parts: tuple[str, ...] = PARTS
     rounds: int = 3
     train_rows: int = 128
     score_rows: int = 256
-    data_rows: tuple[int, ...] = (10_000, 100_000, 340_000)
-    # Sizes are compared there, not tools, and a round is minutes.
-    data_rounds: int = 1
+    # Sizes are compared there, not tools, and the whole one is minutes: one round each.
+    shares: tuple[float, ...] = (0.01, 0.1, 1.0)
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]
@@ -52,13 +52,14 @@ class Plan:
         # Fewer training rows could lack a label to warm up on.
         lowest = {
             "--rounds": (self.rounds, 1),
-            "--data-rounds": (self.data_rounds, 1),
             "--train-rows": (self.train_rows, 2),
+            "--score-rows": (self.score_rows, 1),
         }
-        lowest |= {"--score-rows": (self.score_rows, 1), "--data-rows": (min(self.data_rows, default=0), 100)}
         for option, (value, low) in lowest.items():
             if value < low:
                 raise UserError(f"{option} {value}: must be at least {low}")
+        if not self.shares or not all(0.001 <= share <= 1 for share in self.shares):
+            raise UserError(f"--shares {','.join(map(str, self.shares))}: must be from 0.001 to 1, e.g. 0.01,0.1")
 
 
 def run_bench(
@@ -93,11 +94,12 @@ def run_bench(
                     # It is in the other parts already, between their rounds.
                     continue
                 records += measured(_entries(part, works), plan.rounds)
-        if "data" in plan.parts:
-            for count in plan.data_rows:
-                say(f"data: generating {count:,} rows")
-                records += measured(_data_entries(Path(scratch) / f"data-{count}", count), plan.data_rounds)
-            about += _official(records, max(plan.data_rows))
+        if PIPELINE in plan.parts:
+            for share in plan.shares:
+                for result in measure_pipeline(settings, share, Path(scratch), say):
+                    records.append(to_record(result))
+                    keep(records, [*about, UNFINISHED])
+            about += growth(records, plan.shares)
     return records, about
 
 
@@ -195,21 +197,3 @@ def _limit(work: Work) -> Any:
     if work.settings.model.backbone.startswith("random:"):
         size = 256
     return MatrixMultiply(work.dtype, machine.device, size, repeats, machine.threads)
-
-
-def _data_entries(folder: Path, count: int) -> list[Entry]:
-    write_generated(folder, count)
-    return [Entry("data", f"{stage}, {count:,} rows", DataStage(stage, folder, count)) for stage in STAGES]
-
-
-def _official(records: list[dict[str, Any]], count: int) -> list[str]:
-    """What the stages that every run needs take together, at the largest number of rows."""
-    names = [f"{stage}, {count:,} rows" for stage in OFFICIAL]
-    found = [one for one in records if one["what"] in names and one["seconds"]]
-    if len(found) < len(names):
-        return []
-    seconds, peak = sum(one["seconds"]["median"] for one in found), max(one["peak_bytes"] for one in found)
-    return [
-        f"Ingest, folds and submission (written, validated, zipped) of {count:,} rows: {seconds:.1f} s together, at "
-        f"most {peak / 1e9:.2f} GB. Data stages use random vectors: what an embedder costs is not in them."
-    ]

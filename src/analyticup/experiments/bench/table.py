@@ -10,7 +10,7 @@ from typing import Any
 from analyticup.experiments.bench.harness import Result, Round
 from analyticup.terminal import markdown_table
 
-COLUMNS = ("part", "what", "rows/s", "tokens/s", "seconds", "peak GB", "GFLOP/s", "of limit", "note")
+COLUMNS = ("part", "what", "rows/s", "tokens/s", "seconds", "CPU s", "peak GB", "GFLOP/s", "of limit", "note")
 MATMUL = "matrix product: the limit"
 
 
@@ -28,6 +28,7 @@ def to_record(result: Result) -> dict[str, Any]:
         "optimiser_steps": done.steps if done else None,
         "flops": done.flops if done else None,
         "seconds": _spread(rounds, lambda one: one.seconds),
+        "cpu_seconds": _spread(rounds, lambda one: one.cpu_seconds),
         "rows_per_second": _spread(rounds, lambda one: one.done.rows / one.seconds if one.done.rows else None),
         "tokens_per_second": _spread(rounds, lambda one: one.done.tokens and one.done.tokens / one.seconds),
         "flops_per_second": _spread(rounds, lambda one: one.done.flops and one.done.flops / one.seconds),
@@ -63,6 +64,7 @@ def cells(record: dict[str, Any]) -> list[str]:
         _rate(record["rows_per_second"]),
         _rate(record["tokens_per_second"]),
         _median(record["seconds"]),
+        _median(record["cpu_seconds"]),
         f"{peak / 1e9:.2f}" if peak else "",
         _median(record["flops_per_second"], 1e9),
         f"{share:.1%}" if share is not None else "",
