@@ -53,8 +53,8 @@ _TRAINED_BYTES: Final = 16
 
 
 # Of a run on a CPU, measured on Linux with the sample (270M parameters, bf16 and float32, two workers): the process
-# that shows it and those of W&B, one with all packages imported, what a converting one takes per parameter, and code that
-# oneDNN makes.
+# that shows it and those of W&B, one with all packages imported, what a converting one takes per parameter, and the
+# code that oneDNN makes.
 _MAIN_BYTES: Final = 0.26e9
 _PROCESS_BYTES: Final = 0.66e9
 _CONVERSION_BYTES: Final = 9.3
