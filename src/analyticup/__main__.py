@@ -30,10 +30,13 @@ def _ablate(command: Parser) -> None:
 
 def _bench(command: Parser) -> None:
     _settings(command, "small.yaml")
-    command.add_argument("--only", default=None, metavar="PARTS", help="of training,scoring,matmul,data (default: all)")
+    parts = "of training,scoring,embedding,matmul,data (default: all)"
+    command.add_argument("--only", default=None, metavar="PARTS", help=parts)
     command.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
     command.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows in a training round")
     command.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows in a scoring round")
+    embedded = "rows whose texts are embedded in a round"
+    command.add_argument("--embed-rows", type=int, default=512, metavar="N", help=embedded)
     sizes = "generated rows (default: 10000,100000,340000)"
     command.add_argument("--data-rows", default=None, metavar="N,N", help=sizes)
     command.add_argument("--data-rounds", type=int, default=1, metavar="N", help="rounds of the data part (default: 1)")

