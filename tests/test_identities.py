@@ -111,19 +111,19 @@ PINNED = {
         "negatives-QC": "df450cea0ac17fd8c9f35304bf2f953632236006b05b04e48fb35b69392ed95b",
         "filter-QC-round2": "723c0b0932067a4a8a641b20c32e4da9dd1d1279bcac1183f5a9611f089d9fac",
         "train-QI-fold1": "93d5826948af02f280ddf8de65880b5f7feb5a532a2c7a30bf4f8bf753864c36",
-        "report-all": "f2d2aaf247bbba5d4c723652c99989cdaa4b2b45dce6f8431df5eda0db1ffe75",
+        "report-all": "844105cc0a492878210768034f97f8883629ed7c856c9537058de7f9d03bf09d",
     },
     "seedx": {
         "translate-QI": "7fa0c0d605367fc7198f873c45f639854c4752511a97b6c4ae1bcb5d93b86814",
-        "report-all": "804f3de929d7d2189ba47aeb7aadd08a1faa0518a20dfbbe4b832998ac0019fc",
+        "report-all": "c6fadb5565093a44ce3fa6ef7771c2f1ee94ecb7904b8a28ffb556438492df11",
     },
     "seq2seq": {
         "translate-QI": "948fa2080741bd55c8934c3785f7c33d5e36a6d2b0bc4d8436db536752f68345",
-        "report-all": "c524eae0d2e3120fd6a4feb669ba905f1293b22b2e7171df94a95d16bb114069",
+        "report-all": "fa06990cce2c47e7f15d3b121ce3ab02d385ccc805b8c184e7b8ad40b4779664",
     },
     "sample": {
         "translate-QI": "878889c8c12053ae18b9ddf782130107897f0379184f15be464d9b048b7f6e00",
-        "report-all": "e81f6669e30d0c7678b1559451c717445a49a070b60df385b6557b24f54139e5",
+        "report-all": "09f046e66195c7a1b5959d15950cd0b9e1f90e8025f34d5535da573be58a3289",
     },
 }
 

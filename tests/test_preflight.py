@@ -360,7 +360,10 @@ def test_a_local_model_is_looked_at_with_its_tokenizer_and_size(tmp_path):
     level, text = only(found, "QI: ", "label word 'relevant' is 9 tokens")
     assert level == "FAIL" and "choose a word that is one token" in text
     size = (folder / "model.safetensors").stat().st_size
-    assert f"{size / 1e6:.1f} MB in float32 for the weights only (estimate) fits into" in only(found, "memory for the backbone")[1]
+    assert (
+        f"{size / 1e6:.1f} MB in float32 for the weights only (estimate) fits into"
+        in only(found, "memory for the backbone")[1]
+    )
 
 
 def test_a_tokenizer_that_cannot_be_read_blocks(tmp_path):

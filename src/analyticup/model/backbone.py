@@ -20,10 +20,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from transformers.utils import logging
 
 from analyticup.errors import UserError
-from analyticup.model.gguf import converted_gguf
+from analyticup.model.gguf import converted_gguf, quiet_transformers
 from analyticup.model.pins import CONVERTED_DTYPE, checked_kind, loadable, source_kind
 from analyticup.settings.schema import LoraSettings, ModelSettings
 
@@ -59,20 +58,14 @@ def local_folder(settings: ModelSettings, cache: Path, dtype: str = CONVERTED_DT
     """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file to `dtype` on first use."""
     kind = checked_kind(settings)
     if kind == "gguf":
-        _quiet_transformers()
+        quiet_transformers()
         return str(converted_gguf(settings.backbone, cache, dtype))
     return loadable(settings.backbone)
 
 
-def _quiet_transformers() -> None:
-    """Switches off Transformers' own bars and advice, which would break up the kit's progress lines."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
 def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerBase:
     """The whole tokenizer, as Transformers loads it."""
-    _quiet_transformers()
+    quiet_transformers()
     if source_kind(settings) == "random":
         return random_tokenizer()
     return AutoTokenizer.from_pretrained(
@@ -82,7 +75,7 @@ def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerB
 
 def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The frozen causal language model, in eval mode, on the CPU."""
-    _quiet_transformers()
+    quiet_transformers()
     if source_kind(settings) == "random":
         model = random_qwen3(len(load_tokenizer(settings, cache)))
         return model.to(dtype).eval()

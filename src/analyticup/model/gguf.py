@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
 
 from analyticup.engine.artifacts import RECORD, Record, Unusable
 from analyticup.engine.files import file_sha256, lock, publish_folder
@@ -60,7 +61,14 @@ def _widen(source: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
+def quiet_transformers() -> None:
+    """Switches off Transformers' own bars and advice, which would break up the kit's progress lines."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def _convert(name: str, out: Path) -> None:
+    quiet_transformers()
     # Inside `out`, which is removed as a whole where a conversion was killed.
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if name.endswith(".gguf"):

