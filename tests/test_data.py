@@ -124,12 +124,12 @@ def test_the_data_module_reshuffles_with_the_trainers_epoch():
 
     rows = EncodedRows([[1] * (1 + i % 5) for i in range(60)], [i % 2 for i in range(60)])
     held_out = partial(scoring_loader, rows, 100, 0, False)
-    data = FoldData(rows, held_out, pad_id=0, seed=3, max_rows=4, max_tokens=100, packing=False)
+    data = FoldData(rows, held_out, pad_id=0, seed=3, cut={"max_rows": 4, "max_tokens": 100}, packing=False)
 
     def epoch(number):
         data.trainer = SimpleNamespace(current_epoch=number)
         return [batch["rows"].tolist() for batch in data.train_dataloader()]
 
-    assert epoch(0) == training_batches(rows, 3, 0, 4, 100, False)
-    assert epoch(1) == training_batches(rows, 3, 1, 4, 100, False) != epoch(0)
+    assert epoch(0) == training_batches(rows, 3, 0, 4, 100)
+    assert epoch(1) == training_batches(rows, 3, 1, 4, 100) != epoch(0)
     assert [batch["rows"].tolist() for batch in data.val_dataloader()] == scoring_batches(rows.lengths(), 100)

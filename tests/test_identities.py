@@ -108,22 +108,22 @@ def test_what_decides_is_everything_else():
 PINNED = {
     "mined": {
         "translate-QI": "85b380a24c6aa291feabd49cee6afc97f8afcb5a6b4e307f3edf68c5e4c1f54c",
-        "negatives-QC": "df450cea0ac17fd8c9f35304bf2f953632236006b05b04e48fb35b69392ed95b",
-        "filter-QC-round2": "723c0b0932067a4a8a641b20c32e4da9dd1d1279bcac1183f5a9611f089d9fac",
-        "train-QI-fold1": "93d5826948af02f280ddf8de65880b5f7feb5a532a2c7a30bf4f8bf753864c36",
-        "report-all": "844105cc0a492878210768034f97f8883629ed7c856c9537058de7f9d03bf09d",
+        "negatives-QC": "fe025b974b55c6be4ab951954d74b248712c1acd4c52e8d254d934dc901381d5",
+        "filter-QC-round2": "54ea3bd50988ae1c603455535e2095b9e7ec5ead4b546aa05f501950d26bf00b",
+        "train-QI-fold1": "0e6972fc8c21c88260179d2091872a9987a91152274d923594b85f9421c04510",
+        "report-all": "af9b7edeed1d73fbfdfde7fbda6e35849d94fe1db8a1d2e4c0c4eedeb5d8bc4c",
     },
     "seedx": {
         "translate-QI": "7fa0c0d605367fc7198f873c45f639854c4752511a97b6c4ae1bcb5d93b86814",
-        "report-all": "c6fadb5565093a44ce3fa6ef7771c2f1ee94ecb7904b8a28ffb556438492df11",
+        "report-all": "95530257c25db4f7a1bfdf57ae3fe2f731e964cad7c34b49cf9841dd60045a74",
     },
     "seq2seq": {
         "translate-QI": "948fa2080741bd55c8934c3785f7c33d5e36a6d2b0bc4d8436db536752f68345",
-        "report-all": "fa06990cce2c47e7f15d3b121ce3ab02d385ccc805b8c184e7b8ad40b4779664",
+        "report-all": "8ad4ebfb40d11e503e0cc66a9225378dfd506dd4ae0bed22cbd3f72ec3908599",
     },
     "sample": {
         "translate-QI": "878889c8c12053ae18b9ddf782130107897f0379184f15be464d9b048b7f6e00",
-        "report-all": "09f046e66195c7a1b5959d15950cd0b9e1f90e8025f34d5535da573be58a3289",
+        "report-all": "504aff12df37433fc463a713a0f16609dbdc8bebd4ff1b86707b2f2f0945c348",
     },
 }
 

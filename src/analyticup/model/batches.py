@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from analyticup.settings.schema import TrainSettings
 
 # Rows are shuffled, then sorted inside blocks of this many batches: what is cheap in one batch is together, and batches
 # are still random.
@@ -51,8 +54,17 @@ def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_to
     return batches
 
 
+def batch_limits(settings: TrainSettings) -> dict[str, Any]:
+    """How `training_batches` cuts and sorts rows."""
+    return {
+        "max_rows": settings.batch_rows,
+        "max_tokens": settings.max_batch_tokens,
+        "by_beginning": settings.sort == "prompt",
+    }
+
+
 def training_batches(
-    rows: EncodedRows, seed: int, epoch: int, max_rows: int, max_tokens: int, by_beginning: bool
+    rows: EncodedRows, seed: int, epoch: int, max_rows: int, max_tokens: int, by_beginning: bool = False
 ) -> list[list[int]]:
     """Batches of one epoch: a function of only rows, seed and epoch; every row once.
 

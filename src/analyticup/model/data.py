@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -75,7 +75,8 @@ def batch_loader(
 
 
 class FoldData(LightningDataModule):
-    """The data of one fold: training rows reshuffled each epoch; `held_out` makes the loader of the rows to score.
+    """The data of one fold: training rows reshuffled each epoch; `cut` is from `batch_limits`, and `held_out` makes
+    the loader of the rows to score.
 
     A training that resumes from a checkpoint gets its `start`: the epoch, and how many batches of it are done.
     """
@@ -86,20 +87,18 @@ class FoldData(LightningDataModule):
         held_out: Callable[[], Any],
         pad_id: int,
         seed: int,
-        max_rows: int,
-        max_tokens: int,
+        cut: Mapping[str, Any],
         packing: bool,
         share: bool = True,
         start: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self.rows, self.held_out, self.pad_id, self.seed = train, held_out, pad_id, seed
-        self.limits = {"max_rows": max_rows, "max_tokens": max_tokens}
-        self.packing, self.share, self.start = packing, share, start
+        self.cut, self.packing, self.share, self.start = cut, packing, share, start
 
     def train_dataloader(self) -> Any:
         epoch = self.trainer.current_epoch if self.trainer else 0
-        batches = training_batches(self.rows, self.seed, epoch, **self.limits, by_beginning=self.packing and self.share)
+        batches = training_batches(self.rows, self.seed, epoch, **self.cut)
         first = self.start[1] if epoch == self.start[0] else 0
         return batch_loader(self.rows, batches, self.pad_id, self.packing, self.share, first)
 

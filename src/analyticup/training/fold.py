@@ -13,7 +13,7 @@ from wandb.sdk.wandb_run import Run
 
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, frozen_layers
-from analyticup.model.batches import EncodedRows, training_batches
+from analyticup.model.batches import EncodedRows, batch_limits, training_batches
 from analyticup.model.checkpoint import StepCheckpoint, resumption
 from analyticup.model.compiling import compiled
 from analyticup.model.data import FoldData, scoring_loader
@@ -68,20 +68,17 @@ def train_fold(
         with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)
     )
     train = settings.train
-    limits = {"max_rows": train.batch_rows, "max_tokens": train.max_batch_tokens}
-    packing, share = settings.model.packing, shares_in_training(settings.model)
-    cut = partial(training_batches, rows, seed, **limits, by_beginning=packing and share)
-    per_epoch = [len(cut(epoch=epoch)) for epoch in range(train.epochs)]
+    cut = batch_limits(train)
+    per_epoch = [len(training_batches(rows, seed, epoch, **cut)) for epoch in range(train.epochs)]
     steps = sum(-(-batches // train.accumulate) for batches in per_epoch)
     if settings.model.gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen)
     resumed = resumption(checkpoint, module, description)
+    packing, share = settings.model.packing, shares_in_training(settings.model)
     held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
-    data = FoldData(
-        rows, held_out_loader, source.pad_id, seed, **limits, packing=packing, share=share, start=resumed.start
-    )
+    data = FoldData(rows, held_out_loader, source.pad_id, seed, cut, packing=packing, share=share, start=resumed.start)
     progress = Progress(description, sum(per_epoch), scored)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, tracked, [progress, *resumed.callbacks], settings, resumed.plugins)

@@ -18,7 +18,7 @@ from analyticup.experiments.bench.flops import (
 from analyticup.experiments.bench.harness import Done
 from analyticup.experiments.bench.work import Work
 from analyticup.model.backbone import add_adapter
-from analyticup.model.batches import EncodedRows, training_batches
+from analyticup.model.batches import EncodedRows, batch_limits, training_batches
 from analyticup.model.frozen import BATCH_TOKENS, FrozenStates
 from analyticup.model.packing import packed_batches, shares_in_training
 from analyticup.training.fold import score_rows, train_fold
@@ -64,9 +64,7 @@ class KitTraining:
 
     def _batches(self, encoded: EncodedRows) -> list[list[int]]:
         settings = self.work.settings
-        limits = {"max_rows": settings.train.batch_rows, "max_tokens": settings.train.max_batch_tokens}
-        shares = settings.model.packing and shares_in_training(settings.model)
-        return training_batches(encoded, settings.seed, 0, **limits, by_beginning=shares)
+        return training_batches(encoded, settings.seed, 0, **batch_limits(settings.train))
 
     def _flops(self, encoded: EncodedRows, batches: list[list[int]]) -> float:
         shape, adapted = self.shape, self.shape.layers - self.frozen
