@@ -61,7 +61,11 @@ def test_a_row_differs_from_its_parent_in_the_one_thing_it_is_called_after():
             load_settings(ROOT / "configs/small.yaml", [], ABLATION / f"{config}.yaml"), config[:2].upper()
         )
         on = {name for name in ("translate", "negatives", "filter", "threshold") if getattr(own, name).enabled}
-        return on | {own.train.objective, own.negatives.hardness if own.negatives.enabled else "no negatives"}
+        return on | {
+            own.train.objective,
+            own.ensemble.method,
+            own.negatives.hardness if own.negatives.enabled else "no negatives",
+        }
 
     changes = {row.config: switches(row.config) ^ switches(row.parent) for row in PAPER_ROWS if row.parent}
     assert changes == {
@@ -71,9 +75,11 @@ def test_a_row_differs_from_its_parent_in_the_one_thing_it_is_called_after():
         "qc5-filter": {"filter"},
         "qc6-threshold": {"threshold"},
         "qc7-easy-negatives": {"negatives", "no negatives", "easy"},
+        "qc8-stack": {"mean_logit", "stack"},
         "qi2-translation": {"translate"},
         "qi3-filter": {"filter"},
         "qi4-threshold": {"threshold"},
+        "qi5-stack": {"mean_logit", "stack"},
     }
 
 
@@ -172,7 +178,7 @@ def test_the_table_on_noise_tells_how_each_filter_finds_the_turned_labels(tmp_pa
     # Out of fold the rows are judged by models that never saw them, in-sample by one that was trained on them.
     first, second = (next(one["auroc"] for one in quality if one["row"] == title) for title in filtered[:2])
     assert first != second
-    assert (made / "table.md").read_text().count("least credible") == 3
+    assert (made / "table.md").read_text().count("least credible") == 4
 
 
 def test_no_seed_at_all_is_refused(capsys):

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import rankdata
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.preprocessing import StandardScaler
 from tiny_runs import make_job
 
 from analyticup import pipeline
@@ -26,8 +29,9 @@ from analyticup.ensembling.combine import (
     out_of_fold_scores,
     rank_among,
 )
+from analyticup.ensembling.stack import cross_fitted
 from analyticup.ensembling.threshold import Choice
-from analyticup.errors import CheckFailed
+from analyticup.errors import CheckFailed, UserError
 from analyticup.metrics import sigmoid
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import EnsembleSettings, Settings, ThresholdSettings
@@ -167,6 +171,18 @@ class World:
             self.inputs[f"predict-fold{part}"] = self._folder(f"predict{part}")
             self.save_dev(part, self.dev[:, part])
 
+    def add_features(self) -> None:
+        """What `stack` also reads: a vote that knows something, and one column of features."""
+        random = np.random.default_rng(7)
+        for name in ("neighbours", "features"):
+            self.inputs[name] = self._folder(name)
+        for split, known in (("train", self.labels), ("dev", np.arange(20) % 2)):
+            ids = [f"{split}-{i + 1}" for i in range(len(known))]
+            votes = {"vote": known, "margin": random.normal(known, 1.0), "density": random.normal(size=len(known))}
+            save_table({"row_id": ids, **votes}, self.root / "neighbours" / f"{split}.parquet")
+            cosines = {"row_id": ids, "cosine": random.normal(size=len(known))}
+            save_table(cosines, self.root / "features" / f"{split}.parquet")
+
     def save_dev(self, part: int, margins: np.ndarray) -> None:
         ids = [f"dev-{i + 1}" for i in range(20)]
         save_table({"row_id": ids, "margin": margins}, self.root / f"predict{part}" / "dev.parquet")
@@ -207,8 +223,9 @@ def world(tmp_path):
     return World(tmp_path)
 
 
-def settings(method: str, **threshold) -> Settings:
-    return Settings(ensemble=EnsembleSettings(method=method), threshold=ThresholdSettings(**threshold))
+def settings(method: str, stack_features=("model", "neighbours", "cosine"), **threshold) -> Settings:
+    ensemble = EnsembleSettings(method=method, stack_features=list(stack_features))
+    return Settings(ensemble=ensemble, threshold=ThresholdSettings(**threshold))
 
 
 def test_weights_are_fitted_on_each_folds_own_rows_and_recorded(world):
@@ -239,6 +256,55 @@ def test_a_vote_is_taken_at_the_tasks_threshold_and_a_tie_is_a_yes(world):
     assert (table["prediction"] == yes.any(axis=1)).all()
 
 
+def stacked(world, names=("model", "neighbours", "cosine")):
+    """Features of the training rows and of dev as the stack sees them, made by hand."""
+    tables = []
+    for split, margins in (("train", world.margins), ("dev", world.dev.mean(axis=1))):
+        known = {
+            "model": margins,
+            "neighbours": load_table(world.root / "neighbours" / f"{split}.parquet")["margin"],
+            "cosine": load_table(world.root / "features" / f"{split}.parquet")["cosine"],
+        }
+        tables.append(np.column_stack([known[name] for name in names]))
+    return tables
+
+
+def regression(features, labels):
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression().fit(scaler.transform(features), labels)
+    return model, lambda new: model.predict_proba(scaler.transform(new))[:, 1]
+
+
+def test_a_stack_is_fitted_on_out_of_fold_rows_and_its_threshold_on_scores_of_rows_it_never_saw(world):
+    world.add_features()
+    names = ["model", "neighbours", "cosine", "leaf_cosine"]
+    chosen, table, counts, _ = world.run(settings("stack", stack_features=names))
+    training, dev = stacked(world)
+    model, predict = regression(training, world.labels)
+    np.testing.assert_allclose(table["score"], predict(dev))
+    # A feature that the task lacks is left out.
+    assert list(counts["coefficients"]) == ["model", "neighbours", "cosine", "intercept"]
+    np.testing.assert_allclose(list(counts["coefficients"].values()), [*model.coef_[0], model.intercept_[0]])
+    kept = load_table(world.root / "threshold" / "out_of_fold.parquet")["score"].to_numpy()
+    for part in (0, 1):
+        own = world.fold == part
+        np.testing.assert_allclose(kept[own], regression(training[~own], world.labels[~own])[1](training[own]))
+    assert chosen["scores"] == "probability" and chosen["out_of_fold_at_half"]["f1"] == pytest.approx(
+        f1_score(world.labels, kept >= 0.5)
+    )
+
+
+def test_a_stack_refuses_features_of_other_rows_and_rows_of_one_label(world):
+    world.add_features()
+    path = world.root / "features" / "dev.parquet"
+    kept = load_table(path)
+    save_table({name: kept[name].to_numpy()[::-1] for name in kept}, path)
+    with pytest.raises(CheckFailed, match="features of dev are not of its rows"):
+        world.run(settings("stack"))
+    with pytest.raises(UserError, match="all rows outside fold0 have one label"):
+        cross_fitted(kept[["cosine"]], np.array([0, 1] * 5 + [1] * 10), np.array(["fold0"] * 10 + ["fold1"] * 10))
+
+
 @pytest.mark.parametrize("method", ["mean_logit", "vote"])
 def test_the_language_of_a_row_picks_its_threshold(world, method):
     chosen, table, _, submitted = world.run(settings(method, per_language=True, shrinkage_rows=5))
@@ -254,17 +320,20 @@ def test_the_language_of_a_row_picks_its_threshold(world, method):
     assert (table["prediction"] == expected).all()
 
 
-def test_the_threshold_never_reads_dev_and_its_scores(world):
-    wanted = settings("mean_logit", per_language=True)
+@pytest.mark.parametrize("method", ["mean_logit", "stack"])
+def test_the_threshold_never_reads_dev_and_its_scores(world, method):
+    world.add_features()
+    wanted = settings(method, per_language=True)
     before = world.run(wanted)[0]
-    for path in (*world.root.glob("predict*/dev.parquet"), world.root / "ingest" / "dev.parquet"):
+    for path in world.root.glob("[!toe]*/dev.parquet"):
         path.write_bytes(b"")
     ensembling.threshold(world.job("again", wanted))
     assert json.loads((world.root / "again" / "threshold.json").read_text()) == before
 
 
-@pytest.mark.parametrize("method", ["mean_logit", "rank", "vote", "weights"])
+@pytest.mark.parametrize("method", ["mean_logit", "rank", "vote", "weights", "stack"])
 def test_a_score_that_is_no_number_stops_the_ensemble(world, method):
+    world.add_features()
     world.save_dev(1, np.where(np.arange(20) == 7, np.nan, world.dev[:, 1]))
     with pytest.raises(CheckFailed, match="not finite"):
         world.run(settings(method))
@@ -282,6 +351,7 @@ def test_an_ensemble_depends_on_out_of_fold_rows_only_where_its_method_uses_them
         "rank": {*folds, "train-fold0", "train-fold1"},
         "weights": {*folds, "train-fold0", "train-fold1"},
         "vote": {*folds, "threshold"},
+        "stack": {*folds, "train-fold0", "train-fold1", "neighbours", "features"},
     }
     for method, inputs in expected.items():
         nodes = built(f"ensemble.method={method}")
@@ -297,6 +367,7 @@ def test_which_settings_change_which_stage():
     for override, changed in {
         "ensemble.method=weights": {"ensemble-QC", "submit-all", "report-all"},
         "ensemble.method=rank": {"ensemble-QC", "threshold-QC", "submit-all", "report-all"},
+        "ensemble.stack_features=[model]": set(),
         "threshold.per_language=true": {"threshold-QC", "submit-all", "report-all"},
     }.items():
         after = built(override)

@@ -22,9 +22,11 @@ BASES = {
     "mined": EVERYTHING,
     "seedx": [*EVERYTHING, "translate.translator=seedx", SEEDX],
     "seq2seq": [*EVERYTHING, "translate.translator=seq2seq", "translate.seq2seq.model=a/b", SEQ2SEQ],
+    "stack": [*EVERYTHING, "ensemble.method=stack"],
     "sample": ["translate.translator=lexicon"],
 }
-OF_TRANSLATOR = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
+BASE_OF = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
+BASE_OF |= {"neighbours.": "stack", "ensemble.stack_features": "stack"}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def identities(path, *overrides):
 
 
 def base_of(key):
-    return BASES[next((base for start, base in OF_TRANSLATOR.items() if key.startswith(start)), "mined")]
+    return BASES[next((base for start, base in BASE_OF.items() if key.startswith(start)), "mined")]
 
 
 def another(key: str, leaf: Leaf) -> str:

@@ -12,6 +12,7 @@ from analyticup.corpus import INGEST, SAMPLE
 from analyticup.corpus.official import hash_files, label_names, row_names
 from analyticup.engine.graph import Graph, Node, Part, Stage
 from analyticup.ensembling import ENSEMBLE, THRESHOLD
+from analyticup.features import FEATURES, NEIGHBOURS
 from analyticup.filtering import FILTER, JUDGE
 from analyticup.report import REPORT
 from analyticup.settings.loading import task_settings
@@ -84,15 +85,21 @@ class TaskStages:
         return {"folds": training["folds"], **judges}
 
     def filtered(self, training: Mapping[str, Node]) -> Node:
-        """The last round's rows; each round's judges are trained on what the round before has left."""
-        in_sample = self.own.filter.scores == "in-sample"
+        """The last round's rows; each round's judges, or voters, know only what the round before has left."""
         last: dict[str, Node] = {}
         for turn in range(1, self.own.filter.rounds + 1):
-            by_fold = {f"fold{n}": Part(n, round=turn) for n in self.folds}
-            parts = {"all": Part(purpose="all", round=turn)} if in_sample else by_fold
-            judges = {f"filter_model-{n}": self.add(JUDGE, {**training, **last}, part) for n, part in parts.items()}
+            judges = self.judges({**training, **last}, turn)
             last = {"filter": self.add(FILTER, {"rows": training["rows"], **judges}, Part(round=turn))}
         return last["filter"]
+
+    def judges(self, given: Mapping[str, Node], turn: int) -> dict[str, Node]:
+        scores = self.own.filter.scores
+        if scores == "neighbours":
+            voters = {name: node for name, node in given.items() if name != "folds"}
+            return {"neighbours": self.add(NEIGHBOURS, voters, Part(purpose="filter", round=turn))}
+        by_fold = {f"fold{n}": Part(n, round=turn) for n in self.folds}
+        parts = {"all": Part(purpose="all", round=turn)} if scores == "in-sample" else by_fold
+        return {f"filter_model-{n}": self.add(JUDGE, given, part) for n, part in parts.items()}
 
     def decided(self, ingest: Node, trained: Mapping[str, Node], scored: Mapping[str, Node]) -> dict[str, Node]:
         """Ensemble and threshold; an ensemble depends on out-of-fold rows only where its method uses them."""
@@ -100,6 +107,10 @@ class TaskStages:
         if self.own.ensemble.method == "vote":
             threshold = inputs["threshold"] = self.add(THRESHOLD, held_out)
             return {"threshold": threshold, "ensemble": self.add(ENSEMBLE, inputs)}
+        if self.own.ensemble.method == "stack":
+            known = {stage.name: self.add(stage, {"rows": ingest}) for stage in (NEIGHBOURS, FEATURES)}
+            inputs |= {**trained, **known}
+            held_out |= known
         if self.own.ensemble.method in ("rank", "weights"):
             inputs |= trained
         return {"ensemble": self.add(ENSEMBLE, inputs), "threshold": self.add(THRESHOLD, held_out)}

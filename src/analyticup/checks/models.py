@@ -96,7 +96,8 @@ def needed_models(settings: Settings, cache: Path) -> list[Model]:
 def uses_embedder(settings: Settings) -> bool:
     """Whether a task with these settings embeds anything."""
     translates = settings.translate.enabled and translator_of(settings.translate)[0].uses_embedder
-    return translates or settings.negatives.enabled
+    votes = settings.filter.enabled and settings.filter.scores == "neighbours"
+    return translates or settings.negatives.enabled or votes or settings.ensemble.method == "stack"
 
 
 def _backbone(settings: ModelSettings, cache: Path) -> Model:
@@ -172,7 +173,7 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
         own = task_settings(settings, task)
         count += own.folds.n
         if own.filter.enabled:
-            count += 1 if own.filter.scores == "in-sample" else own.folds.n
+            count += {"out-of-fold": own.folds.n, "in-sample": 1, "neighbours": 0}[own.filter.scores]
     return count * 4 * settings.model.lora.r * _LORA_SHARE * (model.parameters or 0.0)
 
 

@@ -14,11 +14,16 @@ def threshold_scale(method: str) -> str:
 
 
 def ensemble_settings(own: Settings) -> dict[str, Any]:
-    return decisive(own.ensemble)
+    return {"method": own.ensemble.method, **stack_settings(own)}
 
 
 def threshold_settings(own: Settings) -> dict[str, Any]:
-    return {**decisive(own.threshold), "scores": threshold_scale(own.ensemble.method)}
+    return {**decisive(own.threshold), "scores": threshold_scale(own.ensemble.method), **stack_settings(own)}
+
+
+def stack_settings(own: Settings) -> dict[str, Any]:
+    """Nothing under another method, so that artifacts made before there was a stack are found again."""
+    return {"stack_features": own.ensemble.stack_features} if own.ensemble.method == "stack" else {}
 
 
 ENSEMBLE = Stage("ensemble", version=1, run="analyticup.ensembling.stage:ensemble", settings=ensemble_settings)

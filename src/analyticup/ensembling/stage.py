@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from pandas import DataFrame
@@ -19,6 +20,7 @@ from analyticup.ensembling.combine import (
     fold_weights,
     out_of_fold_scores,
 )
+from analyticup.ensembling.stack import coefficients, cross_fitted, fit_stack, stack_scores, stack_table
 from analyticup.ensembling.threshold import DECISION, Decision, choose, counts_by_language, measure_optimism
 from analyticup.errors import CheckFailed
 from analyticup.metrics import binary_metrics, sigmoid
@@ -39,51 +41,77 @@ def ensemble(job: Job) -> Counts:
             raise CheckFailed(f"ensemble {job.task} {split}: a score is not finite; a fold's model is broken")
         per_fold = {f"score_fold{fold}": sigmoid(margins[:, fold]) for fold in range(n)}
         columns = {"id": [original_id(name) for name in rows["row_id"]], "language": rows["language"].tolist()}
-        save_table({**columns, **per_fold, "score": combined(margins, rows)}, job.out / f"{split}.parquet")
+        save_table({**columns, **per_fold, "score": combined(margins, rows, split)}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
     return counts
 
 
-def _combination(job: Job) -> tuple[Callable[[np.ndarray, DataFrame], np.ndarray], Counts]:
-    """The method as a function of margins [rows, folds] and their rows, and what was fitted for it."""
-    method = job.settings.ensemble.method
+def _combination(job: Job) -> tuple[Callable[[np.ndarray, DataFrame, str], np.ndarray], Counts]:
+    """The method as a function of margins [rows, folds], their rows and their split, and what was fitted for it."""
+    method, n = job.settings.ensemble.method, job.settings.folds.n
     if method == "rank":
-        references = [margins for _, margins in _held_out_by_fold(job)]
-        return lambda margins, rows: combine_ranks(margins, references), {}
+        references = [margins for _, margins in _held_out(job).by_fold(n)]
+        return lambda margins, rows, split: combine_ranks(margins, references), {}
     if method == "weights":
-        weights = fold_weights(*zip(*_held_out_by_fold(job), strict=True))
+        weights = fold_weights(*zip(*_held_out(job).by_fold(n), strict=True))
         named = {f"fold{fold}": float(weight) for fold, weight in enumerate(weights)}
-        return lambda margins, rows: combine_weighted(margins, weights), {"weights": named}
+        return lambda margins, rows, split: combine_weighted(margins, weights), {"weights": named}
     if method == "vote":
         decision = Decision.load(job.inputs["threshold"].file(DECISION))
-        return lambda margins, rows: combine_votes(margins, rows["language"], decision), {}
-    return lambda margins, rows: combine(margins, method), {}
+        return lambda margins, rows, split: combine_votes(margins, rows["language"], decision), {}
+    if method == "stack":
+        held_out = _held_out(job)
+        fitted = fit_stack(_stack_table(job, held_out.rows, held_out.margins, "train"), held_out.labels)
+
+        def stacked(margins: np.ndarray, rows: DataFrame, split: str) -> np.ndarray:
+            return stack_scores(fitted, _stack_table(job, rows, margins.mean(axis=1), split))
+
+        return stacked, {"coefficients": coefficients(fitted)}
+    return lambda margins, rows, split: combine(margins, method), {}
 
 
-def _held_out_by_fold(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels and margins of each fold's out-of-fold rows."""
+def _stack_table(job: Job, rows: DataFrame, margins: np.ndarray, split: str) -> DataFrame:
+    return stack_table(rows, margins, job.inputs, split, job.settings.ensemble.stack_features)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The training rows with their labels, and for each the margin and the name of the fold that never saw it."""
+
+    rows: DataFrame
+    labels: np.ndarray
+    margins: np.ndarray
+    folds: np.ndarray
+
+    def by_fold(self, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Labels and margins of the rows of each of n folds."""
+        own = [self.folds == f"fold{fold}" for fold in range(n)]
+        return [(self.labels[part], self.margins[part]) for part in own]
+
+
+def _held_out(job: Job) -> HeldOut:
     rows = load_rows(job.inputs["rows"].file("train.parquet"))
     scored = gathered(rows, job.inputs, "train")
-    labels, margins = rows["label"].to_numpy(dtype=int), scored["margin"].to_numpy()
-    own = [(scored["part"] == f"fold{fold}").to_numpy() for fold in range(job.settings.folds.n)]
-    return [(labels[part], margins[part]) for part in own]
+    return HeldOut(rows, rows["label"].to_numpy(dtype=int), scored["margin"].to_numpy(), scored["part"].to_numpy())
 
 
 def threshold(job: Job) -> Counts:
     """Chooses the threshold on the out-of-fold rows; writes the decision with its figures, and those rows' scores."""
     settings, method = job.settings.threshold, job.settings.ensemble.method
-    rows = load_rows(job.inputs["rows"].file("train.parquet"))
-    labels, languages = rows["label"].to_numpy(dtype=int), rows["language"].to_numpy()
-    scored = gathered(rows, job.inputs, "train")
-    margins, parts = scored["margin"].to_numpy(), scored["part"].to_numpy()
-    scores = out_of_fold_scores(margins, parts, method)
+    held_out = _held_out(job)
+    rows, labels, parts = held_out.rows, held_out.labels, held_out.folds
+    languages = rows["language"].to_numpy()
+    if method == "stack":
+        scores = probabilities = cross_fitted(_stack_table(job, rows, held_out.margins, "train"), labels, parts)
+    else:
+        scores, probabilities = out_of_fold_scores(held_out.margins, parts, method), sigmoid(held_out.margins)
     choice = choose(labels, scores, languages, settings)
     decision = Decision(
         **vars(choice),
         scores=threshold_scale(method),
         out_of_fold=binary_metrics(labels, choice.decide(scores, languages), scores),
         # At p = 0.5, also where the threshold is compared with ranks.
-        out_of_fold_at_half=binary_metrics(labels, (sigmoid(margins) >= 0.5).astype(int), scores),
+        out_of_fold_at_half=binary_metrics(labels, (probabilities >= 0.5).astype(int), scores),
         optimism=measure_optimism(labels, scores, parts, languages, settings),
     )
     decision.save(job.out / DECISION)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analyticup.corpus.rows import save_rows
-from analyticup.corpus.tables import ROWS, save_table, training_rows
+from analyticup.corpus.tables import ROWS, load_table, save_table, training_rows
 from analyticup.engine.files import write_json_lines
 from analyticup.engine.job import Counts, Job
 from analyticup.filtering.rules import apply_remedy, find_suspects
@@ -28,8 +28,13 @@ def judge(job: Job) -> Counts:
 def filter_rows(job: Job) -> Counts:
     """Finds suspects among the training rows; writes the rows after the remedy, every row's score, and the suspects."""
     rows = training_rows(job.inputs["rows"])
-    scores = sigmoid(gathered(rows, job.inputs, "filter_model")["margin"].to_numpy())
     settings = job.settings.filter
+    if settings.scores == "neighbours":
+        voted = load_table(job.inputs["neighbours"].file("train.parquet")).set_index("row_id")
+        margins = voted.loc[rows["row_id"], "margin"]
+    else:
+        margins = gathered(rows, job.inputs, "filter_model")["margin"]
+    scores = sigmoid(margins.to_numpy())
     reasons = find_suspects(rows["label"].to_numpy(dtype=int), scores, settings)
     kept, suspects = apply_remedy(rows, scores, reasons, settings.remedy)
     save_rows(kept, job.out / ROWS)

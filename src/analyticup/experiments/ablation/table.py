@@ -37,8 +37,8 @@ class Row:
     parent: str | None
 
 
-# Table 3 of arXiv 2510.21671, per task in its order; DPO is an alternative to SFT, nothing builds on it. The last
-# row of QC is not in it: one rival found that easy negatives help and hard ones hurt.
+# Table 3 of arXiv 2510.21671, per task in its order; DPO is an alternative to SFT, nothing builds on it. Easy
+# negatives and the stacks are not in it: one rival found that easy negatives help and hard ones hurt.
 PAPER_ROWS = (
     Row("QC", "qc1-sft", "SFT", None),
     Row("QC", "qc2-dpo", "DPO", "qc1-sft"),
@@ -47,16 +47,19 @@ PAPER_ROWS = (
     Row("QC", "qc5-filter", "+ translation + negatives + filter", "qc4-negatives"),
     Row("QC", "qc6-threshold", "+ translation + negatives + threshold", "qc4-negatives"),
     Row("QC", "qc7-easy-negatives", "+ translation + easy negatives", "qc3-translation"),
+    Row("QC", "qc8-stack", "+ translation + negatives + threshold + stack", "qc6-threshold"),
     Row("QI", "qi1-sft", "SFT", None),
     Row("QI", "qi2-translation", "SFT + translation", "qi1-sft"),
     Row("QI", "qi3-filter", "+ translation + filter", "qi2-translation"),
     Row("QI", "qi4-threshold", "+ translation + filter + threshold", "qi3-filter"),
+    Row("QI", "qi5-stack", "+ translation + filter + threshold + stack", "qi4-threshold"),
 )
 NOISE_ROWS = (
     Row("QC", "noise1-none", "SFT on flipped labels", None),
     Row("QC", "noise2-out-of-fold", "out-of-fold suspects dropped", "noise1-none"),
     Row("QC", "noise3-in-sample", "in-sample suspects dropped", "noise1-none"),
     Row("QC", "noise4-relabel", "out-of-fold suspects relabelled", "noise1-none"),
+    Row("QC", "noise5-neighbours", "suspects by neighbours dropped", "noise1-none"),
 )
 TABLES = {"paper": PAPER_ROWS, "noise": NOISE_ROWS}
 

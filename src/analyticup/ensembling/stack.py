@@ -1,0 +1,68 @@
+"""Stacked generalisation (Wolpert 1992): a logistic regression on the models' margins and on what is known of a row
+without them. Which features it has is assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from analyticup.corpus.tables import load_table
+from analyticup.engine.artifacts import Artifact
+from analyticup.errors import CheckFailed, UserError
+
+
+def stack_table(
+    rows: DataFrame, margins: np.ndarray, inputs: Mapping[str, Artifact], split: str, names: Sequence[str]
+) -> DataFrame:
+    """Those of the features called `names` that the task has, for the rows of a split: from the models' `margins`
+    [rows] and the tables of the neighbour vote and of the features. CheckFailed where those are of other rows."""
+    neighbours, features = (load_table(inputs[name].file(f"{split}.parquet")) for name in ("neighbours", "features"))
+    for table in (neighbours, features):
+        if table["row_id"].tolist() != rows["row_id"].tolist():
+            raise CheckFailed(f"stack: the features of {split} are not of its rows; delete their folder and run again")
+    voted = {"neighbours": neighbours["margin"], "density": neighbours["density"]}
+    known = {"model": margins, **voted, **features.drop(columns="row_id")}
+    return pd.DataFrame({name: np.asarray(known[name]) for name in names if name in known})
+
+
+def fit_stack(table: DataFrame, labels: np.ndarray) -> Pipeline:
+    """The regression of `labels` [rows] (0 or 1) on the features [rows, names], each scaled to mean 0 and deviation 1;
+    L2-regularised as scikit-learn does by default (C = 1), which matters for a few hundred rows only."""
+    return _regression().fit(table, labels)
+
+
+def stack_scores(fitted: Pipeline, table: DataFrame) -> np.ndarray:
+    """p(yes), [rows]."""
+    return fitted.predict_proba(table)[:, 1]
+
+
+def coefficients(fitted: Pipeline) -> dict[str, float]:
+    """Change of the log-odds by one standard deviation of each feature over the training rows, and the intercept."""
+    scaled = fitted[-1]
+    named = zip(fitted.feature_names_in_, scaled.coef_[0], strict=True)
+    return {**{name: float(value) for name, value in named}, "intercept": float(scaled.intercept_[0])}
+
+
+def cross_fitted(table: DataFrame, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """p(yes), [rows], each fold by a regression on the other folds' rows: what a threshold may be chosen on.
+
+    Raises UserError where the rows of the other folds are all of one label.
+    """
+    for fold in np.unique(folds):
+        if len(np.unique(labels[folds != fold])) < 2:
+            raise UserError(f"ensemble.method = stack: all rows outside {fold} have one label; bring more rows")
+    scored = cross_val_predict(
+        _regression(), table, labels, groups=folds, cv=LeaveOneGroupOut(), method="predict_proba"
+    )
+    return scored[:, 1]
+
+
+def _regression() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression())

@@ -1,0 +1,88 @@
+"""The neighbour vote and the features as stages: each row of training, dev and test once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pandas import DataFrame
+from sklearn.metrics import roc_auc_score
+
+from analyticup.augmentation.embedders import load_embedder
+from analyticup.corpus.rows import load_rows
+from analyticup.corpus.tables import save_table, scored_splits, training_rows
+from analyticup.corpus.text import normalise
+from analyticup.engine.job import Counts, Job
+from analyticup.features.pairs import Trigrams, names_last_word, shared_numbers
+from analyticup.features.vectors import Centred, Cosines
+from analyticup.features.vote import Points, Scale, neighbour_vote
+from analyticup.training.folds import tied_groups
+
+# Of rows whose query is that of no training row.
+_NO_GROUP = -1
+
+
+def neighbours(job: Job) -> Counts:
+    """Writes the vote of labelled neighbours, its weight and the logit margin that it stands for, of the training rows
+    and of the dev and test rows that its input holds.
+
+    Voters are the original training rows, of a later filter round those that the round before has left.
+    """
+    rows, settings = training_rows(job.inputs["rows"]), job.settings.neighbours
+    left = training_rows(job.inputs["filter"]) if "filter" in job.inputs else rows
+    left = left[left["origin"] == "original"]
+    embedder = load_embedder(job.settings.embedder, job.cache, job.source.machine)
+    queries = Centred.on(left["query"].tolist(), embedder.queries)
+    targets = Centred.on(left["target"].tolist(), embedder.passages)
+
+    def points(of: DataFrame, groups: np.ndarray) -> Points:
+        return Points.of(queries.of(of["query"].tolist()), targets.of(of["target"].tolist()), groups, settings)
+
+    def vote(of: DataFrame, groups: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+        title = f"neighbours {job.title} {split}"
+        return neighbour_vote(points(of, groups), voters, labels, settings.rows, title)
+
+    groups, voting = tied_groups(rows), rows["row_id"].isin(left["row_id"]).to_numpy()
+    # In the order of `left`: a remedy drops rows and turns labels, but moves none.
+    voters, labels = points(left, groups[voting]), left["label"].to_numpy(dtype=int)
+    votes, density = vote(rows, groups, "train")
+    scale = Scale.fit(votes[voting], labels)
+    _save(rows, votes, density, scale, job.out / "train.parquet")
+    counts: Counts = {"voters": len(labels), "scored": len(rows), "auc": float(roc_auc_score(labels, votes[voting]))}
+    group_of = dict(zip(rows["query"].map(normalise), groups, strict=True))
+    for split, table in scored_splits(job.inputs["rows"]).items():
+        own = table["query"].map(normalise).map(group_of).fillna(_NO_GROUP).to_numpy(dtype=int)
+        _save(table, *vote(table, own, split), scale, job.out / f"{split}.parquet")
+        counts[split] = len(table)
+    return {**counts, "slope": scale.slope, "intercept": scale.intercept}
+
+
+def _save(rows: DataFrame, votes: np.ndarray, density: np.ndarray, scale: Scale, path: Path) -> None:
+    ids = rows["row_id"].tolist()
+    save_table({"row_id": ids, "vote": votes, "density": density, "margin": scale.apply(votes)}, path)
+
+
+def features(job: Job) -> Counts:
+    """Writes what the texts alone say of the training, dev and test rows, a column per feature.
+
+    What has to be fitted is fitted on training texts.
+    """
+    training = load_rows(job.inputs["rows"].file("train.parquet"))
+    embedder = load_embedder(job.settings.embedder, job.cache, job.source.machine)
+    cosines, trigrams = Cosines(training, embedder), Trigrams.of(training)
+    counts: Counts = {}
+    for split, rows in {"train": training, **scored_splits(job.inputs["rows"])}.items():
+        columns = {
+            **cosines.compare(rows),
+            "trigrams": trigrams.shared(rows),
+            "numbers": _of_pairs(shared_numbers, rows),
+            "last_word": _of_pairs(names_last_word, rows),
+        }
+        save_table({"row_id": rows["row_id"].tolist(), **columns}, job.out / f"{split}.parquet")
+        counts[split] = len(rows)
+    return counts
+
+
+def _of_pairs(compare: Callable[[str, str], float], rows: DataFrame) -> np.ndarray:
+    return np.array([compare(query, target) for query, target in zip(rows["query"], rows["target"], strict=True)])

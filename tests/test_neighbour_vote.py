@@ -1,0 +1,269 @@
+"""The neighbour vote and the features of texts: what votes, what never does, and how both become one score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import get_args
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from tiny_runs import ROOT, make_job
+
+from analyticup import pipeline
+from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
+from analyticup.corpus.tables import load_table
+from analyticup.corpus.text import query_key
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.errors import UserError
+from analyticup.features import stage, vote
+from analyticup.features.pairs import Trigrams, names_last_word, shared_numbers
+from analyticup.features.vote import Points, Scale, neighbour_vote
+from analyticup.filtering.stage import filter_rows
+from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import FilterSettings, NeighbourSettings, Settings, StackFeature
+
+pytestmark = pytest.mark.arithmetic
+
+SAMPLE = ROOT / "configs" / "sample.yaml"
+RANDOM = np.random.default_rng(3)
+
+
+def unit(n, d=6, random=RANDOM):
+    vectors = random.normal(size=(n, d)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+QUERIES, TARGETS, GROUPS, LABELS = unit(60), unit(60), np.arange(60) // 3, RANDOM.integers(0, 2, 60)
+SETTINGS = NeighbourSettings(query_concentration=4.0, target_concentration=2.0)
+POINTS = Points.of(QUERIES, TARGETS, GROUPS, SETTINGS)
+
+
+def plain_vote(place, labels, k):
+    """The same from its definition: (share, log of the weight)."""
+    exponents = 4 * QUERIES @ QUERIES[place] + 2 * TARGETS @ TARGETS[place]
+    others = np.flatnonzero(GROUPS[place] != GROUPS)
+    nearest = others[np.argsort(-exponents[others])][:k]
+    weights = np.exp(exponents[nearest].astype(float))
+    return (weights @ labels[nearest]) / weights.sum(), np.log(weights.sum())
+
+
+@pytest.mark.parametrize("block", [1, 7, 2048])
+@pytest.mark.parametrize("k", [1, 5, 200])
+def test_the_vote_in_blocks_is_that_of_its_definition(monkeypatch, block, k):
+    monkeypatch.setattr(vote, "_BLOCK", block)
+    votes, density = neighbour_vote(POINTS, POINTS, LABELS, k, "vote")
+    expected = np.array([plain_vote(place, LABELS, k) for place in range(60)])
+    np.testing.assert_allclose(votes, expected[:, 0], atol=1e-5)
+    np.testing.assert_allclose(density, expected[:, 1], atol=1e-5)
+
+
+def test_the_order_of_the_voters_and_of_the_rows_changes_nothing():
+    votes, _ = neighbour_vote(POINTS, POINTS, LABELS, 9, "vote")
+    order = RANDOM.permutation(60)
+    shuffled = Points(POINTS.vectors[order], POINTS.groups[order])
+    np.testing.assert_allclose(neighbour_vote(shuffled, shuffled, LABELS[order], 9, "vote")[0], votes[order], atol=1e-9)
+
+
+def test_where_nobody_votes_it_is_the_share_of_positives():
+    alone = Points(POINTS.vectors[:3], GROUPS[:3])
+    votes, density = neighbour_vote(alone, alone, np.array([1, 1, 0]), 5, "vote")
+    assert votes.tolist() == [2 / 3] * 3 and density.tolist() == [0, 0, 0]
+
+
+def test_a_scale_gives_probabilities_and_never_turns_a_vote_round():
+    labels = RANDOM.integers(0, 2, 4000)
+    votes = 0.6 + 0.05 * labels + RANDOM.normal(0, 0.05, 4000)
+    told = expit(Scale.fit(votes, labels).apply(votes))
+    high = told > 0.7
+    assert labels[high].mean() == pytest.approx(told[high].mean(), abs=0.03) and told.min() < 0.2
+    against = Scale.fit(-votes, labels)
+    assert against.slope == 0 and expit(against.intercept) == pytest.approx(labels.mean())
+    with pytest.raises(UserError, match="training rows of both labels"):
+        Scale.fit(votes, np.ones(4000))
+
+
+class WordEmbedder:
+    """The sum of a text's words, each a vector drawn from its hash."""
+
+    identity = "words"
+
+    def queries(self, texts):
+        return np.stack([self._vector(text) for text in texts])
+
+    passages = queries
+
+    def _vector(self, text):
+        seeds = [int(hashlib.sha256(word.encode()).hexdigest()[:8], 16) for word in text.casefold().split()]
+        vector = sum(unit(1, 24, np.random.default_rng(seed))[0] for seed in seeds)
+        return vector / np.linalg.norm(vector)
+
+
+PRODUCTS = ("lamp", "chair", "phone", "drill", "shoe")
+
+
+def training(labels=None, rows=120):
+    """Queries of a colour and a product, two rows each; right where the target names the product."""
+    columns = {name: [] for name in COLUMNS}
+    for i in range(rows):
+        query = f"colour{i // 2} {PRODUCTS[i // 2 % 5]}"
+        target = f"home,{PRODUCTS[(i // 2 + (i % 2) * (1 + i // 10 % 4)) % 5]}"
+        label = 1 - i % 2 if labels is None else labels[i]
+        values = (f"train-{i + 1}", "QC", "en", query, target, label, "original", "", query_key(query))
+        for name, value in zip(COLUMNS, values, strict=True):
+            columns[name].append(value)
+    return make_rows(columns)
+
+
+def run(folder, run_stage, train, dev=None, **more):
+    """The tables that a stage writes for these rows."""
+    given = folder / "ingest"
+    given.mkdir(parents=True)
+    save_rows(train, given / "train.parquet")
+    if dev is not None:
+        save_rows(dev, given / "dev.parquet")
+    inputs = {"rows": Artifact(given, StageRecord()), **more}
+    out = folder / "out"
+    out.mkdir()
+    run_stage(make_job(folder, inputs=inputs, settings=Settings(), out=out))
+    return {path.stem: load_table(path) for path in out.iterdir()}, out
+
+
+@pytest.fixture(autouse=True)
+def words(monkeypatch):
+    monkeypatch.setattr(stage, "load_embedder", lambda *given: WordEmbedder())
+
+
+def test_no_label_of_its_own_query_reaches_a_row(tmp_path):
+    """The labels of one query turn; the votes on its rows, and on a dev row that asks the same, stay as they were."""
+    rows = training()
+    asked = rows["group"] == "colour7 phone"
+    dev = training()[asked].assign(row_id=["dev-1", "dev-2"], query="Colour7  PHONE", label=None)
+    turned = rows.assign(label=rows["label"].where(~asked, 1 - rows["label"]))
+    before, _ = run(tmp_path / "a", stage.neighbours, rows, dev=dev)
+    after, _ = run(tmp_path / "b", stage.neighbours, turned, dev=dev)
+    own = asked.to_numpy()
+    assert own.sum() == 2 and (before["train"]["vote"][own] == after["train"]["vote"][own]).all()
+    assert (before["dev"]["vote"] == after["dev"]["vote"]).all()
+    np.testing.assert_array_equal(before["dev"]["vote"], before["train"]["vote"][own])
+    assert (before["train"]["vote"][~own] != after["train"]["vote"][~own]).any()
+
+
+def test_made_rows_never_vote_but_are_voted_on(tmp_path):
+    rows = training()
+    made = rows[:20].assign(
+        row_id=[f"{name}-de" for name in rows["row_id"][:20]],
+        query=[f"farbe {query}" for query in rows["query"][:20]],
+        origin="translation",
+        source_id=rows["row_id"][:20],
+    )
+    both = make_rows({name: [*rows[name], *made[name]] for name in COLUMNS})
+    alone, _ = run(tmp_path / "a", stage.neighbours, rows)
+    found, _ = run(tmp_path / "b", stage.neighbours, both)
+    np.testing.assert_array_equal(found["train"]["vote"][:120], alone["train"]["vote"])
+    # Nor does the query that a row was made from vote on it.
+    asked = both["group"] == both["group"][0]
+    turned = both.assign(label=both["label"].where(~asked, 1 - both["label"]))
+    after, _ = run(tmp_path / "c", stage.neighbours, turned)
+    same = (after["train"]["vote"] == found["train"]["vote"])[120:]
+    assert same[:2].all() and not same.all()
+
+
+def test_the_filter_finds_labels_that_their_neighbours_contradict(tmp_path):
+    rows = training()
+    wrong = rows["row_id"].isin(["train-7", "train-50", "train-91"])
+    turned = rows.assign(label=rows["label"].where(~wrong, 1 - rows["label"]))
+    _, made = run(tmp_path, stage.neighbours, turned)
+    inputs = {"rows": Artifact(tmp_path / "ingest", StageRecord()), "neighbours": Artifact(made, StageRecord())}
+    (tmp_path / "filter").mkdir()
+    rules = FilterSettings(scores="neighbours", disagreement_below=0.5, max_share=0.025)
+    filter_rows(make_job(tmp_path, inputs=inputs, settings=Settings(filter=rules), out=tmp_path / "filter"))
+    suspects = [json.loads(line) for line in (tmp_path / "filter" / "suspects.jsonl").read_text().splitlines()]
+    assert [suspect["row_id"] for suspect in suspects] == ["train-50", "train-7", "train-91"]
+    assert len(load_table(tmp_path / "filter" / "scores.parquet")) == 120
+
+
+def test_both_stages_write_the_same_bytes_twice(tmp_path):
+    for name in ("neighbours", "features"):
+        outs = [
+            run(tmp_path / f"{name}{turn}", getattr(stage, name), training(), dev=training().assign(label=None))[1]
+            for turn in (0, 1)
+        ]
+        for path in outs[0].iterdir():
+            assert path.read_bytes() == (outs[1] / path.name).read_bytes()
+        assert {path.stem for path in outs[0].iterdir()} == {"train", "dev"}
+
+
+def test_a_later_round_lets_only_what_is_left_vote(tmp_path):
+    rows = training()
+    left = tmp_path / "left"
+    left.mkdir()
+    # Turned where the label was 0, so that every voter says yes.
+    save_rows(rows[30:].assign(label=1), left / "rows.parquet")
+    with pytest.raises(UserError, match="both labels"):
+        run(tmp_path / "a", stage.neighbours, rows, filter=Artifact(left, StageRecord()))
+    save_rows(rows[30:], left / "rows.parquet")
+    found, _ = run(tmp_path / "b", stage.neighbours, rows, filter=Artifact(left, StageRecord()))
+    assert len(found["train"]) == 120
+    every, _ = run(tmp_path / "c", stage.neighbours, rows)
+    assert (found["train"]["vote"] != every["train"]["vote"]).any()
+
+
+def test_share_of_the_querys_trigrams():
+    rows = training(rows=4)
+    grams = Trigrams.of(rows)
+    np.testing.assert_allclose(grams.shared(rows.assign(target=rows["query"])), 1)
+    assert grams.shared(rows.assign(target="xyz", query=[*rows["query"][:3], ""])).tolist() == [0] * 4
+    plural = pairs(["door handles"] * 2, ["handle for a door", "doorknob"])
+    near, far = Trigrams.of(plural).shared(plural)
+    assert 1 > near > far > 0
+
+
+def pairs(query, target):
+    return training(rows=len(query)).assign(query=query, target=target)
+
+
+@pytest.mark.parametrize(
+    ("query", "target", "share"),
+    [
+        ("2 in. pipe", "1/2 in. pipe", 1),
+        ("20x25 filter", "20 in. x 30 in.", 0.5),
+        ("pipe", "2 in.", 1),
+        ("３ a", "3", 1),
+    ],
+)
+def test_share_of_the_querys_numbers(query, target, share):
+    assert shared_numbers(query, target) == share
+
+
+@pytest.mark.parametrize(
+    ("query", "target", "named"),
+    [("oak doors", "Door, Oak", 1), ("oak door", "oak table", 0), ("", "door", 0), ("a tv", "TV stand", 1)],
+)
+def test_whether_the_last_word_is_named(query, target, named):
+    assert names_last_word(query, target) == named
+
+
+def test_features_of_paths_have_the_leaf_and_those_of_titles_have_not(tmp_path):
+    paths, _ = run(tmp_path / "qc", stage.features, training())
+    titles, _ = run(tmp_path / "qi", stage.features, training().assign(task="QI"))
+    assert set(paths["train"]) - set(titles["train"]) == {"leaf_cosine"}
+    offered = {"row_id", *get_args(StackFeature)} - {"model", "neighbours", "density"}
+    assert set(paths["train"]) == offered
+    right = training()["label"] == 1
+    assert paths["train"]["leaf_cosine"][right].min() > paths["train"]["leaf_cosine"][~right].max()
+
+
+def test_votes_are_made_only_where_something_asks_for_them():
+    def titles(*overrides):
+        return {node.title: node for node in pipeline.build(load_settings(SAMPLE, ["tasks=[QC]", *overrides]))}
+
+    own = {"neighbours-QC", "features-QC", "neighbours-QC-filter"}
+    assert not own & set(titles())
+    stacked = titles("ensemble.method=stack")
+    assert own & set(stacked) == {"neighbours-QC", "features-QC"}
+    assert {"neighbours", "features", "train-fold0"} <= set(stacked["ensemble-QC"].inputs)
+    judged = titles("QC.filter.enabled=true", "QC.filter.scores=neighbours", "QC.filter.rounds=2")
+    assert "filter_model-QC-fold0" not in judged and set(judged["filter-QC"].inputs) == {"rows", "neighbours"}
+    assert set(judged["neighbours-QC-filter-round2"].inputs) == {"rows", "filter"}
