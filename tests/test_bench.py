@@ -361,7 +361,8 @@ def test_embedding_and_its_reference_embed_the_same_texts(work):
     for passages, count in ((False, 10), (True, 1)):
         ours, reference = KitEmbedding(work, passages), PackageEmbedding(work, passages)
         assert done_by(ours) == done_by(reference) and ours.done.rows == count
-        assert (ours.vectors * reference.vectors).sum(axis=1).min() > 0.99
+        # Eight x are cut in another order by the two; that is .9979.
+        assert (ours.vectors * reference.vectors).sum(axis=1).min() > 0.995
 
 
 def test_the_command_writes_table_and_json(tmp_path, capsys):
