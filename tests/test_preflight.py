@@ -438,6 +438,19 @@ def test_memory_is_compared_with_the_weights_in_the_dtype_they_are_loaded_in(tmp
         assert only(look(tmp_path, *arguments, f"model.dtype={dtype}"), "memory for the backbone", told)[0] == level
 
 
+def test_a_run_on_a_cpu_has_one_estimate_over_all_processes(tmp_path, monkeypatch):
+    folder, sizes = local_model(tmp_path / "model"), {}
+    for workers in (1, 2, 3):
+        machine(monkeypatch, MachineFacts("cpu", (), int(1.7e9)))
+        found = look(tmp_path, f"model.backbone={folder}", f"machine.workers={workers}")
+        level, text = only(found, "memory for the run")
+        sizes[workers] = float(text.split(" GB")[0].rpartition(" ")[2])
+        assert (level == "note", "machine.workers=1 takes less" in text) == (workers > 1, workers > 1)
+    assert sizes[1] < sizes[2] < sizes[3]
+    machine(monkeypatch, MachineFacts("cuda", (("Card X", int(24e9)),), 10**12))
+    assert not [f for f in look(tmp_path, f"model.backbone={folder}") if "memory for the run" in f.text]
+
+
 def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_is_skipped(tmp_path):
     found = look(tmp_path, "model.backbone=some/Big-10B", f"model.revision={COMMIT}")
     assert only(found, "is meant for a GPU")[0] == "note"

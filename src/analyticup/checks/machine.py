@@ -102,11 +102,7 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
     yield Finding(Verdict.OK, f"memory: {size_text(machine.free_memory)} of main memory free")
     workers = settings.machine.workers
     if machine.device == "cpu" and models[0].parameters is not None:
-        dtype = _loaded_dtype(models[0], settings, machine.device)
-        size = cpu_run_bytes(settings, models[0], DTYPE_BYTES[dtype])
-        advice = "; machine.workers=1 takes less" if workers > 1 and size > _TIGHT * machine.free_memory else ""
-        found = _fits("memory for the run: {} over all processes", size, "main memory", machine.free_memory, 1)
-        yield Finding(found.verdict, found.text + advice)
+        yield _cpu_run(settings, models[0], machine)
     places = [("main memory", machine.free_memory, workers)]
     places += [(name, free, _on_one_gpu(settings, machine)) for name, free in machine.gpus[:1]]
     for model in models:
@@ -131,6 +127,16 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
             yield Finding(
                 Verdict.NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long"
             )
+
+
+def _cpu_run(settings: Settings, model: Model, machine: MachineFacts) -> Finding:
+    size = cpu_run_bytes(settings, model, DTYPE_BYTES[_loaded_dtype(model, settings, machine.device)])
+    found = _fits("memory for the run: {} over all processes", size, "main memory", machine.free_memory, 1)
+    if found.verdict == Verdict.OK:
+        return found
+    # Mapped weights count for each worker, and give way where memory is short: no reason to refuse the run.
+    advice = "; machine.workers=1 takes less" if settings.machine.workers > 1 else ""
+    return Finding(Verdict.NOTE, found.text + advice)
 
 
 def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
