@@ -53,12 +53,15 @@ _TRAINED_BYTES: Final = 16
 
 
 # Of a run on a CPU, measured on Linux with the sample (270M parameters, bf16 and float32, two workers): the process
-# that shows it and those of W&B, one with all packages imported, what a converting one takes per parameter, and the
-# code that oneDNN makes.
+# that shows it and those of W&B, one with all packages imported, what a converting one takes per parameter, one that
+# holds a tokenizer, and what stays with a working one, by bytes of a value: oneDNN's code, mostly for bf16, and free
+# heap. Of a mapped file not all is touched.
 _MAIN_BYTES: Final = 0.26e9
 _PROCESS_BYTES: Final = 0.66e9
 _CONVERSION_BYTES: Final = 9.3
-_KERNEL_BYTES: Final = 0.25e9
+_TOKENIZER_BYTES: Final = 0.47e9
+_KERNEL_BYTES: Final = {4: 0.2e9, 2: 0.45e9}
+_TOUCHED: Final = 0.5
 # Values per token and unit of width while rows are scored, and the tokens of a prompt (both assumed).
 _SCORING_VALUES: Final = 15
 _TYPICAL_TOKENS: Final = 40
@@ -181,7 +184,7 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     """Estimate of the most resident bytes of a run on a CPU, over all its processes; mapped weights count for each.
 
     `model` is the backbone, `value_bytes` the size of a weight and of an activation. Stages without the backbone are
-    left out, as is what its tokenizer takes for a moment.
+    left out.
     """
     parameters, workers = model.parameters or 0.0, settings.machine.workers
     depth, width = _shape(model)
@@ -192,9 +195,10 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
         tokens = min(train.max_batch_tokens, train.batch_rows * _TYPICAL_TOKENS)
         kept = tokens * trained * _KEPT_VALUES
         needs.append(max(kept, max(train.max_batch_tokens, predict) * _SCORING_VALUES) * width * value_bytes)
-    each = _PROCESS_BYTES + parameters * value_bytes + max(needs, default=0.0) + (_KERNEL_BYTES if parameters else 0.0)
+    each = _PROCESS_BYTES + _TOUCHED * parameters * value_bytes + max(needs, default=0.0) + _KERNEL_BYTES[value_bytes]
     # In one process, the stages run where the run is shown.
     run = _MAIN_BYTES + workers * each if workers > 1 else each
+    run += _TOKENIZER_BYTES if model.kind == "gguf" else 0.0
     if model.kind != "gguf" or model.folder is not None:
         return run
     idle = _MAIN_BYTES + workers * _PROCESS_BYTES if workers > 1 else _PROCESS_BYTES
