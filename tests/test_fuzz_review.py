@@ -57,7 +57,11 @@ def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None
 def test_a_report_shows_any_language(language: str) -> None:
     figures = Report(
         name="run",
-        stages={"QC": {"ingest": {"counts": {"train": {language: 1}, "kept": [language]}, "seconds": 1.0}}},
+        stages={
+            "QC": {
+                "ingest": {"counts": {"train": {language: 1}, "kept": [language]}, "seconds": 1.0, "memory": 1},
+            }
+        },
         scores={"dev QC": [{"language": language, "rows": 1, **FIGURES}]},
     )
     assert "<html" in to_html(figures).lower()

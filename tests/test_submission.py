@@ -185,12 +185,11 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(
 ) -> None:
     before = valid.read_bytes()
 
-    def full(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[:10])
+    def full(path: Path, values: Any) -> None:
+        path.write_text("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(write, "write_json_lines", full)
     with pytest.raises(UserError, match="cannot be written \\(No space left on device\\)"):
         write_submission("QI", source, PREDICTIONS | {10: 0}, valid)
     assert valid.read_bytes() == before
