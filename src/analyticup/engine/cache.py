@@ -28,11 +28,7 @@ class Cache:
 
     def read(self, keys: Sequence[str]) -> dict[str, Any]:
         """key -> value for those of `keys` that are there; says so where some are damaged."""
-        found: list[tuple[str, Any, str]] = []
-        with self._named():
-            for part in batches(keys, 500):
-                marks = ",".join("?" * len(part))
-                found += self._database.execute(f"SELECT * FROM entries WHERE key IN ({marks})", part)
+        found = self._rows("key, value, sha256", keys)
         whole = {key: value for key, value, digest in found if digest == _checksum(key, value)}
         if len(whole) < len(found):
             print(f"{self.path}: {len(found) - len(whole)} damaged entries are made again", file=sys.stderr, flush=True)
@@ -40,13 +36,16 @@ class Cache:
 
     def absent(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that are not there, in their order."""
-        found: set[str] = set()
+        found = {key for (key,) in self._rows("key", keys)}
+        return [key for key in keys if key not in found]
+
+    def _rows(self, columns: str, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
         with self._named():
             for part in batches(keys, 500):
                 marks = ",".join("?" * len(part))
-                rows = self._database.execute(f"SELECT key FROM entries WHERE key IN ({marks})", part)
-                found |= {key for (key,) in rows}
-        return [key for key in keys if key not in found]
+                found += self._database.execute(f"SELECT {columns} FROM entries WHERE key IN ({marks})", part)
+        return found
 
     def claim(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that no one has claimed yet, and which are now claimed: of several processes, one makes a
@@ -77,6 +76,11 @@ class Cache:
             raise UserError(
                 f"{self.path}: the cache cannot be used ({error}); delete the file and run again"
             ) from error
+
+
+def text_key(kind: str, text: str) -> str:
+    """A key for a text that says nothing of it; a lone surrogate has one too."""
+    return f"{kind}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def _checksum(key: str, value: Any) -> str:

@@ -6,7 +6,6 @@ needed only for texts that no earlier stage or run has met. It is loaded in a pr
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from analyticup.engine.cache import Cache
+from analyticup.engine.cache import Cache, text_key
 from analyticup.engine.files import file_sha256, lock
 from analyticup.engine.workers import apart
 
@@ -37,7 +36,7 @@ class KeptTokens:
 
     def __call__(self, texts: Sequence[str], **form: bool) -> dict[str, list[list[int]]]:
         assert form == {"add_special_tokens": False, "split_special_tokens": True}, form
-        keys = [_key("text", text) for text in texts]
+        keys = [text_key("text", text) for text in texts]
         found = self._ids(dict(zip(keys, texts, strict=True)))
         return {"input_ids": [found[key] for key in keys]}
 
@@ -51,7 +50,7 @@ class KeptTokens:
 
     def _special_id(self, name: str) -> int | None:
         token = self._special.get(name)
-        return None if token is None else self._ids({_key("special", token): token})[_key("special", token)][0]
+        return None if token is None else self._ids({text_key("special", token): token})[text_key("special", token)][0]
 
     def _ids(self, texts: Mapping[str, str]) -> dict[str, list[int]]:
         """Key -> ids of its text."""
@@ -71,15 +70,11 @@ class KeptTokens:
 
     def _specials(self) -> dict[str, str]:
         tokens = [token for name in ("bos_token", "pad_token") if (token := self._special.get(name)) is not None]
-        return {_key("special", token): token for token in tokens}
+        return {text_key("special", token): token for token in tokens}
 
     @cached_property
     def _path(self) -> Path:
         return self._cache / f"tokens-{file_sha256(self._folder / FILE)[:16]}.sqlite"
-
-
-def _key(kind: str, text: str) -> str:
-    return f"{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _tokenise(folder: Path, texts: Mapping[str, str]) -> dict[str, bytes]:
