@@ -4,11 +4,16 @@ set -euo pipefail
 
 # PYTHONPATH and PYTHONHOME would hide the pinned packages from pip and Python; CDPATH makes `cd` print.
 unset PYTHONPATH PYTHONHOME CDPATH
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# Called through a symbolic link, the project is where the link leads.
+self="${BASH_SOURCE[0]}"
+while [ -L "$self" ]; do
+  target="$(readlink "$self")"
+  case "$target" in /*) self="$target" ;; *) self="$(dirname "$self")/$target" ;; esac
+done
+root="$(cd "$(dirname "$self")" && pwd)"
+requirements=("$root/requirements.txt" "$root"/.ci/requirements{,-cpu,-cuda}.lock)
 venv="${ANALYTICUP_VENV:-$root/.venv}"
 case "$venv" in /*) ;; *) venv="$PWD/$venv" ;; esac
-stamp="$venv/.requirements.sha256"
-lock="$venv.lock"
 
 fail() {
   echo "run.sh: $1" >&2
@@ -37,40 +42,71 @@ find_python() {
 
 requirements_hash() {
   # The interpreter belongs to it: a .venv of another Python is no longer the same set-up.
-  {
-    cat "$root/requirements.txt" "$root"/.ci/requirements{,-cpu,-cuda}.lock
-    "$1" -c 'import sys; print(sys.version, sys.prefix)'
-  } | "$1" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
+  "$1" -c 'import hashlib, sys
+name, place, *files = sys.argv[1:]
+found = f"{sys.version} {getattr(sys, name)}\n{place}".encode("utf-8", "surrogateescape")
+print(hashlib.sha256(b"".join(open(file, "rb").read() for file in files) + found).hexdigest())' \
+    "$2" "${3:-}" "${requirements[@]}"
 }
 
 is_set_up() {
-  # The stamp is written last, so a set-up that was interrupted has none and is repaired.
-  [ -f "$stamp" ] && [ -x "$venv/bin/python" ] &&
-    [ "$(cat "$stamp")" = "$(requirements_hash "$venv/bin/python" 2>/dev/null)" ]
+  # The stamp is written last, so a set-up that was interrupted has none.
+  [ -f "$1/$stamp" ] && [ -x "$1/bin/python" ] &&
+    [ "$(cat "$1/$stamp")" = "$(requirements_hash "$1/bin/python" prefix 2>/dev/null)" ]
 }
 
-take_folder() {
-  # `venv --clear` empties the folder: only one that was made here, or is a virtual environment, may be lost.
-  if [ ! -e "$lock" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
-    fail "$venv holds other files and would be emptied; delete it, or set ANALYTICUP_VENV to a new folder"
+is_empty() {
+  [ -d "$1" ] && [ -z "$(ls -A "$1" 2>&1)" ]
+}
+
+name_environment() {
+  # $venv is a link to an environment beside it, one per requirements and Python: what runs from one keeps it.
+  local folder link
+  while [ "${venv%/}" != "$venv" ]; do venv="${venv%/}"; done
+  # A link that was not made here stays, and is followed.
+  for _ in {1..40}; do
+    if [ ! -L "$venv" ] || is_ours "$(readlink "$venv")"; then break; fi
+    link="$(readlink "$venv")"
+    case "$link" in /*) venv="$link" ;; *) venv="$(dirname "$venv")/$link" ;; esac
+  done
+  case "${venv##*/}" in "" | . | ..) fail "ANALYTICUP_VENV=$named: give the path of a new folder" ;; esac
+  # However the folder was reached, the environment's own path is one.
+  folder="$(cd "$(dirname "$venv")" 2>/dev/null && pwd -P)" || return 0
+  venv="${folder%/}/${venv##*/}"
+}
+
+is_ours() {
+  [[ "$1" =~ ^"${venv##*/}"-[0-9a-f]{12}$ ]]
+}
+
+refuse_to_replace() {
+  # What was not made here is never emptied, whatever it is.
+  if [ -e "$venv" ] && [ ! -L "$venv" ] && [ ! -f "$venv/$stamp" ] && ! is_empty "$venv"; then
+    fail "$venv was not set up by run.sh and is left as it is; delete it, or $elsewhere"
   fi
-  { mkdir -p "$(dirname "$venv")" && : >>"$lock"; } 2>/dev/null ||
-    fail "cannot write $lock; set ANALYTICUP_VENV to a folder that you may write"
-  # Two first uses at once: the second waits, then finds the work done.
-  if command -v flock >/dev/null; then
-    exec 9>>"$lock"
-    flock -n 9 || { echo "run.sh: waiting for another set-up of $venv" >&2 && flock 9; }
-  fi
+}
+
+lock_set_up() {
+  { : >>"$venv.lock"; } 2>/dev/null || fail "cannot write $venv.lock; $elsewhere"
+  exec 9>>"$venv.lock"
+  # Two first uses at once: the second waits, then finds the work done. The lock lasts as long as descriptor 9 is open.
+  "$1" -c 'import fcntl, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print(f"run.sh: waiting for another set-up of {sys.argv[1]}", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)' "$venv" || fail "cannot lock $venv.lock; $elsewhere"
 }
 
 is_locked_platform() {
-  "$venv/bin/python" -c 'import sys, sysconfig
+  "$environment/bin/python" -c 'import sys, sysconfig
 ours = sys.implementation.name, sysconfig.get_platform()
 sys.exit(ours != ("cpython", "linux-x86_64") or sys.version_info[:2] not in ((3, 11), (3, 12)))'
 }
 
 pip_install() {
-  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/$1" "${@:2}" ||
+  "$environment/bin/python" -m pip install --disable-pip-version-check --quiet -r "$root/$1" "${@:2}" ||
     fail "pip could not install $1 (its message stands above); mend that and run again"
 }
 
@@ -94,36 +130,92 @@ install_packages() {
   # --no-deps, as the two builds of torch need different packages; `check` sees that none is missing.
   install_torch
   pip_install .ci/requirements.lock --require-hashes --no-deps
-  said="$("$venv/bin/python" -m pip check --disable-pip-version-check)" ||
+  said="$("$environment/bin/python" -m pip check --disable-pip-version-check)" ||
     fail ".ci/requirements.lock does not fit together (${said%%$'\n'*}); write it anew with .ci/lock.py"
 }
 
 set_up() {
-  local python
-  python="$(find_python)"
-  echo "run.sh: setting up $venv (once; some minutes, 2.2 GB with the CPU build of torch, more with CUDA)" >&2
-  rm -f "$stamp"
-  "$python" -m venv --clear "$venv" || fail "could not create $venv (the reason stands above); mend that and run again"
+  local building="$environment.building"
+  if [ -e "$environment" ] && [ ! -e "$building" ] && [ ! -f "$environment/$stamp" ] && ! is_empty "$environment"; then
+    fail "$environment was not set up by run.sh and is left as it is; delete it, or $elsewhere"
+  fi
+  echo "run.sh: setting up $environment (once; some minutes, 2.2 GB with the CPU build of torch, more with CUDA)" >&2
+  trap 'echo "run.sh: set-up interrupted; nothing that worked is lost, the next run begins it anew" >&2; exit 130' INT
+  # By this file a set-up that was interrupted is known, and begun anew.
+  : >"$building"
+  rm -rf "$environment"
+  "$1" -m venv "$environment" || fail "could not create $environment (the reason stands above); mend that and run again"
   install_packages
-  requirements_hash "$venv/bin/python" >"$stamp.new"
-  mv "$stamp.new" "$stamp"
+  requirements_hash "$environment/bin/python" prefix >"$environment/$stamp.new"
+  mv "$environment/$stamp.new" "$environment/$stamp"
+  rm -f "$building"
+  trap - INT
+  say_what_stays
 }
 
-if ! is_set_up; then
-  take_folder
-  is_set_up || set_up
-  exec 9>&-
-fi
+say_what_stays() {
+  local other
+  for other in "$venv" "$venv"-*; do
+    if [ ! -L "$other" ] && [ "$other" != "$environment" ] && [ -f "$other/$stamp" ]; then
+      echo "run.sh: $other stays for what still runs from it; delete it when nothing does" >&2
+    fi
+  done
+}
+
+point_to_environment() {
+  # By one rename, so that the path leads to a whole environment at any time. A folder there stays.
+  [ "$venv" -ef "$environment" ] && return
+  if [ -d "$venv" ] && [ ! -L "$venv" ]; then rmdir "$venv" 2>/dev/null || return 0; fi
+  "$environment/bin/python" -c 'import os, sys
+target, scratch, link = sys.argv[1:]
+os.symlink(target, scratch)
+os.replace(scratch, link)' "${environment##*/}" "$venv.$$" "$venv" 2>/dev/null ||
+    echo "run.sh: $venv could not be made a link to $environment, which is used" >&2
+}
+
+linked_environment() {
+  if [ -L "$venv" ]; then echo "$(dirname "$venv")/$(readlink "$venv")"; else echo "$venv"; fi
+}
+
+find_environment() {
+  local python
+  # Of $named: earlier versions set up that very folder, under the path that they were given.
+  for environment in "$(linked_environment)" "$named"; do
+    if is_set_up "$environment"; then return; fi
+  done
+  # Nothing is touched before all that a set-up needs has been found.
+  refuse_to_replace
+  python="$(find_python)"
+  mkdir -p "$(dirname "$venv")" 2>/dev/null || fail "cannot write $(dirname "$venv"); $elsewhere"
+  name_environment
+  environment="$(requirements_hash "$python" base_prefix "$venv")"
+  environment="$venv-${environment:0:12}"
+  if ! is_set_up "$environment"; then
+    lock_set_up "$python"
+    is_set_up "$environment" || set_up "$python"
+    exec 9>&-
+  fi
+  point_to_environment
+}
+
+stamp=.requirements.sha256
+elsewhere="set ANALYTICUP_VENV to a new folder where you may write"
+for file in "${requirements[@]}"; do
+  [ -r "$file" ] || fail "$file is missing; call the run.sh of a whole copy of the project"
+done
+named="$venv"
+name_environment
+find_environment
 
 export PYTHONPATH="$root/src"
 if [ "${1:-}" = test ]; then
   shift
   cd "$root"
-  exec "$venv/bin/python" -m pytest "$@"
+  exec "$environment/bin/python" -m pytest "$@"
 fi
 # By default glibc hands every layer's large buffers back and faults them in again, which cost scoring a twentieth of
 # its speed at 2,048 tokens in a batch and a third at 8,192 (measured on padded batches).
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-536870912}"
 # -P keeps modules in the current folder out of the way.
-exec "$venv/bin/python" -P -m analyticup "$@"
+exec "$environment/bin/python" -P -m analyticup "$@"
