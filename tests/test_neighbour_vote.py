@@ -18,7 +18,7 @@ from analyticup.corpus.text import query_key
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
 from analyticup.features import stage, vote
-from analyticup.features.pairs import Trigrams, names_last_word, shared_numbers
+from analyticup.features.pairs import Rarity, Trigrams, names_last_word, shared_numbers, words
 from analyticup.features.vote import Points, Scale, neighbour_vote
 from analyticup.filtering.stage import filter_rows
 from analyticup.settings.loading import load_settings
@@ -131,7 +131,7 @@ def run(folder, run_stage, train, dev=None, **more):
 
 
 @pytest.fixture(autouse=True)
-def words(monkeypatch):
+def word_embedder(monkeypatch):
     monkeypatch.setattr(stage, "load_embedder", lambda *given: WordEmbedder())
 
 
@@ -245,12 +245,56 @@ def test_whether_the_last_word_is_named(query, target, named):
     assert names_last_word(query, target) == named
 
 
-def test_features_of_paths_have_the_leaf_and_those_of_titles_have_not(tmp_path):
+@pytest.mark.parametrize(
+    ("query", "target", "missing"),
+    [
+        ("oak door", "door, oak", None),
+        ("oak doors", "door", "oak"),
+        ("pine oak door", "door", "pine"),
+        ("", "door", None),
+    ],
+)
+def test_rarity_of_the_rarest_missing_word(query, target, missing):
+    rarity = Rarity.of(pairs(["x"] * 4, ["oak door", "oak table", "oak, oak", "pine"]))
+    holding = {"oak": 3, "pine": 1}
+    expected = np.log(5 / (holding[missing] + 0.5)) if missing else 0
+    assert rarity.missing(query, target) == pytest.approx(expected)
+
+
+def test_words_of_any_script():
+    assert words("ＯＡＫ door-handle, 3/4") == ["oak", "door", "handle", "3", "4"]
+    assert words("قفل باب") == ["قفل", "باب"]
+
+
+def test_a_title_is_compared_with_those_of_its_query_in_the_same_file(tmp_path):
+    """Three titles for one query: the one that names no lamp is behind, and unlike the others."""
+    rows = pairs(["red lamp"] * 3 + ["drill"], ["red lamp", "blue lamp", "chair", "drill"])
+    rows = rows.assign(task="QI", group=rows["query"])
+    found = run(tmp_path, stage.features, rows, dev=rows[2:].assign(label=None))[0]
+    behind, alike = found["train"]["behind_best"], found["train"]["typical"]
+    assert behind[0] == behind[3] == 0 and behind[2] < behind[1] < 0
+    assert alike[2] < alike[:2].min() and alike[3] == pytest.approx(1)
+    assert found["dev"]["behind_best"].tolist() == [0, 0]
+    np.testing.assert_allclose(found["dev"]["typical"], 1)
+
+
+def test_a_path_is_compared_with_all_paths_of_the_training_rows(tmp_path):
+    rows = training().assign(target=lambda rows: rows["target"].str.replace(",", " "))
+    unseen = rows[:2].assign(row_id=["dev-1", "dev-2"], target=["home sofa", "home lamp"], label=None)
+    found = run(tmp_path, stage.features, rows, dev=unseen)[0]
+    right = rows["label"] == 1
+    np.testing.assert_allclose(found["train"]["behind_best"][right], 0, atol=1e-6)
+    assert (found["train"]["behind_best"][~right] < 0).all()
+    assert found["dev"]["behind_best"][0] < found["dev"]["behind_best"][1] == 0
+
+
+def test_what_paths_and_titles_have_of_their_own(tmp_path):
     paths, _ = run(tmp_path / "qc", stage.features, training())
     titles, _ = run(tmp_path / "qi", stage.features, training().assign(task="QI"))
     assert set(paths["train"]) - set(titles["train"]) == {"leaf_cosine"}
+    assert set(titles["train"]) - set(paths["train"]) == {"typical"}
     offered = {"row_id", *get_args(StackFeature)} - {"model", "neighbours", "density"}
-    assert set(paths["train"]) == offered
+    assert set(paths["train"]) | set(titles["train"]) == offered
     right = training()["label"] == 1
     assert paths["train"]["leaf_cosine"][right].min() > paths["train"]["leaf_cosine"][~right].max()
 

@@ -19,4 +19,4 @@ def feature_settings(own: Settings) -> dict[str, Any]:
 
 
 NEIGHBOURS = Stage("neighbours", version=1, run="analyticup.features.stage:neighbours", settings=neighbour_settings)
-FEATURES = Stage("features", version=1, run="analyticup.features.stage:features", settings=feature_settings)
+FEATURES = Stage("features", version=2, run="analyticup.features.stage:features", settings=feature_settings)

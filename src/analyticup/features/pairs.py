@@ -1,9 +1,12 @@
-"""Features of a pair of texts that need neither labels nor training: cosines, shared letters, shared numbers."""
+"""Features of a pair of texts that need neither labels nor vectors: shared letters, numbers and words."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log
 from typing import Self
 
 import numpy as np
@@ -55,8 +58,38 @@ def names_last_word(query: str, target: str) -> float:
 
     The last two letters of a longer word are not compared, as its ending may differ (assumed).
     """
-    words = _WORD.findall(normalise(query))
-    if not words:
-        return 0.0
-    stem = words[-1][: max(3, len(words[-1]) - 2)]
-    return float(any(word.startswith(stem) for word in _WORD.findall(normalise(target))))
+    asked = words(query)
+    return float(bool(asked) and _named(asked[-1], words(target)))
+
+
+def words(text: str) -> list[str]:
+    """Letters and digits in a row; a script without blanks gives one word for many."""
+    return _WORD.findall(normalise(text))
+
+
+def _named(word: str, among: list[str]) -> bool:
+    stem = word[: max(3, len(word) - 2)]
+    return any(other.startswith(stem) for other in among)
+
+
+@dataclass(frozen=True)
+class Rarity:
+    """How rare a word is: its inverse document frequency over distinct training targets."""
+
+    targets: int
+    holding: Mapping[str, int]
+
+    @classmethod
+    def of(cls, rows: DataFrame) -> Self:
+        """From training rows."""
+        distinct = rows["target"].unique()
+        return cls(len(distinct), Counter(word for target in distinct for word in set(words(target))))
+
+    def missing(self, query: str, target: str) -> float:
+        """Rarity of the rarest word of the query that no word of the target begins like, in nats; 0 where none is
+        missing. That a rare word is missing weighs more than how many are."""
+        held = words(target)
+        return max((self._of(word) for word in words(query) if not _named(word, held)), default=0.0)
+
+    def _of(self, word: str) -> float:
+        return log((self.targets + 1) / (self.holding.get(word, 0) + 0.5))

@@ -14,7 +14,7 @@ from analyticup.corpus.rows import load_rows
 from analyticup.corpus.tables import save_table, scored_splits, training_rows
 from analyticup.corpus.text import normalise
 from analyticup.engine.job import Counts, Job
-from analyticup.features.pairs import Trigrams, names_last_word, shared_numbers
+from analyticup.features.pairs import Rarity, Trigrams, names_last_word, shared_numbers, words
 from analyticup.features.vectors import Centred, Cosines
 from analyticup.features.vote import Points, Scale, neighbour_vote
 from analyticup.training.folds import tied_groups
@@ -70,7 +70,7 @@ def features(job: Job) -> Counts:
     """
     training = load_rows(job.inputs["rows"].file("train.parquet"))
     embedder = load_embedder(job.settings.embedder, job.cache, job.source.machine)
-    cosines, trigrams = Cosines(training, embedder), Trigrams.of(training)
+    cosines, trigrams, rarity = Cosines(training, embedder), Trigrams.of(training), Rarity.of(training)
     counts: Counts = {}
     for split, rows in {"train": training, **scored_splits(job.inputs["rows"])}.items():
         columns = {
@@ -78,6 +78,8 @@ def features(job: Job) -> Counts:
             "trigrams": trigrams.shared(rows),
             "numbers": _of_pairs(shared_numbers, rows),
             "last_word": _of_pairs(names_last_word, rows),
+            "missing_word": _of_pairs(rarity.missing, rows),
+            "query_words": np.array([len(words(query)) for query in rows["query"]], dtype=float),
         }
         save_table({"row_id": rows["row_id"].tolist(), **columns}, job.out / f"{split}.parquet")
         counts[split] = len(rows)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import pandas as pd
 from pandas import DataFrame
 
 from analyticup.augmentation.embedders import Embedder
 from analyticup.augmentation.negative_rules import PATH_TASK
+from analyticup.augmentation.neighbours import nearest
 from analyticup.corpus.taxonomy import leaf
 
 
@@ -43,22 +45,48 @@ class Cosines:
     def __init__(self, training: DataFrame, embedder: Embedder) -> None:
         self.queries = Centred.on(training["query"].tolist(), embedder.queries)
         self.targets = Centred.on(training["target"].tolist(), embedder.passages)
-        paths = (training["task"] == PATH_TASK).all()
-        self.leaves = Centred.on(_leaves(training), embedder.passages) if paths else None
+        self.paths = np.empty((0, 0), dtype=np.float32)
+        if (training["task"] == PATH_TASK).all():
+            self.leaves = Centred.on(_leaves(training), embedder.passages)
+            self.paths = self.targets.of(sorted(set(training["target"])))
 
     def compare(self, rows: DataFrame) -> dict[str, np.ndarray]:
-        """`cosine` of query and target and, for category paths, `leaf_cosine`, with the last level alone; float64
-        [rows] each."""
-        queries = self.queries.of(rows["query"].tolist())
-        found = {"cosine": _cosines(queries, self.targets.of(rows["target"].tolist()))}
-        if self.leaves:
-            found["leaf_cosine"] = _cosines(queries, self.leaves.of(_leaves(rows)))
-        return found
+        """`cosine` of query and target, and how that stands among the query's candidates; float64 [rows] each.
+
+        `behind_best` is the cosine less that of the best candidate, at most 0. A category path's candidates are all
+        paths of the training rows, a title's those of the same query in the same file. For paths there is
+        `leaf_cosine`, with the last level alone, and for titles what `typical` says.
+        """
+        queries, targets = self.queries.of(rows["query"].tolist()), self.targets.of(rows["target"].tolist())
+        cosine, asked = _cosines(queries, targets), pd.factorize(rows["group"])[0]
+        if len(self.paths):
+            best = np.maximum(cosine, _best(self.paths, queries, asked))
+            own = {"leaf_cosine": _cosines(queries, self.leaves.of(_leaves(rows)))}
+        else:
+            best = np.full(len(rows), -np.inf)
+            np.maximum.at(best, asked, cosine)
+            best, own = best[asked], {"typical": typical(targets, asked)}
+        return {"cosine": cosine, "behind_best": cosine - best, **own}
 
 
-def _leaves(rows: DataFrame) -> list[str]:
-    return [leaf(target) for target in rows["target"]]
+def _best(paths: np.ndarray, queries: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The highest cosine of any of `paths` [m, d] to each row's query, float64 [rows]; `asked` numbers the queries."""
+    _, first = np.unique(asked, return_index=True)
+    return nearest(paths, queries[first], 1)[0][:, 0].astype(np.float64)[asked]
+
+
+def typical(targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Cosine of a row's target, of length 1 in `targets` [rows, d], with the mean over the rows of its query, float64
+    [rows]. What a search engine finds for a query is mostly right, so that a target unlike the others is suspect."""
+    sums = np.zeros((asked.max(initial=-1) + 1, targets.shape[1]))
+    np.add.at(sums, asked, targets)
+    lengths = np.maximum(np.linalg.norm(sums, axis=1), 1e-9)
+    return _cosines(targets, sums[asked]) / lengths[asked]
 
 
 def _cosines(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", queries, targets, dtype=np.float64)
+
+
+def _leaves(rows: DataFrame) -> list[str]:
+    return [leaf(target) for target in rows["target"]]

@@ -487,6 +487,10 @@ StackFeature = Literal[
     "trigrams",
     "numbers",
     "last_word",
+    "missing_word",
+    "query_words",
+    "behind_best",
+    "typical",
 ]
 
 
