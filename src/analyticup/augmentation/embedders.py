@@ -104,14 +104,22 @@ class SentenceTransformerEmbedder:
     def _load(self) -> Any:
         if self._model is None:
             from sentence_transformers import SentenceTransformer
+            from transformers import AutoModel
 
+            from analyticup.model.weights import check_files, check_finite, check_vocabulary
+
+            place, what = loadable(self._settings.model), f"embedder.model = {self._settings.model}"
+            # sentence-transformers keeps the report of the loading to itself.
+            checked = check_files(AutoModel, place, what, revision=self._settings.revision, use_safetensors=True)
             self._model = SentenceTransformer(
-                loadable(self._settings.model),
+                place,
                 revision=self._settings.revision,
                 device=self._machine.device,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True, "dtype": "float32"},
             )
+            check_finite(self._model, what)
+            check_vocabulary(checked, self._model.tokenizer, what)
             # Other poolings keep their side: left padding would shift the absolute positions of BERT-like
             # models.
             if self._is_last_token():

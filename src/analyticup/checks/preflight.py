@@ -12,6 +12,7 @@ from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
 from analyticup.checks.machine import device_findings, disk_findings, look_at_machine, memory_findings
 from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
+from analyticup.checks.weights import weight_findings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.errors import UserError
 from analyticup.settings.loading import task_settings
@@ -28,6 +29,7 @@ def findings(settings: Settings) -> list[Finding]:
         lambda: data_findings(settings),
         lambda: settings_findings(settings),
         lambda: model_findings(models),
+        lambda: weight_findings(settings, models),
         lambda: label_word_findings(settings, models[0]),
         lambda: device_findings(settings, machine),
         lambda: memory_findings(settings, models, machine),

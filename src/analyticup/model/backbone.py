@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
 from analyticup.errors import UserError
 from analyticup.model.gguf import converted_gguf, quiet_transformers
 from analyticup.model.pins import CONVERTED_DTYPE, checked_kind, loadable, source_kind
+from analyticup.model.weights import load_whole
 from analyticup.settings.schema import LoraSettings, ModelSettings
 
 
@@ -73,20 +75,22 @@ def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerB
     )
 
 
-def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The frozen causal language model, in eval mode, on the CPU."""
+def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool = False) -> PreTrainedModel:
+    """The frozen causal language model, in eval mode, on the CPU; UserError as from `load_whole`.
+
+    `converted` says that the folder is a copy of a GGUF file, which was checked when it was made and is hashed before
+    each use: its weights are mapped, and not all of them need be read.
+    """
     quiet_transformers()
     if source_kind(settings) == "random":
         model = random_qwen3(len(load_tokenizer(settings, cache)))
         return model.to(dtype).eval()
-    model = AutoModelForCausalLM.from_pretrained(
-        local_folder(settings, cache),
-        revision=settings.revision,
-        dtype=dtype,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    return model.eval()
+    place, options = local_folder(settings, cache), {"revision": settings.revision, "dtype": dtype}
+    if converted or source_kind(settings) == "gguf":
+        return AutoModelForCausalLM.from_pretrained(
+            place, trust_remote_code=False, use_safetensors=True, **options
+        ).eval()
+    return load_whole(AutoModelForCausalLM, place, f"model.backbone = {place}", use_safetensors=True, **options)
 
 
 def random_qwen3(vocabulary: int) -> PreTrainedModel:
@@ -123,13 +127,16 @@ def random_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
-    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend only on the seed."""
+    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend only on the seed.
+
+    Raises UserError where a target is the name of no linear module.
+    """
     frozen = frozen_layers(model, settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=_targets(model, settings.targets, frozen),
+        target_modules=lora_targets(model, settings),
         layers_to_transform=list(range(frozen, len(model.get_decoder().layers))) if frozen else None,
         task_type="CAUSAL_LM",
     )
@@ -151,14 +158,25 @@ def frozen_layers(model: PreTrainedModel, settings: LoraSettings) -> int:
     return max(0, len(model.get_decoder().layers) - settings.layers) if settings.layers else 0
 
 
-def _targets(model: PreTrainedModel, spelling: str, frozen: int) -> str | list[str]:
-    if spelling != "all-linear":
-        return sorted(part.strip() for part in spelling.split(","))
-    if not frozen:
-        return spelling
-    # PEFT takes no "all-linear" together with a choice of layers.
-    layers = model.get_decoder().layers.named_modules()
-    return sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
+def lora_targets(model: PreTrainedModel, settings: LoraSettings) -> str | list[str]:
+    """PEFT's `target_modules`; raises UserError where a target is the name of no linear module of an adapted layer."""
+    frozen = frozen_layers(model, settings)
+    if settings.targets == "all-linear" and not frozen:
+        return settings.targets
+    modules = model.get_decoder().layers[frozen:].named_modules()
+    there = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
+    ends = sorted({name.rpartition(".")[2] for name in there})
+    if settings.targets == "all-linear":
+        # PEFT takes no "all-linear" together with a choice of layers.
+        return ends
+    targets = sorted({part.strip() for part in settings.targets.split(",")})
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in there)]
+    if unknown:
+        raise UserError(
+            f"model.lora.targets: no linear module of the layers is called {', '.join(map(repr, unknown))}; "
+            f"there are {', '.join(ends)}"
+        )
+    return targets
 
 
 def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
@@ -185,7 +203,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def fill_adapter(model: PeftModel, folder: Path) -> None:
     """Puts a saved adapter's tensors into a model with one of the same shape; raises UserError as `load_adapter`."""
-    state = load_file(folder / "adapter_model.safetensors")
+    try:
+        state = load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise UserError(f"{folder}: adapter cannot be read ({error}); delete the folder and run again") from None
     try:
         result = set_peft_model_state_dict(model, state)
     except RuntimeError as error:
@@ -193,6 +214,9 @@ def fill_adapter(model: PeftModel, folder: Path) -> None:
         raise UserError(
             f"{folder}: adapter does not fit the backbone ({fault}); delete the folder and run again"
         ) from None
+    bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise UserError(f"{folder}: adapter has values that are no finite numbers ({bad[0]}); delete it and run again")
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise UserError(

@@ -27,6 +27,7 @@ from analyticup.engine.memory import let_go
 from analyticup.engine.workers import apart
 from analyticup.errors import UserError
 from analyticup.model.pins import CONVERTED_DTYPE, GGUF, check_packaged, converted_folder, gguf_package, read_conversion
+from analyticup.model.weights import load_whole
 
 
 def converted_gguf(backbone: str, cache: Path, dtype: str = CONVERTED_DTYPE) -> Path:
@@ -125,8 +126,10 @@ def _convert_tokenizer(source: Path, out: Path) -> None:
 
 
 def _convert_weights(source: Path, out: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_whole(
+        AutoModelForCausalLM,
         str(source.parent),
+        f"model.backbone = {source}",
         gguf_file=source.name,
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),

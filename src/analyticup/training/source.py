@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from analyticup.engine.artifacts import fingerprint
 from analyticup.engine.files import scratch_path
@@ -18,6 +19,7 @@ from analyticup.model.packing import enable_packing
 from analyticup.model.pins import identity, source_kind
 from analyticup.model.prompt import PromptEncoder, TextTokens
 from analyticup.model.tokens import KeptTokens
+from analyticup.model.weights import check_vocabulary
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
 
@@ -85,7 +87,10 @@ class ModelSource:
     def backbone(self) -> Any:
         if self.machine.threads:
             torch.set_num_threads(self.machine.threads)
-        model = load_backbone(self._located, self.cache, getattr(torch, self.dtype))
+        converted = source_kind(self.settings) == "gguf"
+        model = load_backbone(self._located, self.cache, getattr(torch, self.dtype), converted)
+        if isinstance(self.tokenizer, PreTrainedTokenizerBase):
+            check_vocabulary(model, self.tokenizer, f"model.backbone = {self.settings.backbone}")
         if self.settings.packing:
             enable_packing(model)
         return model

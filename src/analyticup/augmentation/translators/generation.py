@@ -114,16 +114,19 @@ class GeneratingTranslator(Generic[S]):
         import torch
         import transformers
 
+        from analyticup.model.weights import check_vocabulary, load_whole
+
         device = self._machine.device
         where = {"revision": self._settings.revision, "trust_remote_code": False}
         # The old model goes before the new one comes, so that never two need memory.
         self._loaded = self._model = self._tokenizer = None
         tokenizer = transformers.AutoTokenizer.from_pretrained(loadable(model), **where)
         self._prepare(tokenizer)
-        loaded = getattr(transformers, self.auto_class).from_pretrained(
-            loadable(model), dtype=getattr(torch, dtype_on(device)), use_safetensors=True, **where
-        )
-        self._model, self._tokenizer = loaded.to(device).eval(), tokenizer
+        auto_class, what = getattr(transformers, self.auto_class), f"{self.key}.model = {model}"
+        how = {"dtype": getattr(torch, dtype_on(device)), "use_safetensors": True}
+        loaded = load_whole(auto_class, loadable(model), what, revision=self._settings.revision, **how)
+        check_vocabulary(loaded, tokenizer, what)
+        self._model, self._tokenizer = loaded.to(device), tokenizer
         self._loaded = model
 
     def _prepare(self, tokenizer: Any) -> None:

@@ -1,0 +1,61 @@
+"""`check` on the models' files: whether they hold the tensors that config.json asks for. Only headers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import transformers
+
+from analyticup.augmentation.translators import TRANSLATORS
+from analyticup.checks.finding import Finding
+from analyticup.checks.models import Model, weight_files
+from analyticup.errors import UserError
+from analyticup.model.backbone import lora_targets, random_qwen3
+from analyticup.model.gguf import quiet_transformers
+from analyticup.model.weights import check_files, check_vocabulary
+from analyticup.settings.schema import Settings
+from analyticup.verdict import Verdict
+
+
+def weight_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
+    """One per model that is on this machine; NaN and infinite weights are seen only when a run loads it."""
+    quiet_transformers()
+    for model in models:
+        if model.kind == "random" or (model.folder is not None and weight_files(model.folder)):
+            yield _of(settings, model)
+
+
+def _of(settings: Settings, model: Model) -> Finding:
+    what = f"{model.key}.{'backbone' if model.use == 'backbone' else 'model'} = {model.name}"
+    try:
+        if model.kind == "random":
+            lora_targets(random_qwen3(8), settings.model.lora)
+            return Finding(Verdict.OK, f"{model.use}: LoRA targets: {settings.model.lora.targets}")
+        loaded = check_files(_auto_class(model), str(model.folder), what, local_files_only=True)
+        if (tokenizer := _tokenizer(model)) is not None:
+            check_vocabulary(loaded, tokenizer, what)
+        if model.use == "backbone":
+            lora_targets(loaded, settings.model.lora)
+    except UserError as error:
+        return Finding(Verdict.FAIL, str(error))
+    tensors = len(loaded.state_dict())
+    return Finding(Verdict.OK, f"{model.use}: {model.folder}: {tensors} tensors, as config.json asks for")
+
+
+def _auto_class(model: Model) -> type:
+    """The class of Transformers that a run loads it with."""
+    if model.use == "translator":
+        (name,) = {kind.auto_class for kind, section in TRANSLATORS.values() if model.key == f"translate.{section}"}
+        return getattr(transformers, name)
+    return transformers.AutoModelForCausalLM if model.use == "backbone" else transformers.AutoModel
+
+
+def _tokenizer(model: Model) -> transformers.PreTrainedTokenizerBase | None:
+    """None where it is the backbone's and cannot be read, which `label_word_findings` tells."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        if model.use == "backbone":
+            return None
+        fault = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{model.use}: {model.folder}: its tokenizer cannot be loaded: {fault}") from None
