@@ -2,9 +2,9 @@
 
 One JSON object a line on stdin: `arguments` of the command line, `output` file for what is printed, and `faults`. A
 fault names a function (`module:name`), the call of it (from 1) whose arguments contain `matching`, made while the stage
-`within` runs, and what to do `before` or `after` that call: "kill" (SIGKILL), "pause" (until the file `resume` is
-there), "pass" (go on; the file `resume`.reached tells of it), or an error to raise. Answers with the exit status,
-negative for a signal, one line each.
+`within` runs, and what to do `before` or `after` that call: "kill", "interrupt" or "terminate" (send itself that
+signal), "pause" (until the file `resume` is there), "pass" (go on; the file `resume`.reached tells of it), or an error
+to raise. Answers with the exit status, negative for a signal, one line each.
 """
 
 from __future__ import annotations
@@ -65,9 +65,13 @@ class Connection(sqlite3.Connection):
         return super().executemany(*arguments)
 
 
+SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+
+
 def act(what: str, resume: str | None) -> None:
-    if what == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if what in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[what])
+        return
     if what in ("pause", "pass"):
         Path(f"{resume}.reached").touch()
         while what == "pause" and not Path(str(resume)).exists():
@@ -132,8 +136,11 @@ def serve(request: dict[str, Any]) -> None:
     follow_stages()
     for fault in request["faults"]:
         install(fault)
-    from analyticup.__main__ import main
+    from analyticup.__main__ import heed_sigterm, main
 
+    # A shell starts what it puts into the background deaf to Ctrl-C, these tests maybe too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    heed_sigterm()
     code = 70
     try:
         code = main(request["arguments"])

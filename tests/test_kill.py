@@ -264,6 +264,46 @@ def test_one_run_killed_again_and_again(place: Place, whole: Place) -> None:
     check_chain(place, whole, CHAIN)
 
 
+def interrupt(place: Place, number: int, point: Point) -> set[str]:
+    """Ctrl-C and SIGTERM in turn; both end with a word, and leave nothing half-made."""
+    status = place.run(point.fault("terminate" if number % 2 else "interrupt"))
+    assert status == 130, f"{point}: {place.printed()[-2000:]}"
+    assert place.printed().endswith("interrupted; finished stages are kept, the same command resumes from there\n")
+    assert "Traceback" not in place.printed()
+    assert not list(place.folder.rglob(".unfinished-*"))
+    return place.finished()
+
+
+def check_interrupted(place: Place, whole: Place, points: list[Point]) -> None:
+    finished: set[str] = set()
+    for number, point in enumerate(points):
+        before, finished = finished, interrupt(place, number, point)
+        assert finished >= before, point
+    assert place.run() == 0, place.printed()[-2000:]
+    assert place.files() == whole.files()
+
+
+INTERRUPTED = [
+    stage("translate", "QC"),
+    step(3, "train-QC-fold0", "batch 2 of epoch 1"),
+    step(2, "train-QC-fold1"),
+    Point("analyticup.training.fold:score_rows", "predict QC fold0", when="after"),
+    Point(WRITE, "unfinished-submit-all"),
+]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_so_and_goes_on(place: Place, whole: Place) -> None:
+    check_interrupted(place, whole, INTERRUPTED)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_run_interrupted_at_every_point(place: Place, whole: Place, first: int) -> None:
+    # The first point is before anything can be kept, the last when all is written.
+    check_interrupted(place, whole, [POINTS[0]] * first + POINTS[:-1])
+
+
 def wait_for(path: Path) -> None:
     for _ in range(2400):
         if path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,6 +181,16 @@ def _show_what_the_terminal_can() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def heed_sigterm() -> None:
+    """What batch systems and containers send first is an interruption as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
 if __name__ == "__main__":
+    heed_sigterm()
     _show_what_the_terminal_can()
     sys.exit(main(sys.argv[1:]))

@@ -193,6 +193,8 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _answer(theirs: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    # Sent to a whole group, it is the main process that heeds it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _watch(theirs)
     try:
         answer = (True, function(*arguments))
