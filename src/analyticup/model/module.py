@@ -11,6 +11,7 @@ from lightning import LightningModule
 from peft import PeftModel
 from torch import Tensor
 
+from analyticup.errors import UserError
 from analyticup.metrics import binary_metrics
 from analyticup.model.frozen import only_layers
 from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
@@ -73,11 +74,18 @@ class LabelWordModule(LightningModule):
     """Training and scoring of `model` by its label words; `steps` is the number of optimiser steps of the whole
     training.
 
-    With `frozen_layers` the batches bring the states that come out of that many layers.
+    With `frozen_layers` the batches bring the states that come out of that many layers. A loss, gradient or score that
+    is not finite raises UserError at once; `description` names the training there.
     """
 
     def __init__(
-        self, model: PeftModel, words: LabelWords, settings: TrainSettings, steps: int, frozen_layers: int = 0
+        self,
+        model: PeftModel,
+        words: LabelWords,
+        settings: TrainSettings,
+        steps: int,
+        frozen_layers: int = 0,
+        description: str = "training",
     ) -> None:
         super().__init__()
         self.model = model
@@ -85,6 +93,7 @@ class LabelWordModule(LightningModule):
         self.settings = settings
         self.steps = steps
         self.frozen_layers = frozen_layers
+        self.description = description
         self.loss = loss_function(settings)
         self.scored: dict[str, list[Tensor]] = {}
 
@@ -99,14 +108,33 @@ class LabelWordModule(LightningModule):
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         reference = self._reference(batch)
         loss = self.loss(self._hidden(batch), output_matrix(self.model), self.words, batch["labels"], reference)
+        self._refuse_unless_finite(loss, "loss")
         self.log("train/loss", loss, batch_size=len(batch["labels"]))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
+        # A norm that overflows would end training at the next step anyway.
+        self._refuse_unless_finite(torch.stack(torch._foreach_norm(gradients)).sum(), "norm of the gradient")
+
+    def _refuse_unless_finite(self, value: Tensor, what: str) -> None:
+        if torch.isfinite(value):
+            return
+        done = self.trainer.global_step if self._trainer is not None else 0
+        if done:
+            clipping = f"{self.settings.clip_norm:g}" if self.settings.clip_norm else "off"
+            advice = (
+                f"lower train.lr ({self.settings.lr:g}) or train.clip_norm ({clipping}), or set model.dtype=float32"
+            )
+        else:
+            advice = "no step was taken yet, so it is the model's: set model.dtype=float32, or use another model"
+        raise UserError(f"{self.description}: step {done + 1} of {self.steps}: the {what} is {float(value)}; {advice}")
 
     def on_validation_epoch_start(self) -> None:
         self.scored = {"rows": [], "margins": [], "labels": []}
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        scores = margins(self._hidden(batch), output_matrix(self.model), self.words)
+        scores = self._margins(batch)
         for name, value in (("rows", batch["rows"]), ("margins", scores), ("labels", batch["labels"])):
             self.scored[name].append(value.cpu())
 
@@ -132,7 +160,17 @@ class LabelWordModule(LightningModule):
         )
 
     def predict_step(self, batch: dict[str, Any], index: int) -> tuple[Tensor, Tensor]:
-        return batch["rows"].cpu(), margins(self._hidden(batch), output_matrix(self.model), self.words).cpu()
+        return batch["rows"].cpu(), self._margins(batch).cpu()
+
+    def _margins(self, batch: dict[str, Any]) -> Tensor:
+        found = margins(self._hidden(batch), output_matrix(self.model), self.words)
+        broken = int((~torch.isfinite(found)).sum())
+        if broken:
+            raise UserError(
+                f"{self.description}: {broken} of {len(found)} scores of a batch are not finite; train again with a "
+                f"lower train.lr ({self.settings.lr:g}), or set model.dtype=float32"
+            )
+        return found
 
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [value for value in self.model.parameters() if value.requires_grad]

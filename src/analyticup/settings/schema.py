@@ -440,7 +440,7 @@ class TrainSettings(Section):
     # Assumed; the usual value of Rafailov et al. 2023.
     dpo_beta: Number = Field(0.1, ge=0.001, description="Only for dpo; larger stays closer to the base model.")
     epochs: int = Field(1, ge=1, description="Times that each row is seen.")
-    lr: Number = Field(3e-4, ge=0, description="Highest learning rate.")
+    lr: Number = Field(3e-4, ge=0, le=1e30, description="Highest learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the learning rate falls.")
     warmup: Number = Field(0.05, ge=0, le=1, description="Share of the steps in which the learning rate rises.")
     weight_decay: Number = Field(0.0, description="Weight decay of AdamW.")

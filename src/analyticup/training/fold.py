@@ -22,7 +22,7 @@ from analyticup.model.packing import shares_in_training
 from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.schema import Settings
 from analyticup.training.source import ModelSource
-from analyticup.training.trainer import Progress, make_trainer, quiet_lightning
+from analyticup.training.trainer import Progress, interruptible, make_trainer, quiet_lightning
 
 
 def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
@@ -74,7 +74,7 @@ def train_fold(
     if settings.model.gradient_checkpointing:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen)
+    module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen, description)
     resumed = resumption(checkpoint, module, description)
     packing, share = settings.model.packing, shares_in_training(settings.model)
     held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
@@ -82,7 +82,8 @@ def train_fold(
     progress = Progress(description, sum(per_epoch), scored)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, tracked, [progress, *resumed.callbacks], settings, resumed.plugins)
-        trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
+        with interruptible():
+            trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
     if not len(held_out):
         return model, np.zeros(0, dtype=np.float32)
     return model, module.validation_scores()[1].numpy()
@@ -102,10 +103,11 @@ def score_rows(
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     distinct = with_states(distinct, model, frozen, source, description)
     loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.model.packing)
-    module = LabelWordModule(model, encoder.label_words(), settings.train, steps=1, frozen_layers=frozen)
+    module = LabelWordModule(model, encoder.label_words(), settings.train, 1, frozen, description)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, len(place), gradients=False):
         trainer = make_trainer(source.machine, None, [Progress(description, 0, distinct)], settings)
-        outputs = trainer.predict(module, loader)
+        with interruptible():
+            outputs = trainer.predict(module, loader)
     margins = np.empty(len(place), dtype=np.float32)
     for numbers, values in outputs:
         margins[numbers.numpy()] = values.numpy()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from pandas import DataFrame
+from peft import PeftModel
 
 from analyticup.corpus.tables import FOLDS, load_table, save_table, scored_splits, training_rows
 from analyticup.engine.artifacts import fingerprint
@@ -15,6 +18,9 @@ from analyticup.seeds import derive_seed
 from analyticup.tracking import tracked_run
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
+
+# Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
+_ALIKE: Final = 1e-5
 
 
 def folds(job: Job) -> Counts:
@@ -59,7 +65,8 @@ def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: s
     save_adapter(model, job.out, settings.model.backbone)
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
     save_table(columns, job.out / "held_out.parquet")
-    return {"trained on": len(training), "scored": len(held_out), **_held_out_figures(held_out, margins)}
+    figures = _held_out_figures(held_out, margins)
+    return {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
 
 
 def _checkpoint(job: Job) -> StepCheckpoint | None:
@@ -69,6 +76,17 @@ def _checkpoint(job: Job) -> StepCheckpoint | None:
         return None
     identity = fingerprint({"job": job.resume_identity, "device": job.source.machine.device})
     return StepCheckpoint(job.resume_file, identity, minutes)
+
+
+def _collapse(model: PeftModel, margins: np.ndarray) -> Counts:
+    """What a training that led nowhere looks like, where it did."""
+    found: Counts = {}
+    # The matrices B start at zero, and only a step that changes nothing leaves them there.
+    if not any(value.any() for name, value in model.named_parameters() if "lora_B" in name):
+        found["collapsed"] = "the adapter is as it was before training"
+    elif len(margins) > 1 and np.ptp(margins) <= _ALIKE * max(1.0, np.abs(margins).max()):
+        found["collapsed"] = "all held-out rows have the same score"
+    return found
 
 
 def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
