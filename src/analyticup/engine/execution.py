@@ -33,15 +33,22 @@ class Done:
 
 
 def execute(
-    settings: Settings, nodes: Sequence[Node], environment: Mapping[str, Any], runner: Runner
+    settings: Settings,
+    nodes: Sequence[Node],
+    environment: Mapping[str, Any],
+    runner: Runner,
+    given: Sequence[Status] = (),
 ) -> Iterator[Status | Done]:
     """Runs what is not cached, in list order, as soon as a node's inputs are done and a worker is free. Yields a Status
     before each node and a Done after it.
 
     `environment` (versions, git revision) goes into the records. When a stage runs again, so does all that depends on
-    it. Several runs may share a `runner`, and with it what it has loaded.
+    it. Several runs may share a `runner`, and with it what it has loaded. `given` are inputs that are not among the
+    nodes, with their artifacts.
     """
-    yield from _Execution(settings, nodes, environment, runner).steps()
+    execution = _Execution(settings, nodes, environment, runner)
+    execution.found = {status.node.identity: status for status in given}
+    yield from execution.steps()
 
 
 class _Execution:

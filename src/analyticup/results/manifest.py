@@ -131,8 +131,13 @@ def published_splits(artifacts: Mapping[str, Artifact]) -> list[str]:
 
 def published_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
     """Name below `submissions/<name>` -> the artifact's file that is copied there."""
+    return {"report.html": artifacts["report-all"].file("report.html"), **submission_files(artifacts)}
+
+
+def submission_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
+    """Those of `published_files` that the stage `submit` wrote."""
     submit, splits = artifacts["submit-all"], published_splits(artifacts)
-    sources = {"report.html": artifacts["report-all"].file("report.html")}
+    sources = {}
     for split in splits:
         prefix = "" if split == splits[0] else f"{split}/"
         sources |= {f"{prefix}{path.name}": path for path in sorted((submit.folder / split).iterdir())}

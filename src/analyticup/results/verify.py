@@ -73,7 +73,7 @@ def verify_run(folder: Path, overrides: list[str]) -> Iterator[Item]:
     where = f"{folder / MANIFEST}: config"
     settings = settings_from_dict(manifest.config, where, [])
     places = settings_from_dict(manifest.config, where, overrides)
-    stages = _read_stages(manifest, places)
+    stages = read_stages(manifest, places)
     with _input_folder(settings, places, stages) as given:
         inputs: dict[str, Path] = {}
         for item in _inputs(manifest.data, given):
@@ -83,7 +83,7 @@ def verify_run(folder: Path, overrides: list[str]) -> Iterator[Item]:
             yield item
         run = _Run(folder, manifest, settings, places, sound, stages, inputs)
         yield from _submissions(run)
-    graph = _graph(run)
+    graph = stages_by_settings(manifest, settings)
     yield graph
     yield from _stages(run)
     yield _records(run, graph)
@@ -203,14 +203,14 @@ def _predicted(run: _Run, name: str, task: str, scores: str) -> Item:
     return _said(what, faults, f"{len(ids)} rows as the scores and the threshold {value:.4g} give")
 
 
-def _graph(run: _Run) -> Item:
+def stages_by_settings(manifest: Manifest, settings: Settings) -> Item:
     """Whether the manifest's settings and inputs are those that made its stages: they must give the same identities.
 
     They are computed with the stages' code versions of then; a version that changed since is named.
     """
-    stages = run.manifest.stages
+    stages = manifest.stages
     try:
-        nodes = build(run.settings, run.manifest.data)
+        nodes = build(settings, manifest.data)
     except UserError as error:
         return Item(Verdict.SKIPPED, "settings", f"not checked: {_line(error)}")
     now = {node.stage.name: node.stage.version for node in nodes}
@@ -222,7 +222,7 @@ def _graph(run: _Run) -> Item:
     faults += (
         [f"the settings and inputs are not those that made {other[0]} ({len(other)} such stages)"] if other else []
     )
-    if faults and (new := _new_settings(run.manifest.config)):
+    if faults and (new := _new_settings(manifest.config)):
         return Item(Verdict.SKIPPED, "settings", f"not checked: the run's version had no {', '.join(new)}")
     changed = [f"{stage} {code}, now {now[stage]}" for stage, code in then.items() if code != now[stage]]
     if changed and not faults:
@@ -243,7 +243,8 @@ def _new_settings(config: Mapping[str, Any]) -> list[str]:
     return [key for key in leaves() if not has(config, key.split("."))]
 
 
-def _read_stages(manifest: Manifest, places: Settings) -> dict[str, Artifact | Unusable]:
+def read_stages(manifest: Manifest, places: Settings) -> dict[str, Artifact | Unusable]:
+    """Title -> each stage's artifact in `paths.artifacts`, or why there is none."""
     artifacts = resolve(places.paths.artifacts)
     return {title: read_artifact(artifacts / entry.folder, entry.identity) for title, entry in manifest.stages.items()}
 

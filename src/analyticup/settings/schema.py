@@ -218,6 +218,9 @@ class ModelSettings(Section):
         description="A hub id (needs `revision`), a local folder, `gguf:<package or file>`, or `random:qwen3`.",
     )
     revision: Text | None = Field(None, description="Commit of a hub id.")
+    adapters: Location | None = Field(
+        None, description="Adapters to use instead of training: a bundle's folder, or hub:OWNER/NAME@COMMIT."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the backbone.")
     lora: LoraSettings = Field(LoraSettings(), description="The adapters.")
     gradient_checkpointing: RunOnly[bool] = Field(False, description="Less memory in training, for more time.")
@@ -538,6 +541,14 @@ class TrackingSettings(Section):
     entity: Text | None = Field(None, description="User or team in W&B; null = its default.")
 
 
+class BundleSettings(Section):
+    """What `bundle` puts into a bundle."""
+
+    # Search logs are private.
+    rows: bool = Field(False, description="The rows too: the competition's files and the submission.")
+    adapters: bool = Field(True, description="The adapters; without them a bundle is small and good for `decide`.")
+
+
 class PathSettings(Section):
     """Relative paths are relative to the project's root."""
 
@@ -584,6 +595,7 @@ class Settings(Section):
     threshold: ThresholdSettings = Field(ThresholdSettings(), description="From a score to an answer.")
     tracking: RunOnly[TrackingSettings] = Field(TrackingSettings(), description="Weights & Biases.")
     paths: RunOnly[PathSettings] = Field(PathSettings(), description="Where a run writes.")
+    bundle: RunOnly[BundleSettings] = Field(BundleSettings(), description="What `bundle` takes along.")
     machine: RunOnly[MachineSettings] = Field(MachineSettings(), description="How a run is executed.")
     QC: dict[str, Any] = Field({}, description="What differs for QC: full key -> value.")
     QI: dict[str, Any] = Field({}, description="What differs for QI: full key -> value.")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from analyticup.corpus.rows import TARGET_FIELD
-from analyticup.engine.files import read_bytes, replace_file, write_json_lines
+from analyticup.engine.files import replace_file, write_json_lines, write_zip
 from analyticup.errors import UserError
 from analyticup.submission.records import input_rows, same_ids
 
@@ -44,13 +43,8 @@ def zip_submission(files: Sequence[Path], out: Path) -> None:
     names = [file.name for file in files]
     if len(set(names)) != len(names):
         raise UserError(f"{out}: two of the files have the same name ({', '.join(sorted(names))}); rename one")
-    with _writing(out) as scratch, zipfile.ZipFile(scratch, "w") as archive:
-        for file in sorted(files, key=lambda file: file.name):
-            entry = zipfile.ZipInfo(file.name, date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3  # Unix: the default differs by platform, and the permissions need it
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, read_bytes(file), compresslevel=9)
+    with _writing(out) as scratch:
+        write_zip(scratch, {file.name: file for file in sorted(files, key=lambda file: file.name)})
 
 
 def _zero_or_one(value: object, row_id: int) -> int:

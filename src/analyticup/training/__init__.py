@@ -7,6 +7,7 @@ from typing import Any
 from analyticup.engine.graph import Stage
 from analyticup.model.pins import identity
 from analyticup.settings.schema import Settings, decisive
+from analyticup.training.published import adapters_identity
 
 
 def fold_settings(own: Settings) -> dict[str, Any]:
@@ -15,8 +16,8 @@ def fold_settings(own: Settings) -> dict[str, Any]:
 
 def training_settings(settings: Settings) -> dict[str, Any]:
     model = decisive(settings.model)
-    # What these two name is in the weights.
-    del model["backbone"], model["revision"]
+    # What two of these name is in the weights; with the third nothing is trained.
+    del model["backbone"], model["revision"], model["adapters"]
     return {
         "weights": identity(settings.model),
         **model,
@@ -24,6 +25,10 @@ def training_settings(settings: Settings) -> dict[str, Any]:
         "train": decisive(settings.train),
         "seed": settings.seed,
     }
+
+
+def adopted_settings(own: Settings) -> dict[str, Any]:
+    return {"weights": identity(own.model), "adapters": adapters_identity(str(own.model.adapters))}
 
 
 def scoring_settings(settings: Settings, *names: str) -> dict[str, Any]:
@@ -38,4 +43,6 @@ def predict_settings(own: Settings) -> dict[str, Any]:
 
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
 TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
+# In the place of TRAIN where adapters are given.
+ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings)
 PREDICT = Stage("predict", version=2, run="analyticup.training.stage:predict", settings=predict_settings)
