@@ -65,6 +65,37 @@ def _verify(command: Parser) -> None:
     command.add_argument("overrides", nargs="*", metavar="key=value", help=places)
 
 
+def _bundle(command: Parser) -> None:
+    _run_dir(command)
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN_DIR-bundle)")
+    form = "instead a code submission in the competition's form, as a zip"
+    command.add_argument("--competition", action="store_true", help=form)
+    what = "bundle.rows, bundle.adapters; other places as for verify"
+    command.add_argument("overrides", nargs="*", metavar="key=value", help=what)
+
+
+def _regenerate(command: Parser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder or zip that `bundle` wrote")
+    depths = ("decide", "predict", "train")
+    which = "how much is done again (default: the deepest that the given parts allow)"
+    command.add_argument("--depth", choices=depths, default=None, help=which)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="data.dir; other settings of that depth")
+
+
+def _push(command: Parser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder or zip that `bundle` wrote")
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository of models on the hub")
+    command.add_argument("--yes", action="store_true", help="send the files; without it they are only listed")
+    command.add_argument("--public", action="store_true", help="for everybody to read (default: private)")
+
+
+def _merge(command: Parser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder or zip that `bundle` wrote")
+    command.add_argument("--adapter", required=True, metavar="NAME", help="one of its stages, e.g. train-QC-fold0")
+    command.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where to")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="model.backbone, paths.cache")
+
+
 @dataclass(frozen=True)
 class Command:
     """`run` is "module:function": it takes the parsed arguments and gives the exit code. One that `writes` nothing
@@ -112,6 +143,18 @@ COMMANDS = {
         _verify,
         writes=False,
     ),
+    "bundle": Command(
+        "pack a finished run for others: a folder and a zip", "analyticup.sharing.command:bundle", _bundle
+    ),
+    "regenerate": Command(
+        "make the submission again from a bundle, and compare",
+        "analyticup.sharing.command:regenerate_bundle",
+        _regenerate,
+    ),
+    "merge": Command(
+        "write a bundle's adapter and the base model as one model", "analyticup.sharing.merge:merge", _merge
+    ),
+    "push": Command("send a bundle to the hub; without --yes a dry run", "analyticup.sharing.command:push", _push),
 }
 
 
