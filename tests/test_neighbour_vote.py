@@ -12,6 +12,7 @@ from scipy.special import expit
 from tiny_runs import ROOT, make_job
 
 from analyticup import pipeline
+from analyticup.augmentation import neighbours
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
 from analyticup.corpus.tables import load_table
 from analyticup.corpus.text import query_key
@@ -64,6 +65,18 @@ def test_the_order_of_the_voters_and_of_the_rows_changes_nothing():
     order = RANDOM.permutation(60)
     shuffled = Points(POINTS.vectors[order], POINTS.groups[order])
     np.testing.assert_allclose(neighbour_vote(shuffled, shuffled, LABELS[order], 9, "vote")[0], votes[order], atol=1e-9)
+
+
+def test_many_pairs_are_searched_by_a_graph_that_finds_nearly_all(monkeypatch):
+    queries, targets = unit(800), unit(800)
+    points, labels = Points.of(queries, targets, np.arange(800) // 2, SETTINGS), RANDOM.integers(0, 2, 800)
+    exact, density = neighbour_vote(points, points, labels, 20, "vote")
+    monkeypatch.setattr(vote, "EXACT_PAIRS", 100)
+    monkeypatch.setattr(neighbours, "nearest", lambda *given: pytest.fail("searched every pair"))
+    found, weights = neighbour_vote(points, points, labels, 20, "vote")
+    assert np.abs(found - exact).mean() < 0.002 and np.abs(weights - density).mean() < 0.002
+    again, _ = neighbour_vote(points, points, labels, 20, "vote")
+    np.testing.assert_array_equal(again, found)
 
 
 def test_where_nobody_votes_it_is_the_share_of_positives():

@@ -35,9 +35,11 @@ class Neighbours:
             return nearest(self.base, queries, k)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         k = min(k, len(self.base))
+        # Twice as many candidates as are asked for (assumed).
+        self._graph.hnsw.efSearch = max(SEARCH_WIDTH, 2 * k)
         similarity = np.zeros((len(queries), k), dtype=np.float32)
         index = np.zeros((len(queries), k), dtype=np.int64)
-        for rows in batches(np.arange(len(queries)), 1024):
+        for rows in batches(np.arange(len(queries)), 256):
             _, found = self._graph.search(queries[rows], min(k + 4, len(self.base)))
             # A part of the graph that no link leads to gives -1.
             lost = (found < 0).any(axis=1)
@@ -50,7 +52,7 @@ class Neighbours:
     def _graph(self) -> faiss.IndexHNSWFlat:
         """A hierarchical navigable small world graph (Malkov & Yashunin 2020)."""
         graph = faiss.IndexHNSWFlat(self.base.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction, graph.hnsw.efSearch = BUILD_WIDTH, SEARCH_WIDTH
+        graph.hnsw.efConstruction = BUILD_WIDTH
         # Several threads would link the rows in no fixed order.
         with _one_thread():
             graph.add(self.base)

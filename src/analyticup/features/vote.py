@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import logit, logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from analyticup.augmentation.neighbours import nearest
+from analyticup.augmentation.neighbours import Neighbours
 from analyticup.engine.cache import batches
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
@@ -21,6 +21,9 @@ from analyticup.settings.schema import NeighbourSettings
 
 # Rows that are scored together, to bound the memory.
 _BLOCK = 2048
+# Up to so many pairs of a row and a voter the nearest are found exactly: some two minutes of one core. The official
+# files have a hundred times as many.
+EXACT_PAIRS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,17 @@ def neighbour_vote(
     The k nearest voters count, each with the weight exp(query_concentration cos(q, q') + target_concentration
     cos(t, t')); ties by place. No voter of a row's own group is among them, for dev and test rows as for training
     rows, so that all are scored alike. Where nobody votes, the share is that of all voters and the log of the weight 0.
-    Memory grows with the rows and with the voters, never with their product.
+    Memory grows with the rows and with the voters, never with their product. Above EXACT_PAIRS a near voter may be
+    missed for the next one (see augmentation/neighbours.py).
     """
     votes, density = np.full(len(rows.groups), labels.mean() if len(labels) else 0.5), np.zeros(len(rows.groups))
     # So many of the nearest voters may be of the row's own group.
     largest_group = int(np.unique(voters.groups, return_counts=True)[1].max(initial=0))
+    few = len(votes) * len(voters.groups) <= EXACT_PAIRS
+    among = Neighbours(voters.vectors, exact_pairs=EXACT_PAIRS if few else 0)
     with track(len(votes), description) as progress:
         for block in batches(np.arange(len(votes)), _BLOCK):
-            exponents, found = nearest(voters.vectors, rows.vectors[block], k + largest_group)
+            exponents, found = among.of(rows.vectors[block], k + largest_group)
             others = voters.groups[found] != rows.groups[block][:, None]
             counted = others & (np.cumsum(others, axis=1) <= k)
             exponents = np.where(counted, exponents.astype(np.float64), -np.inf)
