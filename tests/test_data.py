@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from analyticup.model.batches import EncodedRows, cut_batches, scoring_batches, training_batches
-from analyticup.model.data import batch_loader, collate, scoring_loader
+from analyticup.model.batches import EncodedRows, collate, cut_batches, scoring_batches, training_batches
+from analyticup.model.data import FoldData, scoring_loader, step_loader
+from analyticup.model.passes import Cutter
 
 
 @pytest.fixture
@@ -32,10 +33,13 @@ def check(batches, lengths, max_rows, max_tokens):
         assert len(batch) == 1 or padded(batch, lengths) <= max_tokens
 
 
-@pytest.mark.parametrize(("max_rows", "max_tokens"), [(32, 4096), (32, 400), (1, 4096), (1000, 10**9), (7, 1)])
-def test_training_batches_hold_every_row_once_within_the_bounds(lengths, max_rows, max_tokens):
+@pytest.mark.parametrize("max_rows", [32, 1, 1000, 7])
+def test_training_batches_hold_every_row_once_and_are_full(lengths, max_rows):
     for by_beginning in (False, True):
-        check(cut(lengths, 3, 0, max_rows, max_tokens, by_beginning=by_beginning), lengths, max_rows, max_tokens)
+        batches = cut(lengths, 3, 0, max_rows, by_beginning=by_beginning)
+        check(batches, lengths, max_rows, np.inf)
+        # But for the last of a block.
+        assert sum(len(batch) < max_rows for batch in batches) <= 1
 
 
 @pytest.mark.parametrize("max_tokens", [10**9, 4096, 60, 1])
@@ -63,21 +67,21 @@ def test_the_longest_row_decides_what_a_batch_costs():
 
 
 def test_seed_and_epoch_alone_decide(lengths):
-    one = cut(lengths, 3, 0, 32, 4096)
+    one = cut(lengths, 3, 0, 32)
     np.random.seed(99)
-    assert cut(lengths.copy(), 3, 0, 32, 4096) == one
-    assert cut(lengths, 3, 1, 32, 4096) != one
-    assert cut(lengths, 4, 0, 32, 4096) != one
+    assert cut(lengths.copy(), 3, 0, 32) == one
+    assert cut(lengths, 3, 1, 32) != one
+    assert cut(lengths, 4, 0, 32) != one
 
 
 def test_rows_of_like_length_share_a_batch_but_the_batches_are_in_random_order(lengths):
-    batches = cut(lengths, 3, 0, 32, 10**9)
+    batches = cut(lengths, 3, 0, 32)
     random = [list(range(start, min(start + 32, 1000))) for start in range(0, 1000, 32)]
     waste = [sum(padded(batch, lengths) for batch in cut) for cut in (batches, random)]
     assert waste[0] < 0.8 * waste[1]
     # One block, within which the rows were sorted.
     block = lengths[:500]
-    longest = [max(int(block[row]) for row in batch) for batch in cut(block, 3, 0, 32, 10**9)]
+    longest = [max(int(block[row]) for row in batch) for batch in cut(block, 3, 0, 32)]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
 
 
@@ -88,7 +92,7 @@ def test_packs_hold_rows_that_begin_alike():
     )
     tokens = [
         sum(len({tuple(rows.tokens[row][:end]) for row in batch for end in range(1, 9)}) for batch in batches)
-        for batches in (training_batches(rows, 3, 0, 8, 10**9, by_beginning) for by_beginning in (False, True))
+        for batches in (training_batches(rows, 3, 0, 8, by_beginning) for by_beginning in (False, True))
     ]
     # Only the first of eight tokens repeats.
     assert tokens[1] < 0.95 * tokens[0]
@@ -96,7 +100,7 @@ def test_packs_hold_rows_that_begin_alike():
 
 def test_no_rows_give_no_batches():
     empty = np.zeros(0, dtype=np.int64)
-    assert cut(empty, 1, 0, 32, 4096) == scoring_batches(empty, 4096) == []
+    assert cut(empty, 1, 0, 32) == scoring_batches(empty, 4096) == []
 
 
 def test_a_batch_is_padded_on_the_right_and_knows_its_rows():
@@ -109,27 +113,30 @@ def test_a_batch_is_padded_on_the_right_and_knows_its_rows():
     assert rows.lengths().tolist() == [3, 1, 2]
 
 
-def test_the_loader_gives_the_batches_as_they_were_cut():
-    rows = EncodedRows([[7], [5, 6], [1]], [1, 0, 1])
-    assert [batch["rows"].tolist() for batch in batch_loader(rows, [[2, 1], [0]], pad_id=0, packing=False)] == [
-        [2, 1],
-        [0],
-    ]
+def rows_of(loader):
+    """The row numbers of each pass of each step."""
+    return [[part.given["rows"].tolist() for part in passes.parts] for passes in loader]
+
+
+def test_the_loader_gives_the_steps_as_they_were_cut():
+    cut = Cutter(EncodedRows([[7], [5, 6], [1]], [1, 0, 1]), pad_id=0, packing=False)
+    assert rows_of(step_loader(cut, [[[2, 1], [0]], [[1]]])) == [[[2, 1], [0]], [[1]]]
+    assert rows_of(step_loader(cut, [[[2, 1], [0]], [[1]]], first=1)) == [[[1]]]
 
 
 def test_the_data_module_reshuffles_with_the_trainers_epoch():
     from types import SimpleNamespace
 
-    from analyticup.model.data import FoldData
-
     rows = EncodedRows([[1] * (1 + i % 5) for i in range(60)], [i % 2 for i in range(60)])
-    held_out = partial(scoring_loader, rows, 100, 0, False)
-    data = FoldData(rows, held_out, pad_id=0, seed=3, cut={"max_rows": 4, "max_tokens": 100}, packing=False)
+    cut = Cutter(rows, pad_id=0, packing=False)
+    data = FoldData(cut, partial(scoring_loader, cut, 100), seed=3, limits={"max_rows": 4}, accumulate=2)
 
     def epoch(number):
         data.trainer = SimpleNamespace(current_epoch=number)
-        return [batch["rows"].tolist() for batch in data.train_dataloader()]
+        steps = rows_of(data.train_dataloader())
+        assert {len(step) for step in steps[:-1]} == {2}
+        return [batch for step in steps for batch in step]
 
-    assert epoch(0) == training_batches(rows, 3, 0, 4, 100)
-    assert epoch(1) == training_batches(rows, 3, 1, 4, 100) != epoch(0)
-    assert [batch["rows"].tolist() for batch in data.val_dataloader()] == scoring_batches(rows.lengths(), 100)
+    assert epoch(0) == training_batches(rows, 3, 0, 4)
+    assert epoch(1) == training_batches(rows, 3, 1, 4) != epoch(0)
+    assert [batch for (batch,) in rows_of(data.val_dataloader())] == scoring_batches(rows.lengths(), 100)

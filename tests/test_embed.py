@@ -291,7 +291,12 @@ def test_the_model_goes_where_the_machine_says(tmp_path, monkeypatch):
     settings = EmbedderSettings(kind="sentence-transformers", model=folder)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert SentenceTransformerEmbedder(settings, CPU)._load().device.type == "cpu"
-    assert SentenceTransformerEmbedder(settings, SimpleNamespace(device="meta"))._load().device.type == "meta"
+    assert (
+        SentenceTransformerEmbedder(settings, SimpleNamespace(device="meta", make_room=lambda: None))
+        ._load()
+        .device.type
+        == "meta"
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert SentenceTransformerEmbedder(settings.replace(model="~/embedder"), CPU)._load() is not None
 

@@ -20,8 +20,7 @@ from analyticup.model.backbone import (
     random_tokenizer,
     save_adapter,
 )
-from analyticup.model.batches import EncodedRows
-from analyticup.model.data import collate
+from analyticup.model.batches import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import enable_packing

@@ -11,8 +11,7 @@ from tiny_models import fill_adapter_at_random
 from torch.nn.functional import cross_entropy
 
 from analyticup.model.backbone import add_adapter, random_qwen3, random_tokenizer
-from analyticup.model.batches import EncodedRows
-from analyticup.model.data import collate
+from analyticup.model.batches import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import (
     LabelWordModule,
@@ -169,7 +168,7 @@ def loss_and_gradient(model, loss):
 
 @pytest.mark.parametrize("train", OBJECTIVES, ids=lambda s: f"{s.objective}-{s.label_smoothing}-{s.dpo_beta}")
 def test_a_training_step_equals_the_plain_loss_and_its_gradient(model, base, rows, batch, words, train):
-    step = LabelWordModule(model, words, train, steps=1).training_step(batch, 0)
+    step = LabelWordModule(model, words, train, steps=1).loss_of(batch)
     found, gradient = loss_and_gradient(model, step)
     plain, plain_gradient = loss_and_gradient(model, plain_loss(model, base, rows, words, train))
     assert_same_sums(found, plain)
@@ -180,7 +179,7 @@ def test_a_training_step_equals_the_plain_loss_and_its_gradient(model, base, row
 def test_every_objective_that_can_be_chosen_is_tested_and_gives_another_loss(model, batch, words):
     assert {train.objective for train in OBJECTIVES} == set(leaves()["train.objective"].choices)
     with torch.no_grad():
-        found = [float(LabelWordModule(model, words, train, steps=1).training_step(batch, 0)) for train in OBJECTIVES]
+        found = [float(LabelWordModule(model, words, train, steps=1).loss_of(batch)) for train in OBJECTIVES]
     assert all(abs(a - b) > 1e-4 for i, a in enumerate(found) for b in found[:i])
 
 
@@ -189,7 +188,7 @@ def test_every_objective_that_can_be_chosen_is_tested_and_gives_another_loss(mod
 def test_a_fresh_adapter_has_the_dpo_loss_log_2(tokenizer, batch, words, smoothing, dtype):
     model = add_adapter(random_qwen3(len(tokenizer)).to(dtype), LoraSettings(r=4, dropout=0.5), seed=1).train()
     train = TrainSettings(objective="dpo", dpo_beta=3.0, label_smoothing=smoothing)
-    loss = LabelWordModule(model, words, train, steps=1).training_step(batch, 0)
+    loss = LabelWordModule(model, words, train, steps=1).loss_of(batch)
     assert_same_sums(loss.detach(), torch.tensor(2.0).log())
 
 
@@ -217,8 +216,8 @@ def test_dpo_from_the_states_of_frozen_layers_equals_dpo_from_the_tokens(tokeniz
     model, train = adapted(tokenizer, layers=1).eval(), TrainSettings(objective="dpo", dpo_beta=2.0)
     states = FrozenStates(packing=False).of(decoder(model), 1, rows.tokens, "test")
     upper = collate(replace(rows, states=states), range(len(rows.tokens)), pad_id=0)
-    whole = loss_and_gradient(model, LabelWordModule(model, words, train, steps=1).training_step(batch, 0))
-    split = loss_and_gradient(model, LabelWordModule(model, words, train, 1, frozen_layers=1).training_step(upper, 0))
+    whole = loss_and_gradient(model, LabelWordModule(model, words, train, steps=1).loss_of(batch))
+    split = loss_and_gradient(model, LabelWordModule(model, words, train, 1, frozen_layers=1).loss_of(upper))
     assert whole[1].abs().max() > 1e-3
     for one, other in zip(split, whole, strict=True):
         assert_same_sums(one, other)
@@ -232,7 +231,7 @@ def test_dpo_under_gradient_checkpointing_has_the_same_loss_and_gradient(tokeniz
         if checkpointing:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
-        found.append(loss_and_gradient(model, LabelWordModule(model, words, train, steps=1).training_step(batch, 0)))
+        found.append(loss_and_gradient(model, LabelWordModule(model, words, train, steps=1).loss_of(batch)))
     for one, other in zip(*found, strict=True):
         assert_same_sums(one, other)
 

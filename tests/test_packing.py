@@ -13,10 +13,9 @@ from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 from transformers import AttentionInterface
 
 from analyticup.errors import UserError
-from analyticup.model import data, packing
+from analyticup.model import packing, passes
 from analyticup.model.backbone import add_adapter, frozen_layers, random_qwen3
-from analyticup.model.batches import EncodedRows
-from analyticup.model.data import collate
+from analyticup.model.batches import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import (
@@ -80,7 +79,7 @@ def test_training_with_dropout_shares_no_tokens(tmp_path, monkeypatch):
 
     asked = []
     made = packing.collate_packed
-    monkeypatch.setattr(data, "collate_packed", lambda *given, share: asked.append(share) or made(*given, share))
+    monkeypatch.setattr(passes, "collate_packed", lambda *given: asked.append(given[-1]) or made(*given))
     table = pd.DataFrame({"query": ["bag", "red bag"], "target": ["bags", "bags"], "label": [0, 1]})
     for dropout in (0.0, 0.1):
         lora = LoraSettings(r=2, dropout=dropout)

@@ -274,7 +274,7 @@ def test_the_model_goes_where_the_machine_says(random_model, monkeypatch):
     translator = SeedXTranslator(random_model, CPU)
     translator._load(random_model.model)
     assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
-    elsewhere = SeedXTranslator(random_model, SimpleNamespace(device="meta"))
+    elsewhere = SeedXTranslator(random_model, SimpleNamespace(device="meta", make_room=lambda: None))
     elsewhere._load(random_model.model)
     assert elsewhere._model.device.type == "meta"
 

@@ -312,7 +312,7 @@ def test_the_model_goes_where_the_machine_says(marian_tokenizer, tmp_path, monke
     translator = Seq2SeqTranslator(settings, CPU)
     translator._load(settings.model)
     assert translator._model.device.type == "cpu" and translator._model.dtype == torch.float32
-    elsewhere = Seq2SeqTranslator(settings, SimpleNamespace(device="meta"))
+    elsewhere = Seq2SeqTranslator(settings, SimpleNamespace(device="meta", make_room=lambda: None))
     elsewhere._load(settings.model)
     assert elsewhere._model.device.type == "meta"
 

@@ -25,6 +25,11 @@ class CheckFailed(Exception):
 
 
 ADVICE = "finished stages are kept, and the same command resumes from there"
+# Of the CUDA libraries that allocate for themselves, the last ones.
+_NO_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory"),
+    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
+)
 # Libraries report the same trouble in exceptions of their own, with these words or as an errno.
 _TROUBLES = (
     (
@@ -39,10 +44,15 @@ _TROUBLES = (
     ),
     (
         (errno.ENOMEM,),
-        ("out of memory", "can't allocate memory", "cannot allocate memory", "process pool was terminated abruptly"),
+        (*_NO_MEMORY, "process pool was terminated abruptly"),
         "out of memory ({}); lower train.max_batch_tokens, then predict.max_batch_tokens, or end other programs",
     ),
 )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether less work at once could help."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _NO_MEMORY)
 
 
 def machine_trouble(error: Exception) -> str | None:

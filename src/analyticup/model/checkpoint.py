@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
@@ -22,9 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from analyticup.engine.files import discard, replace_file
+from analyticup.model.drawing import random_state, set_random_state
 
 # Tensors by name, and plain values.
 Kept = tuple[dict[str, Tensor], dict[str, Any]]
+# From this size on a checkpoint is written every so many minutes at most: the paper's is 1.5 GB.
+LARGE_BYTES, LARGE_MINUTES = 1e9, 10.0
 # What Lightning puts back besides tensors; the version is that of the format of its loops.
 PLAIN_PARTS = ("epoch", "global_step", "pytorch-lightning_version", "loops", "lr_schedulers")
 
@@ -65,15 +67,20 @@ class StepCheckpoint:
 class Resumption:
     """What a Trainer needs to write step checkpoints and to start from one; empty where step checkpoints are off."""
 
-    # (epoch, batches of it that are done)
+    # (epoch, optimiser steps of it that are done)
     start: tuple[int, int] = (0, 0)
     path: str | None = None
     callbacks: list[Callback] = field(default_factory=list)
     plugins: list[CheckpointIO] = field(default_factory=list)
 
 
-def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, description: str) -> Resumption:
-    """How the training of `module` resumes: from its checkpoint, or from the start where there is no usable one."""
+def resumption(
+    checkpoint: StepCheckpoint | None, module: LightningModule, accumulate: int, description: str
+) -> Resumption:
+    """How the training of `module` resumes: from its checkpoint, or from the start where there is no usable one.
+
+    A step has `accumulate` batches.
+    """
     if checkpoint is None:
         return Resumption()
     names = [name for name, value in module.named_parameters() if value.requires_grad]
@@ -84,9 +91,10 @@ def resumption(checkpoint: StepCheckpoint | None, module: LightningModule, descr
     if found is None:
         return Resumption(callbacks=callbacks, plugins=plugins)
     epoch = found[1]["epoch"]
-    batches = found[1]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    steps = found[1]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    batches = steps * accumulate
     print(f"{description}: resuming after batch {batches} of epoch {epoch + 1}", file=sys.stderr, flush=True)
-    return Resumption((epoch, batches), str(checkpoint.path), callbacks, plugins)
+    return Resumption((epoch, steps), str(checkpoint.path), callbacks, plugins)
 
 
 class Saver(Callback):
@@ -95,24 +103,31 @@ class Saver(Callback):
 
     def __init__(self, checkpoint: StepCheckpoint, found: Kept | None) -> None:
         self.checkpoint = checkpoint
+        self.minutes = checkpoint.minutes
         self.written = time.monotonic()
-        self.random = None if found is None else found[0]
+        self.random = found and {
+            name.removeprefix("random/"): value for name, value in found[0].items() if name.startswith("random/")
+        }
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Weights and AdamW's two moments; what takes long to write is written less often.
+        size = 3 * sum(value.nbytes for value in module.parameters() if value.requires_grad)
+        if size > LARGE_BYTES:
+            self.minutes = max(self.minutes, LARGE_MINUTES)
         self.written = time.monotonic()
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         # Here and not earlier: a loader draws a random number when its iteration begins.
         if self.random is not None:
-            _set_random_state(self.random)
+            set_random_state(self.random)
         self.random = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        # Only between two optimiser steps, and not at an epoch's end, where the next loader has yet to be made.
-        within = (index + 1) % trainer.accumulate_grad_batches == 0 and index + 1 < trainer.num_training_batches
-        if within and time.monotonic() - self.written >= 60 * self.checkpoint.minutes:
+        # Not at an epoch's end, where the next loader has yet to be made.
+        within = index + 1 < trainer.num_training_batches
+        if within and time.monotonic() - self.written >= 60 * self.minutes:
             trainer.save_checkpoint(self.checkpoint.path)
             self.written = time.monotonic()
 
@@ -140,7 +155,7 @@ def _pack(state: Mapping[str, Any], names: Sequence[str]) -> Kept:
     tensors = {f"adapter/{name}": state["state_dict"][name] for name in names}
     for number, name in enumerate(names):
         tensors |= {f"optimiser/{key}/{name}": value for key, value in optimiser["state"].get(number, {}).items()}
-    tensors |= {f"random/{device}": value for device, value in _random_state()}
+    tensors |= {f"random/{device}": value for device, value in random_state().items()}
     return tensors, {**{part: state[part] for part in PLAIN_PARTS}, "param_groups": optimiser["param_groups"]}
 
 
@@ -159,20 +174,3 @@ def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], names: Sequ
         "optimizer_states": [{"state": moments, "param_groups": plain["param_groups"]}],
         "callbacks": {},
     }
-
-
-def _random_state() -> Iterator[tuple[str, Tensor]]:
-    """torch's generators: only dropout draws during training."""
-    yield "cpu", torch.get_rng_state()
-    if torch.cuda.is_available():
-        yield "cuda", torch.cuda.get_rng_state()
-    elif torch.backends.mps.is_available():
-        yield "mps", torch.mps.get_rng_state()
-
-
-def _set_random_state(tensors: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"])
-    elif "random/mps" in tensors:
-        torch.mps.set_rng_state(tensors["random/mps"])

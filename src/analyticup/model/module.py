@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from analyticup.errors import UserError
-from analyticup.metrics import binary_metrics
+from analyticup.model.drawing import draw_by_batch, random_state, set_random_state
 from analyticup.model.frozen import only_layers
 from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
+from analyticup.model.passes import Passes, fitting
 from analyticup.model.prompt import LabelWords
 from analyticup.settings.schema import TrainSettings
+
+# Losses and norms of a training on a GPU that are looked at together.
+UNSEEN = 32
 
 
 def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int = 0) -> Tensor:
@@ -56,6 +60,15 @@ def decoder(model: PeftModel) -> Any:
     return model.get_base_model().get_decoder()
 
 
+def recompute(model: PeftModel, wanted: bool) -> None:
+    """Whether the layers are run again in the backward pass, in place of keeping what they gave."""
+    base = model.get_base_model()
+    if wanted and not base.is_gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    elif not wanted and base.is_gradient_checkpointing:
+        base.gradient_checkpointing_disable()
+
+
 def output_matrix(model: PeftModel) -> Tensor:
     """The output matrix [vocabulary, width]."""
     return model.get_base_model().get_output_embeddings().weight
@@ -72,7 +85,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) ->
 
 class LabelWordModule(LightningModule):
     """Training and scoring of `model` by its label words; `steps` is the number of optimiser steps of the whole
-    training.
+    training, `description` names it where memory runs out.
 
     With `frozen_layers` the batches bring the states that come out of that many layers. A loss, gradient or score that
     is not finite raises UserError at once; `description` names the training there.
@@ -88,6 +101,12 @@ class LabelWordModule(LightningModule):
         description: str = "training",
     ) -> None:
         super().__init__()
+        # A step that runs out of memory has to be taken back and tried again, which Lightning's own loop cannot.
+        self.automatic_optimization = False
+        self.description = description
+        self.drawing = draw_by_batch(model)
+        self.recomputes = model.get_base_model().is_gradient_checkpointing
+        self.unseen: list[tuple[int, str, Tensor]] = []
         self.model = model
         self.words = words
         self.settings = settings
@@ -105,22 +124,61 @@ class LabelWordModule(LightningModule):
             return None
         return reference_margins(self.model, batch, self.words, self.frozen_layers)
 
-    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+    def loss_of(self, batch: dict[str, Any]) -> Tensor:
+        """The mean loss of what one pass is given."""
         reference = self._reference(batch)
-        loss = self.loss(self._hidden(batch), output_matrix(self.model), self.words, batch["labels"], reference)
-        self._refuse_unless_finite(loss, "loss")
-        self.log("train/loss", loss, batch_size=len(batch["labels"]))
-        return loss
+        return self.loss(self._hidden(batch), output_matrix(self.model), self.words, batch["labels"], reference)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [value.grad for value in self.model.parameters() if value.grad is not None]
-        # A norm that overflows would end training at the next step anyway.
-        self._refuse_unless_finite(torch.stack(torch._foreach_norm(gradients)).sum(), "norm of the gradient")
+    def training_step(self, passes: Passes, index: int) -> None:
+        """One optimiser step."""
+        loss = fitting(self._gradients, passes, self._relieved)
+        optimiser = self.optimizers()
+        # Without a limit it only measures.
+        limit = self.settings.clip_norm or math.inf
+        self._watch(torch.nn.utils.clip_grad_norm_(self._trained(), limit), "norm of the gradient")
+        optimiser.step()
+        self.lr_schedulers().step()
+        self.log("train/loss", loss, batch_size=len(passes))
 
-    def _refuse_unless_finite(self, value: Tensor, what: str) -> None:
-        if torch.isfinite(value):
+    def _relieved(self, passes: Passes) -> Passes | None:
+        """First each layer is run again in the backward pass, which costs least; then passes are smaller."""
+        limit = passes.cutter.limit
+        if not self.recomputes and passes.largest <= limit.kept:
+            limit.keep_less(passes.largest, self.description)
+            return passes
+        return passes.smaller(self.description, "train.max_batch_tokens")
+
+    def _gradients(self, passes: Passes) -> Tensor:
+        """Sets the gradients of the step's loss, the mean over its batches; returns it."""
+        for value in self._trained():
+            value.grad = None
+        losses, state = [], None
+        for part in passes.parts:
+            if part.place is not None:
+                # Every pass of a batch draws from the same state; where the first of them stands, a batch begins.
+                state = random_state() if state is None or part.first else state
+                set_random_state(state)
+            self.drawing.place = part.place
+            recompute(self.model, self.recomputes or part.tokens > passes.cutter.limit.kept)
+            loss = self.loss_of(part.given) * part.weight / part.batches
+            self._watch(loss.detach(), "loss")
+            loss.backward()
+            losses.append(loss.detach())
+        self.drawing.place = None
+        return torch.stack(losses).sum()
+
+    def _watch(self, value: Tensor, what: str) -> None:
+        """Raises UserError where a loss or norm is not finite: at once, but on a GPU, which would have to be waited
+        for, after some steps, and before anything is kept."""
+        self.unseen.append((self.trainer.global_step if self._trainer is not None else 0, what, value))
+        if value.device.type != "cuda" or len(self.unseen) >= UNSEEN:
+            self._look()
+
+    def _look(self) -> None:
+        unseen, self.unseen = self.unseen, []
+        if not unseen or bool(torch.isfinite(torch.stack([value for _, _, value in unseen])).all()):
             return
-        done = self.trainer.global_step if self._trainer is not None else 0
+        done, what, value = next(one for one in unseen if not torch.isfinite(one[2]))
         if done:
             clipping = f"{self.settings.clip_norm:g}" if self.settings.clip_norm else "off"
             advice = (
@@ -130,19 +188,43 @@ class LabelWordModule(LightningModule):
             advice = "no step was taken yet, so it is the model's: set model.dtype=float32, or use another model"
         raise UserError(f"{self.description}: step {done + 1} of {self.steps}: the {what} is {float(value)}; {advice}")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._look()
+
     def on_validation_epoch_start(self) -> None:
+        self._look()
         self.scored = {"rows": [], "margins": [], "labels": []}
 
-    def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        scores = self._margins(batch)
-        for name, value in (("rows", batch["rows"]), ("margins", scores), ("labels", batch["labels"])):
-            self.scored[name].append(value.cpu())
+    def validation_step(self, passes: Passes, index: int) -> None:
+        for name, value in self._scores(passes, "train.max_batch_tokens").items():
+            self.scored[name].append(value)
+
+    def _scores(self, passes: Passes, setting: str) -> dict[str, Tensor]:
+        """Row numbers, margins and labels of a batch's rows."""
+
+        def score(passes: Passes) -> dict[str, Tensor]:
+            given = [part.given for part in passes.parts]
+            scores = [margins(self._hidden(batch), output_matrix(self.model), self.words) for batch in given]
+            found = {name: [batch[name] for batch in given] for name in ("rows", "labels")}
+            return {name: torch.cat(values).cpu() for name, values in {**found, "margins": scores}.items()}
+
+        found = fitting(score, passes, lambda passes: passes.smaller(self.description, setting))
+        broken = int((~torch.isfinite(found["margins"])).sum())
+        if broken:
+            raise UserError(
+                f"{self.description}: {broken} of {len(passes)} scores of a batch are not finite; train again with a "
+                f"lower train.lr ({self.settings.lr:g}), or set model.dtype=float32"
+            )
+        return found
 
     def on_validation_epoch_end(self) -> None:
         _, values, labels = self.validation_scores()
         known = labels >= 0
         if not known.any():
             return
+        # Only here: `bench --only gpu` runs where there may be no scikit-learn.
+        from analyticup.metrics import binary_metrics
+
         scores = 1 / (1 + torch.exp(-values[known].double()))
         figures = binary_metrics(labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy())
         for name in ("f1", "auc"):
@@ -159,22 +241,20 @@ class LabelWordModule(LightningModule):
             torch.cat(self.scored["labels"])[order],
         )
 
-    def predict_step(self, batch: dict[str, Any], index: int) -> tuple[Tensor, Tensor]:
-        return batch["rows"].cpu(), self._margins(batch).cpu()
+    def predict_step(self, passes: Passes, index: int) -> tuple[Tensor, Tensor]:
+        found = self._scores(passes, "predict.max_batch_tokens")
+        return found["rows"], found["margins"]
 
-    def _margins(self, batch: dict[str, Any]) -> Tensor:
-        found = margins(self._hidden(batch), output_matrix(self.model), self.words)
-        broken = int((~torch.isfinite(found)).sum())
-        if broken:
-            raise UserError(
-                f"{self.description}: {broken} of {len(found)} scores of a batch are not finite; train again with a "
-                f"lower train.lr ({self.settings.lr:g}), or set model.dtype=float32"
-            )
-        return found
+    def _trained(self) -> list[nn.Parameter]:
+        return [value for value in self.model.parameters() if value.requires_grad]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        trained = [value for value in self.model.parameters() if value.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        trained = self._trained()
+        # On the CPU the fused one gains nothing and rounds otherwise.
+        fused = trained[0].device.type == "cuda"
+        optimiser = torch.optim.AdamW(
+            trained, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=fused or None
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: learning_rate_factor(step, self.steps, self.settings.warmup, self.settings.schedule)
         )

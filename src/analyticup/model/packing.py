@@ -125,9 +125,13 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     }
 
 
+def filled(tokens: int) -> int:
+    """How many a pack of so many tokens has when it is filled up; no prompt sees the rest."""
+    return -(-tokens // TOKENS) * TOKENS
+
+
 def _filler(tokens: int) -> int:
-    """How many tokens a pack of so many is filled up with; no prompt sees them."""
-    return -tokens % TOKENS
+    return filled(tokens) - tokens
 
 
 def shares_in_training(settings: ModelSettings) -> bool:
@@ -215,11 +219,12 @@ def enable_packing(model: PreTrainedModel) -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
-        decoder = model.get_decoder()
+        decoder, device = model.get_decoder(), model.device
         prompts = [[1, 2, 3], [1, 2, 4, 5]]
         # A decoder that passes no arguments on to its attention takes no `packing`.
         with torch.no_grad(), contextlib.suppress(TypeError):
-            alone = torch.cat([decoder(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in prompts])
+            inputs = [torch.tensor([ids], device=device) for ids in prompts]
+            alone = torch.cat([decoder(input_ids=ids).last_hidden_state[0] for ids in inputs]).cpu()
             found = torch.cat(packed_states(decoder, prompts))
             if (found - alone).norm() < 0.05 * alone.norm():
                 return

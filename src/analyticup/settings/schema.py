@@ -222,7 +222,12 @@ class ModelSettings(Section):
         None, description="Adapters to use instead of training: a bundle's folder, or hub:OWNER/NAME@COMMIT."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the backbone.")
+    # QLoRA (Dettmers et al. 2023, arXiv 2305.14314): NF4 with double quantisation; products in `dtype`.
+    quantisation: Literal["none", "nf4"] = Field(
+        "none", description="nf4: the frozen weights of a folder or hub model in 4 bits; needs bitsandbytes."
+    )
     lora: LoraSettings = Field(LoraSettings(), description="The adapters.")
+    # Where memory runs out, passes as large as that do so anyway.
     gradient_checkpointing: RunOnly[bool] = Field(False, description="Less memory in training, for more time.")
     # What several prompts begin with is run only once (in training only without lora.dropout): faster, the same figures
     # but for rounding. Rates with and without: src/analyticup/experiments/bench/README.md.
@@ -361,7 +366,10 @@ class NegativesSettings(Section):
     # band, half easy. One rival reports that easy negatives helped and hard ones hurt.
     hardness: Literal["band", "hard", "easy", "mix"] = Field("band", description="How near to the true target.")
     neighbours: int = Field(30, ge=1, description="Nearest targets that are looked at.")
-    # Cosine similarity of the swapped-in target to the true one; depends on the embedder (assumed).
+    # cosine: of the swapped-in target to the true one; what is near depends on the embedder. percentile: of such
+    # cosines among the `neighbours` of all targets in question, so that a band finds as much with any embedder.
+    band: Literal["cosine", "percentile"] = Field("cosine", description="What `low` and `high` are.")
+    # Assumed.
     low: Number = Field(0.84, ge=-1, le=1, description="Lower end of the similarity band.")
     high: Number = Field(0.90, ge=-1, le=1, description="Upper end of the similarity band.")
     origins: OneOrMore[Literal["original", "translation"]] = Field(
@@ -384,6 +392,8 @@ class NegativesSettings(Section):
 
     def problems(self) -> Iterator[str]:
         yield from _out_of_order("negatives", self.low, self.high)
+        if self.band == "percentile" and self.low < 0:
+            yield f"negatives.low = {self.low}: a percentile is between 0 and 1; or set negatives.band to cosine"
 
 
 class NeighbourSettings(Section):
@@ -455,9 +465,11 @@ class TrainSettings(Section):
     sort: Literal["length", "prompt"] = Field(
         "length", description="Rows that share a batch: of like length, or of prompts that begin alike."
     )
-    # Packed ones are fewer.
-    max_batch_tokens: int = Field(
-        4096, ge=1, description="Padded tokens in one forward pass; a batch that is larger is cut into several."
+    # Packed ones are fewer. The gradients of the passes add up to the batch's, whatever their number.
+    max_batch_tokens: RunOnly[int] = Field(
+        4096,
+        ge=1,
+        description="Padded tokens in one forward pass; larger batches take several. Halved if memory ends.",
     )
     # It needs a C++ compiler. Rates before and after: src/analyticup/experiments/bench/README.md.
     compile_min_steps: int | None = Field(

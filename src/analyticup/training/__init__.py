@@ -18,6 +18,8 @@ def training_settings(settings: Settings) -> dict[str, Any]:
     model = decisive(settings.model)
     # What two of these name is in the weights; with the third nothing is trained.
     del model["backbone"], model["revision"], model["adapters"]
+    if model["quantisation"] == "none":
+        del model["quantisation"]
     return {
         "weights": identity(settings.model),
         **model,

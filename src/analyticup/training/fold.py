@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import lightning
 import numpy as np
 from pandas import DataFrame
 from peft import PeftModel
-from wandb.sdk.wandb_run import Run
 
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, frozen_layers
-from analyticup.model.batches import EncodedRows, batch_limits, training_batches
+from analyticup.model.batches import EncodedRows, batch_limits
 from analyticup.model.checkpoint import StepCheckpoint, resumption
 from analyticup.model.compiling import compiled
 from analyticup.model.data import FoldData, scoring_loader
-from analyticup.model.module import LabelWordModule, decoder
+from analyticup.model.fused import fuse_adapters
+from analyticup.model.module import LabelWordModule, decoder, recompute
 from analyticup.model.packing import shares_in_training
+from analyticup.model.passes import Cutter
 from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.schema import Settings
 from analyticup.training.source import ModelSource
 from analyticup.training.trainer import Progress, interruptible, make_trainer, quiet_lightning
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
 
 
 def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
@@ -67,19 +72,20 @@ def train_fold(
     rows, scored = (
         with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)
     )
-    train = settings.train
-    cut = batch_limits(train)
-    per_epoch = [len(training_batches(rows, seed, epoch, **cut)) for epoch in range(train.epochs)]
-    steps = sum(-(-batches // train.accumulate) for batches in per_epoch)
-    if settings.model.gradient_checkpointing:
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+    train, packing = settings.train, settings.model.packing
+    limit = source.memory_limits["training"]
+    cut = Cutter(rows, source.pad_id, packing, shares_in_training(settings.model), train.max_batch_tokens, limit)
+    to_score = Cutter(scored, source.pad_id, packing, limit=limit)
+    held_out_loader = partial(scoring_loader, to_score, train.max_batch_tokens)
+    data = FoldData(cut, held_out_loader, seed, batch_limits(train), train.accumulate)
+    steps = sum(len(data.steps(epoch)) for epoch in range(train.epochs))
+    recompute(model, settings.model.gradient_checkpointing)
+    if source.machine.device == "cuda" and train.compile_min_steps is None:
+        fuse_adapters(model)
     module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen, description)
-    resumed = resumption(checkpoint, module, description)
-    packing, share = settings.model.packing, shares_in_training(settings.model)
-    held_out_loader = partial(scoring_loader, scored, train.max_batch_tokens, source.pad_id, packing)
-    data = FoldData(rows, held_out_loader, source.pad_id, seed, cut, packing=packing, share=share, start=resumed.start)
-    progress = Progress(description, sum(per_epoch), scored)
+    resumed = resumption(checkpoint, module, train.accumulate, description)
+    data.start = resumed.start
+    progress = Progress(description, steps, scored)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, tracked, [progress, *resumed.callbacks], settings, resumed.plugins)
         with interruptible():
@@ -102,8 +108,12 @@ def score_rows(
     distinct = EncodedRows(list(place), [-1] * len(place))
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     distinct = with_states(distinct, model, frozen, source, description)
-    loader = scoring_loader(distinct, settings.predict.max_batch_tokens, source.pad_id, settings.model.packing)
-    module = LabelWordModule(model, encoder.label_words(), settings.train, 1, frozen, description)
+    if source.machine.device == "cuda" and settings.predict.compile_min_rows is None:
+        fuse_adapters(model)
+    cut = Cutter(distinct, source.pad_id, settings.model.packing, limit=source.memory_limits["scoring"])
+    loader = scoring_loader(cut, settings.predict.max_batch_tokens)
+    words = encoder.label_words()
+    module = LabelWordModule(model, words, settings.train, 1, frozen, description)
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, len(place), gradients=False):
         trainer = make_trainer(source.machine, None, [Progress(description, 0, distinct)], settings)
         with interruptible():

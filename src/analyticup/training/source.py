@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from analyticup.engine.artifacts import fingerprint
 from analyticup.engine.files import scratch_path
+from analyticup.engine.memory import let_go
 from analyticup.errors import UserError
-from analyticup.model.backbone import choose_precision, load_backbone, load_tokenizer, local_folder
+from analyticup.model.backbone import bare, choose_precision, load_backbone, load_tokenizer, local_folder
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.packing import enable_packing
+from analyticup.model.passes import MemoryLimit
 from analyticup.model.pins import identity, source_kind
 from analyticup.model.prompt import PromptEncoder, TextTokens
 from analyticup.model.tokens import KeptTokens
@@ -26,10 +29,11 @@ from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
 
 @dataclass(frozen=True)
 class Machine:
-    """What the models run on. `threads` None leaves it to torch."""
+    """What the models run on. `threads` None leaves it to torch; `tenants` are asked to go when a large model comes."""
 
     accelerator: str
     threads: int | None
+    tenants: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
 
     @cached_property
     def device(self) -> str:
@@ -42,23 +46,34 @@ class Machine:
             raise UserError("machine.accelerator = gpu: torch sees no GPU here; use auto or cpu, or fix the driver")
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
+    def make_room(self) -> None:
+        """Before another large model than the backbone is loaded."""
+        for release in self.tenants:
+            release()
+
 
 class ModelSource:
-    """Loads the backbone of a run's settings. The tokenizer, which takes seconds, is loaded only once, or not at all;
-    each distinct text is tokenised once, and a converted copy of the weights is hashed once. `scratch` is a folder for
-    what the workers of one run share; without it, that is in memory."""
+    """The models of a run's settings. The backbone and the tokenizer are loaded only once, or not at all; each distinct
+    text is tokenised once, and a converted copy of the weights is hashed once. `scratch` is a folder for what the
+    workers of one run share; without it, that is in memory. `memory_limits` is what trainings and scorings have
+    found to fit."""
 
     def __init__(self, settings: Settings, cache: Path, machine: Machine, scratch: Path | None = None) -> None:
         self.settings = settings.model
         self.cache = cache
         self.machine = machine
         self.scratch = scratch
+        self.memory_limits = {"training": MemoryLimit(), "scoring": MemoryLimit()}
         self._encoders: dict[PromptSettings, PromptEncoder] = {}
+        self._backbone: Any = None
+        machine.tenants.append(self.release)
 
     @cached_property
     def frozen(self) -> FrozenStates:
         """What the layers below the adapters make of the prompts, shared by the workers of a run."""
         decides = {"model": identity(self.settings), "dtype": self.dtype, "device": self.machine.device}
+        if self.settings.quantisation != "none":
+            decides["quantisation"] = self.settings.quantisation
         name = f"states-{fingerprint({**decides, 'packing': self.settings.packing})[:16]}.sqlite"
         return FrozenStates(self.settings.packing, self.scratch and self.scratch / name)
 
@@ -85,15 +100,30 @@ class ModelSource:
         return self._encoders[settings.prompt]
 
     def backbone(self) -> Any:
+        """The backbone without adapters, on the machine's device. It is loaded once and stays until `release`; the
+        adapters of the training or scoring before are taken off."""
         if self.machine.threads:
             torch.set_num_threads(self.machine.threads)
+        if self._backbone is not None:
+            return bare(self._backbone)
         converted = source_kind(self.settings) == "gguf"
-        model = load_backbone(self._located, self.cache, getattr(torch, self.dtype), converted)
+        dtype, device = getattr(torch, self.dtype), self.machine.device
+        model = load_backbone(self._located, self.cache, dtype, converted, device)
         if isinstance(self.tokenizer, PreTrainedTokenizerBase):
             check_vocabulary(model, self.tokenizer, f"model.backbone = {self.settings.backbone}")
         if self.settings.packing:
             enable_packing(model)
+        self._backbone = model
         return model
+
+    def release(self) -> None:
+        """Lets go of the backbone."""
+        if self._backbone is None:
+            return
+        self._backbone = None
+        let_go()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def pad_id(self) -> int:

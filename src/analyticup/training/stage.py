@@ -12,7 +12,7 @@ from analyticup.corpus.tables import FOLDS, load_table, save_table, scored_split
 from analyticup.engine.artifacts import fingerprint
 from analyticup.engine.job import Counts, Job
 from analyticup.metrics import binary_metrics
-from analyticup.model.backbone import load_adapter, save_adapter
+from analyticup.model.backbone import load_adapter, merge_into_copies, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.seeds import derive_seed
 from analyticup.tracking import tracked_run
@@ -100,7 +100,7 @@ def predict(job: Job) -> Counts:
     counts = {}
     model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
     if job.settings.predict.merge_adapters:
-        model.merge_adapter()
+        merge_into_copies(model)
     for split, rows in scored_splits(job.inputs["rows"]).items():
         margins = score_rows(rows, model, job.settings, job.source, f"predict {job.title} {split}")
         save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")

@@ -8,17 +8,30 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
-from wandb.sdk.wandb_run import Run
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from analyticup.engine.progress import Track, track
 from analyticup.model.batches import EncodedRows
 from analyticup.settings.schema import Settings
 from analyticup.training.source import Machine
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
+
+
+class StayingStrategy(SingleDeviceStrategy):
+    """Leaves the model where it is: Lightning would move it to the CPU after each training and each scoring."""
+
+    def teardown(self) -> None:
+        module, self._lightning_module, self.optimizers = self._lightning_module, None, []
+        super().teardown()
+        self._lightning_module = module
 
 
 def make_trainer(
@@ -30,10 +43,9 @@ def make_trainer(
 ) -> Trainer:
     return Trainer(
         accelerator="cpu" if machine.device == "cpu" else "gpu",
+        strategy=StayingStrategy(_numbered(machine.device)),
         devices=1,
         max_epochs=settings.train.epochs,
-        accumulate_grad_batches=settings.train.accumulate,
-        gradient_clip_val=settings.train.clip_norm or None,
         # Weights keep the dtype they were loaded in; Lightning must not cast them.
         precision=None,
         reload_dataloaders_every_n_epochs=1,
@@ -49,6 +61,10 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _numbered(device: str) -> torch.device:
+    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 @contextlib.contextmanager
@@ -90,11 +106,11 @@ def interruptible() -> Iterator[None]:
 
 
 class Progress(Callback):
-    """Shows training batches, then scored rows, through the kit's own progress display."""
+    """Shows optimiser steps, then scored rows, through the kit's own progress display."""
 
-    def __init__(self, description: str, training_batches: int, scored: EncodedRows) -> None:
+    def __init__(self, description: str, steps: int, scored: EncodedRows) -> None:
         self.description = description
-        self.training_batches = training_batches
+        self.steps = steps
         self.scored = scored
         self.shown: Track[Any] | None = None
 
@@ -108,7 +124,7 @@ class Progress(Callback):
         self.shown = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._open(self.training_batches, "training batches")
+        self._open(self.steps, "training steps")
         # A resumed training has some behind it.
         self.shown.advance(trainer.fit_loop.total_batch_idx + 1)
 
@@ -123,7 +139,7 @@ class Progress(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *rest: Any
     ) -> None:
         if self.shown is not None:
-            self.shown.advance(len(batch["rows"]))
+            self.shown.advance(len(batch))
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._close()

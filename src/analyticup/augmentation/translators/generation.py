@@ -120,6 +120,7 @@ class GeneratingTranslator(Generic[S]):
         where = {"revision": self._settings.revision, "trust_remote_code": False}
         # The old model goes before the new one comes, so that never two need memory.
         self._loaded = self._model = self._tokenizer = None
+        self._machine.make_room()
         tokenizer = transformers.AutoTokenizer.from_pretrained(loadable(model), **where)
         self._prepare(tokenizer)
         auto_class, what = getattr(transformers, self.auto_class), f"{self.key}.model = {model}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +23,9 @@ class LoadedSource(ModelSource):
     """Hands out a backbone that was loaded before, so that a round times the work and not the disk."""
 
     def load(self) -> None:
-        # The one of the round before goes first, so that two are never in memory.
+        # The one of the round before goes first, so that two are never in memory; what rivals made of it is not known.
         self._loaded = None
-        gc.collect()
+        self.release()
         self._loaded = super().backbone()
 
     def backbone(self) -> Any:

@@ -1,0 +1,106 @@
+"""Adapters in few operations give what PEFT's give, but for rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closeness import assert_same_sums
+from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from analyticup.model.backbone import add_adapter, bare, random_qwen3
+from analyticup.model.batches import EncodedRows
+from analyticup.model.fused import fuse_adapters
+from analyticup.model.module import label_hidden, recompute, reference_margins
+from analyticup.model.packing import collate_packed, enable_packing
+from analyticup.model.prompt import LabelWords
+from analyticup.settings.schema import LoraSettings
+
+pytestmark = pytest.mark.arithmetic
+
+WORDS = LabelWords(negative=3, positive=4)
+ROWS = EncodedRows([[5, *range(60, 70 + number), 7] for number in range(6)], [0, 1] * 3)
+
+
+def adapted(make, fused, dropout=0.0, dtype=torch.float32):
+    base = make(120).to(dtype)
+    enable_packing(base)
+    model = add_adapter(base, LoraSettings(r=4, dropout=dropout), seed=1).train()
+    fill_adapter_at_random(model)
+    if fused:
+        fuse_adapters(model)
+    return model
+
+
+def batch(dropout=0.0):
+    return collate_packed(ROWS, range(6), share=not dropout)
+
+
+@pytest.mark.parametrize(("make", "dropout", "recomputed"), [(random_qwen3, 0.0, False), (gemma, 0.3, True)])
+def test_states_and_gradients_are_those_of_peft(make, dropout, recomputed):
+    found = []
+    for fused in (False, True):
+        model = adapted(make, fused, dropout)
+        recompute(model, recomputed)
+        torch.manual_seed(3)
+        found.append(states_and_gradient(model, batch(dropout), 0, WORDS))
+    (states, gradient), (fused_states, fused_gradient) = found
+    assert gradient.abs().max() > 1e-4
+    assert_same_sums(fused_states, states)
+    assert_same_sums(fused_gradient, gradient)
+
+
+def test_in_bf16_they_are_as_close_to_float32_as_those_of_peft_are():
+    exact, *rounded = [
+        states_and_gradient(adapted(random_qwen3, fused, dtype=dtype), batch(), 0, WORDS)
+        for fused, dtype in ((False, torch.float32), (False, torch.bfloat16), (True, torch.bfloat16))
+    ]
+    for part in (0, 1):
+        plain, fused = (float((one[part].float() - exact[part]).norm() / exact[part].norm()) for one in rounded)
+        assert 0 < fused < 1.5 * plain < 0.1
+
+
+def test_changed_adapters_are_seen_and_switched_off_ones_are_not():
+    model = adapted(random_qwen3, True).eval()
+    with torch.no_grad():
+        before, reference = label_hidden(model, batch()), reference_margins(model, batch(), WORDS)
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.mul_(2)
+        assert (label_hidden(model, batch()) - before).abs().max() > 1e-3
+        assert torch.equal(reference_margins(model, batch(), WORDS), reference)
+        model.merge_adapter()
+        merged = label_hidden(model, batch())
+        model.unmerge_adapter()
+        assert_same_sums(merged, label_hidden(model, batch()))
+
+
+def test_nothing_stays_on_a_bare_model():
+    model = adapted(random_qwen3, True)
+    base = bare(model.get_base_model())
+    assert not base.get_decoder()._forward_pre_hooks
+    fuse_adapters(add_adapter(base, LoraSettings(r=4), seed=1))
+    assert len(base.get_decoder()._forward_pre_hooks) == 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed; views and empty tensors cost nothing."""
+
+    count = 0
+    free = ("view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "detach", "alias", "split")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::").removeprefix("_unsafe_")
+        self.count += name not in self.free and not name.startswith(("empty", "new_empty"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_they_take_fewer_operations():
+    counts = []
+    for fused in (False, True):
+        model = adapted(random_qwen3, fused, dtype=torch.bfloat16)
+        with Operations() as found:
+            states_and_gradient(model, batch(), 0, WORDS)
+        counts.append(found.count)
+    # Fourteen layers with adapters: a scale and a sum less in each, and what their gradients take.
+    assert counts[0] - counts[1] >= 14 * 5
