@@ -22,7 +22,7 @@ from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
-from analyticup.experiments.bench import peers
+from analyticup.experiments.bench import gpu, peers
 from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
 from analyticup.experiments.bench.flops import (
     Load,
@@ -417,14 +417,36 @@ def test_every_line_with_a_model_can_be_sent_to_its_process(work):
 
 def test_a_failed_line_is_exit_code_1(tmp_path, monkeypatch):
     records = [to_record(Result(Entry("training", "ours", None), note="broken", failed=True))]
-    monkeypatch.setattr("analyticup.experiments.bench.command.run_bench", lambda *arguments: (records, []))
+    monkeypatch.setattr("analyticup.experiments.bench.run.run_bench", lambda *arguments: (records, []))
     assert main(["bench", f"paths.submissions={tmp_path}"]) == 1
     assert "broken" in (tmp_path / "bench" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_gpu_check_in_small_says_what_each_step_found(tmp_path, capsys):
+    """And ends a step that hangs, and outlives one that crashes."""
+    extra = (gpu.Step("hang", 0.2, "worker_calls"), gpu.Step("crash", 60, "worker_calls"))
+    assert gpu.check_gpu(True, tmp_path, print, (*extra, *gpu.STEPS)) == 1
+    lines = [json.loads(line) for line in (tmp_path / gpu.FILE).read_text().splitlines()]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == lines
+    failed = [(line["step"], line["failed"]) for line in lines if "failed" in line]
+    assert failed == [("hang", "not done after 0 s"), ("crash", "its process ended; was there enough memory?")]
+    found = {step.name: [line for line in lines if line["step"] == step.name] for step in gpu.STEPS}
+    assert all(found.values())
+    assert [line["equal"] for line in found["packed_equals_plain"]] == [True, True]
+    assert all(line["rows_per_s"] > 0 for line in found["training"][1:] + found["scoring"])
+    assert all(line["same_bytes"] for line in found["resume"] + found["repeat"])
+    assert all(line["goes_on"] for line in found["out_of_memory"] if "goes_on" in line)
+
+
+def test_the_gpu_check_takes_at_most_eight_minutes():
+    assert sum(step.seconds for step in gpu.STEPS) <= 480
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["--tiny"], "--tiny: goes with --only gpu"),
         (["--only", "speed"], "--only speed: name one or more of training, scoring, embedding, matmul, pipeline"),
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
         (["--shares", "ten"], "--shares ten: must be numbers"),

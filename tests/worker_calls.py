@@ -82,3 +82,14 @@ class Writes:
         if self.fails == "death":
             os._exit(9)
         return Done(rows=2)
+
+
+def hang(tiny):
+    """A step of the GPU check that never ends."""
+    time.sleep(600)
+    yield {}
+
+
+def crash(tiny):
+    os._exit(9)
+    yield {}

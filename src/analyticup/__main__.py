@@ -31,8 +31,10 @@ def _ablate(command: Parser) -> None:
 
 def _bench(command: Parser) -> None:
     _settings(command, "small.yaml")
-    parts = "of training,scoring,embedding,matmul,pipeline (default: all)"
+    parts = "of training,scoring,embedding,matmul,pipeline (default: all these); or gpu, alone"
     command.add_argument("--only", default=None, metavar="PARTS", help=parts)
+    tiny = "with --only gpu: a model that a CPU runs in a moment"
+    command.add_argument("--tiny", action="store_true", help=tiny)
     command.add_argument("--rounds", type=int, default=3, metavar="N", help="measure each variant N times (default: 3)")
     command.add_argument("--train-rows", type=int, default=128, metavar="N", help="rows in a training round")
     command.add_argument("--score-rows", type=int, default=256, metavar="N", help="rows in a scoring round")
