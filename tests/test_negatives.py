@@ -581,3 +581,28 @@ def test_the_stage_keeps_given_and_new_rows_and_reports_relations_of_paths(tmp_p
     counts = stage.negatives(job)
     assert (counts["given"], counts["new"], counts.get("by relation")) == (2, 1, relations)
     assert load_rows(tmp_path / tables.ROWS)["target"].tolist() == ["t0", "t30", "t30"]
+
+
+def test_a_band_of_percentiles_finds_as_much_whatever_the_embedder_calls_near():
+    rows = rows_of(*[("en", f"q{angle}", f"t{angle}", 1) for angle in range(0, 80, 2)])
+    few, counts = sample_negatives(rows, SETTINGS.replace(low=0.2, high=0.5), PlaneEmbedder(), 3)
+    assert len(few) == 0 and counts["above band"] == 200
+    ranked = SETTINGS.replace(band="percentile", low=0.2, high=0.5)
+    many, _ = sample_negatives(rows, ranked, PlaneEmbedder(), 3)
+    # The nearest targets lie 2 to 6 degrees away, at both ends up to 10.
+    off = [abs(int(row["target"][1:]) - int(row["query"][1:])) for row in many.to_dict("records")]
+    assert len(many) > 0.9 * len(rows) and set(off) <= {4, 6}
+    easy, _ = sample_negatives(rows, ranked.replace(hardness="easy"), PlaneEmbedder(), 3)
+    assert len(easy) == len(rows)
+
+
+def test_a_percentile_is_not_below_0():
+    with pytest.raises(ValueError, match=r"negatives\.low = -0\.5: a percentile is between 0 and 1"):
+        NegativesSettings(band="percentile", low=-0.5)
+
+
+@pytest.mark.parametrize(("made", "said"), [(49, True), (50, False), (0, True)])
+def test_a_volume_that_is_not_half_made_is_told(capsys, made, said):
+    stage.say_what_is_missing("negatives QC", made, 100, "why")
+    told = capsys.readouterr().err
+    assert (told == f"negatives QC: {made} of 100 rows asked for were made ({made}%); why\n") == said

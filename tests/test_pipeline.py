@@ -331,7 +331,7 @@ def test_the_papers_recipe_runs_on_a_tiny_model_of_its_architecture(official: Pa
         "folds.n=2",
         "model.lora.r=4",
     ]
-    assert run_main(tmp_path, f"data.dir={official}", "QC.negatives.low=0.8", *small, config=paper) == 0
+    assert run_main(tmp_path, f"data.dir={official}", *small, config=paper) == 0
     manifest = json.loads((tmp_path / "submissions" / "paper" / "manifest.json").read_text())
     assert manifest["thresholds"] == {"QC": 0.4, "QI": 0.2}
     ran = set(manifest["stages"])

@@ -31,7 +31,11 @@ def translate_settings(settings: Settings) -> dict[str, Any]:
 
 def negatives_settings(own: Settings) -> dict[str, Any]:
     guard = scoring_settings(own, "compile_min_rows") if own.negatives.guard_above is not None else {}
-    return {**decisive(own.negatives), **guard, "seed": own.seed, "embedder": embedder_settings(own)}
+    negatives = decisive(own.negatives)
+    if negatives["band"] == "cosine":
+        # As when there was no other.
+        del negatives["band"]
+    return {**negatives, **guard, "seed": own.seed, "embedder": embedder_settings(own)}
 
 
 TRANSLATE = Stage("translate", version=2, run="analyticup.augmentation.stage:translate", settings=translate_settings)

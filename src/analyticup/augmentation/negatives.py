@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -44,6 +44,8 @@ COUNTS = (
     "kept",
     "kept easy",
 )
+# Those that count candidates.
+REMOVED = COUNTS[COUNTS.index("below band") : COUNTS.index("no candidate left")]
 Candidate = tuple[str, float]
 
 
@@ -68,7 +70,8 @@ def sample_negatives(
     Asked for are round(share x positives) rows, spread over the languages in proportion, or per language what
     `wanted_by_language` says; where that is more than its positives, a positive is used more than once. Each takes
     the first candidate left after the rules. Candidates by `settings.hardness`: "band" = the `neighbours` nearest
-    other targets (nearest first, ties by text) with low <= cosine <= high; "hard" = the same without the lower
+    other targets (nearest first, ties by text) with low <= cosine <= high, where percentiles have been turned into
+    cosines; "hard" = the same without the lower
     bound; "easy" = any target of the rows with cosine < low, in an order drawn from the seed, each distinct target
     as likely (assumed); "mix" = band and easy in turn, neither replacing the other.
 
@@ -91,7 +94,7 @@ def sample_negatives(
     count["no source"] = count["asked"] - len(asks)
     if not asks:
         return empty_rows(), dict(count)
-    candidates = _candidates(records, asks, settings, embedder, seed)
+    candidates, settings = _candidates(records, asks, settings, embedder, seed)
     targets = _fill(asks, candidates, Rules(records, settings), settings, scorer, count)
     new_rows, made = [], Counter[str]()
     for ask, target in zip(asks, targets, strict=True):
@@ -188,18 +191,27 @@ def _candidates(
     settings: NegativesSettings,
     embedder: Embedder,
     seed: int,
-) -> list[Iterator[Candidate]]:
-    """For every ask the targets to try, in this order."""
+) -> tuple[list[Iterator[Candidate]], NegativesSettings]:
+    """For every ask the targets to try, in this order; and the settings with the band in cosines."""
     # A dev or test row may lack its target; "" is not a target to swap in.
     targets = sorted({row["target"] for row in records if normalise(row["target"])})
     pool = _Targets(targets, embedder)
-    near = pool.neighbours({ask.row["target"] for ask in asks if ask.kind != EASY}, settings.neighbours)
-    return [
+    ranked = settings.band == "percentile"
+    near = pool.neighbours({ask.row["target"] for ask in asks if ranked or ask.kind != EASY}, settings.neighbours)
+    tried = [
         pool.anywhere(ask.row["target"], seeded_key(seed, EASY, ask.row["row_id"]))
         if ask.kind == EASY
         else iter(near[ask.row["target"]])
         for ask in asks
     ]
+    return tried, _in_cosines(settings, near) if ranked else settings
+
+
+def _in_cosines(settings: NegativesSettings, near: Mapping[str, list[Candidate]]) -> NegativesSettings:
+    """The settings with their percentiles as cosines, by the neighbours of each target, which count alike."""
+    cosines = [cosine for candidates in near.values() for _, cosine in candidates]
+    low, high = np.quantile(cosines, [settings.low, settings.high]) if cosines else (settings.low, settings.high)
+    return settings.replace(band="cosine", low=float(low), high=float(high))
 
 
 class _Targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from pandas import DataFrame
 
 from analyticup.augmentation.embedders import load_embedder
 from analyticup.augmentation.negative_rules import PATH_TASK, relation_counts
-from analyticup.augmentation.negatives import sample_negatives
+from analyticup.augmentation.negatives import REMOVED, sample_negatives
 from analyticup.augmentation.translate import missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
@@ -49,6 +50,13 @@ def translate(job: Job) -> Counts:
     write_report(pairs, counts, seed, job.out)
     found: Counts = {"given": len(rows), "new": len(new_rows), "by language": counts}
     found["pairs refused"] = {language: pairs[language].refused for language in pairs if pairs[language].refused}
+    wanted = dict.fromkeys(languages, settings.translate.rows_per_language) | read_volumes(settings.translate.volumes)
+    say_what_is_missing(
+        f"translate {job.task}",
+        sum(count["kept"] for count in counts.values()),
+        sum(wanted[language] for language in languages),
+        "translation_report.md in the stage's folder says why",
+    )
     unused = sorted(set(read_volumes(settings.translate.volumes)) - set(languages))
     if unused:
         found["translate.volumes not needed for"] = ", ".join(unused)
@@ -66,10 +74,26 @@ def negatives(job: Job) -> Counts:
     scorer = _out_of_fold_scorer(job, rows) if job.settings.negatives.guard_above is not None else None
     new_rows, counts = sample_negatives(rows, job.settings.negatives, embedder, seed, scorer)
     save_with_new_rows(rows, new_rows, job.out)
+    by_rule = {name: count for name, count in counts.items() if name in REMOVED}
+    most = max(by_rule, key=lambda name: by_rule[name])
+    say_what_is_missing(
+        f"negatives {job.task}",
+        counts["kept"],
+        counts["asked"],
+        f"most candidates were refused as: {most} ({by_rule[most]:,}); see negatives.low, high and neighbours, or take "
+        f"negatives.band=percentile",
+    )
     found: Counts = {"given": len(rows), "new": len(new_rows), "by rule": counts}
     if job.task == PATH_TASK:
         found["by relation"] = relation_counts(rows, new_rows)
     return found
+
+
+def say_what_is_missing(what: str, made: int, asked: int, why: str) -> None:
+    """A line on stderr where less than half of an asked volume of rows was made."""
+    if 2 * made < asked:
+        share = f"{made:,} of {asked:,} rows asked for were made ({made / asked:.0%})"
+        print(f"{what}: {share}; {why}", file=sys.stderr, flush=True)
 
 
 def _out_of_fold_scorer(job: Job, rows: DataFrame) -> Callable[[list[tuple[str, str]]], list[float]]:
