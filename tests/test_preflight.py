@@ -6,12 +6,14 @@ import json
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from tiny_runs import TINY, places
 
 from analyticup.__main__ import main
 from analyticup.checks import access, finding, models, preflight
@@ -500,34 +502,44 @@ def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):
     arguments.append("train.max_batch_tokens=32768")
     batch = "train.batch_rows=999"
     level, text = only(look(tmp_path, *arguments, batch), "training: ")
-    # 34 bytes times width and layers for each of 32,768 tokens.
-    assert level == "FAIL" and "for weights, adapters with their optimiser and the activations of a batch" in text
-    assert 260 < float(text.split()[1]) < 300 and "does not fit into the 80.0 GB free of Card X" in text
-    for changed in ("model.gradient_checkpointing=true", "train.max_batch_tokens=2048", "train.batch_rows=12"):
+    # 12 MB for each of 32,768 tokens.
+    assert level == "note" and "for weights, adapters with their optimiser and the activations of a batch" in text
+    assert 400 < float(text.split()[1]) < 440 and "does not fit into the 80.0 GB free of Card X" in text
+    assert "the largest ones then run their layers again or in smaller passes, down to 3" in text
+    changes = ("model.gradient_checkpointing=true", "train.max_batch_tokens=2048", "train.batch_rows=12")
+    for changed, most in zip(changes, (56, 70, 70), strict=True):
         level, text = only(look(tmp_path, *arguments, batch, changed), "training: ")
-        assert level == "OK" and 30 < float(text.split()[1]) < 56
+        assert level in ("OK", "note") and 30 < float(text.split()[1]) < most, changed
     smaller = only(look(tmp_path, *arguments, batch, "model.lora.layers=4"), "training: ")[1]
-    assert 50 < float(smaller.split()[1]) < 60
+    assert 65 < float(smaller.split()[1]) < 75
     # The weights alone pass through main memory, the training does not.
     assert not [f for f in look(tmp_path, *arguments) if f.text.startswith("training") and "main memory" in f.text]
+    machine(monkeypatch, MachineFacts("cuda", (("Card X", int(24e9)),), 10**12))
+    level, text = only(look(tmp_path, *arguments), "training: ")
+    assert level == "FAIL" and "with model.quantisation=nf4 it takes 1" in text and "configs/hardware/24gb.yaml" in text
+    found = look(tmp_path, *arguments, "model.quantisation=nf4")
+    assert only(found, "training: ")[0] == "note" and only(found, "bitsandbytes is not installed")[0] == "FAIL"
+    assert "9.9 GB in nf4" in only(found, "memory for the backbone", "Card X")[1]
 
 
 def test_a_models_own_config_decides_its_shape(tmp_path):
     folder = local_model(tmp_path / "model")
     found = models._model("backbone", "model", str(folder), None)
-    assert models._shape(found) == (2, 32)
+    shape = models.shape_of(found)
+    assert (shape.layers, shape.width, shape.inner, shape.queries, shape.keys) == (2, 32, 64, 32, 16)
+    assert shape.head_norms and models.shape_of(replace(found, folder=None, parameters=14e9)).layers == 41
 
 
-def test_a_translator_is_loaded_in_bf16_on_a_gpu_alone_and_an_embedder_in_float32(tmp_path, monkeypatch):
+def test_a_translator_and_an_embedder_are_loaded_in_bf16_on_a_gpu_alone(tmp_path, monkeypatch):
     arguments = [
         "translate.translator=seedx", f"translate.seedx.revision={COMMIT}", "negatives.enabled=true",
         "embedder.kind=sentence-transformers", "embedder.model=a/E-1B", f"embedder.revision={COMMIT}",
     ]  # fmt: skip
-    for device, dtype in (("cpu", "28.0 GB in float32"), ("cuda", "14.0 GB in bfloat16")):
+    for device, dtype, size in (("cpu", "28.0 GB in float32", 4), ("cuda", "14.0 GB in bfloat16", 2)):
         machine(monkeypatch, MachineFacts(device, (), 10**12))
         found = look(tmp_path, *arguments)
         assert dtype in only(found, "memory for the translator")[1]
-        assert "4.0 GB in float32" in only(found, "memory for the embedder")[1]
+        assert f"{size}.0 GB in " in only(found, "memory for the embedder")[1]
 
 
 def test_a_gpu_that_is_asked_for_but_not_there_blocks(tmp_path, monkeypatch):
@@ -571,10 +583,10 @@ def test_disk_is_added_up_over_downloads_and_adapters(tmp_path, monkeypatch):
         "model.backbone=some/Big-10B", f"model.revision={COMMIT}", "model.lora.r=10", "folds.n=5",
         "translate.translator=seedx", f"translate.seedx.revision={COMMIT}", "QI.filter.enabled=true",
     ]  # fmt: skip
-    # 20 GB + 14 GB of downloads, 15 adapters of 160 MB, 50 MB of tables.
+    # 20 GB + 14 GB of downloads, 15 adapters of 135 MB, 50 MB of tables.
     level, text = only(look(tmp_path, *arguments), "disk:")
-    assert level == "OK" and "the run needs about 36.5 GB (estimate)" in text
-    assert "36.5 GB" not in only(look(tmp_path, *arguments, "QI.filter.scores=in-sample"), "disk:")[1]
+    assert level == "OK" and "the run needs about 36.1 GB (estimate)" in text
+    assert "36.1 GB" not in only(look(tmp_path, *arguments, "QI.filter.scores=in-sample"), "disk:")[1]
     disk(monkeypatch, 36_000_000_000)
     level, text = only(look(tmp_path, *arguments), "disk:")
     assert level == "FAIL" and "only 36.0 GB free" in text
@@ -636,3 +648,45 @@ def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):
         assert only(look(tmp_path, "tracking.mode=online"), "tracking: online", "127.0.0.1 answers")[0] == "OK"
     level, text = only(look(tmp_path, "tracking.mode=online"), f"127.0.0.1:{port} cannot be reached")
     assert level == "FAIL" and "use tracking.mode=offline" in text
+
+
+# ---------------------------------------------------------------- before a run
+
+
+def run(tmp_path, *overrides):
+    return main(["run", *TINY, *places(tmp_path), *overrides])
+
+
+def test_a_run_says_what_would_block_it_before_its_first_stage(tmp_path, monkeypatch, capsys):
+    machine(monkeypatch, MachineFacts("cpu", (), 10**12, "machine.accelerator = gpu: torch sees no GPU here"))
+    assert run(tmp_path, "tracking.mode=online", "machine.accelerator=gpu", "translate.translator=seedx") == 2
+    told = capsys.readouterr()
+    for what in ("no W&B login", "torch sees no GPU here", "translate.seedx.revision=COMMIT", "nothing was started"):
+        assert sum(what in line and line.startswith("error: ") for line in told.err.splitlines()) == 1, what
+    assert ": running" not in told.out and not list((tmp_path / "artifacts").glob("*-all-*"))
+
+
+def test_a_run_on_a_full_disk_or_with_too_little_memory_is_refused(tmp_path, monkeypatch, capsys):
+    disk(monkeypatch, 10**6)
+    machine(monkeypatch, MachineFacts("cpu", (), 10**9))
+    assert run(tmp_path, "model.backbone=some/Big-10B", f"model.revision={COMMIT}") == 2
+    told = capsys.readouterr().err
+    assert "disk: the run needs about" in told and "does not fit into the 1.0 GB free of main memory" in told
+
+
+def test_what_needs_no_model_is_not_checked_for_one(tmp_path):
+    given = settings(tmp_path, "machine.accelerator=gpu", "tracking.mode=online")
+    found = preflight.blockers(given, loads_models=False)
+    assert [one.text.split(":")[0] for one in found] == ["tracking.mode = online"]
+
+
+def test_bf16_on_a_cpu_that_lacks_it_is_noted_loudly(tmp_path, monkeypatch):
+    for able in (True, False):
+        monkeypatch.setattr(machine_checks, "cpu_has_bf16", lambda able=able: able)
+        found = preflight.blockers(settings(tmp_path, "model.dtype=bfloat16"))
+        assert [one.verdict for one in found] == [Verdict.NOTE] * (not able)
+        assert all("about 30 times slower than float32" in one.text for one in found)
+
+
+def test_the_paper_wants_a_gpu():
+    assert load_settings(CONFIGS / "paper.yaml", []).machine.accelerator == "gpu"

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyticup.console import compare_with_expected, exclusive_run, show_execution
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
-from analyticup.engine.execution import execute
-from analyticup.engine.graph import inspect
+from analyticup.engine.execution import Done, execute
+from analyticup.engine.graph import Node, Status, inspect
 from analyticup.engine.memory import Watch
-from analyticup.engine.workers import make_runner
+from analyticup.engine.workers import apart, imported, make_runner
 from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import TASK_SECTIONS, Settings
 from analyticup.terminal import make_console, plain_table, size_text
+from analyticup.training import PREDICT
 from analyticup.verdict import Verdict, tally
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     _say_absent_files(settings, console)
     artifacts: dict[str, Artifact] = {}
     with exclusive_run(settings, console), Watch() as watch, make_runner(settings, MODELS) as runner:
-        show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
+        steps = _once_checked(execute(settings, nodes, describe(PROJECT), runner), settings, nodes, console)
+        show_execution(console, steps, len(nodes), artifacts)
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
         log_summary(settings, f"{settings.name}-{nodes[-1].identity[:8]}", artifacts["report-all"])
@@ -51,6 +53,37 @@ def run(options: argparse.Namespace) -> int:
         f"done in {time.monotonic() - started:.1f} s; at most {size_text(watch.peak)} of memory over all processes"
     )
     return int(failed)
+
+
+def _once_checked(
+    steps: Iterable[Status | Done], settings: Settings, nodes: Sequence[Node], console: Console
+) -> Iterator[Status | Done]:
+    """The steps; before the first stage that runs, what `check` would find to block it later, as a UserError."""
+    last_model = max(place for place, node in enumerate(nodes) if node.stage.name == PREDICT.name)
+    models = {node.identity for node in nodes[: last_model + 1]}
+    checked = False
+    for step in steps:
+        if not checked and isinstance(step, Status) and step.artifact is None:
+            checked = True
+            _refuse_blocked(settings, step.node.identity in models, console)
+        yield step
+
+
+def _refuse_blocked(settings: Settings, loads_models: bool, console: Console) -> None:
+    look = "analyticup.checks.preflight:blockers"
+    # In a process of its own where this one does without torch.
+    given = (settings, loads_models)
+    found = imported(look)(*given) if settings.machine.workers == 1 else apart(_called, look, *given)
+    for finding in found:
+        if finding.verdict != Verdict.FAIL:
+            console.print(f"{finding.verdict}: {finding.text}", soft_wrap=True)
+    blocking = [finding.text for finding in found if finding.verdict == Verdict.FAIL]
+    if blocking:
+        raise UserError("\n".join([*blocking, "nothing was started; `./run.sh check` shows all findings"]))
+
+
+def _called(name: str, *given: Any) -> Any:
+    return imported(name)(*given)
 
 
 def _say_absent_files(settings: Settings, console: Console) -> None:

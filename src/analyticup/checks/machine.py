@@ -15,10 +15,18 @@ from huggingface_hub import constants
 
 from analyticup.augmentation.translators.generation import dtype_on
 from analyticup.checks.finding import Finding, nearest_existing
-from analyticup.checks.models import DTYPE_BYTES, Model, adapter_bytes, cpu_run_bytes, download_bytes, training_bytes
+from analyticup.checks.models import (
+    DTYPE_BYTES,
+    Model,
+    adapter_bytes,
+    backbone_bytes,
+    cpu_run_bytes,
+    download_bytes,
+    training_bytes,
+)
 from analyticup.engine.workers import cores
 from analyticup.errors import UserError
-from analyticup.model.backbone import choose_precision
+from analyticup.model.backbone import choose_precision, cpu_has_bf16
 from analyticup.model.compiling import compiler_fault
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
@@ -33,6 +41,11 @@ _TABLE_COPIES: Final = 6
 _SAMPLE_BYTES: Final = 50e6
 # Above this share of the free memory, weights leave little for the rest of the work (assumed).
 _TIGHT: Final = 0.7
+# Weights on their way to a GPU pass through main memory file by file, of so many bytes at most, as large models are
+# published.
+_FILE_BYTES: Final = 5e9
+# How the note on a slow number format begins; a run shows it too.
+SLOW: Final = "slow:"
 # Above this number of parameters, a CPU is too slow (assumed).
 _LARGE: Final = 2e9
 
@@ -93,6 +106,9 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
         yield Finding(Verdict.OK, f"device: {machine.device}")
     precision = choose_precision(settings.model.dtype, machine.device)
     yield Finding(Verdict.OK, f"precision: {precision.dtype}, as {precision.reason}")
+    if machine.device == "cpu" and precision.dtype == "bfloat16" and not cpu_has_bf16():
+        text = "bfloat16 on a CPU without bf16 instructions, about 30 times slower than float32; set model.dtype=auto"
+        yield Finding(Verdict.NOTE, f"{SLOW} {text}")
     faults = [compiler_fault(task_settings(settings, task)) for task in settings.tasks]
     yield from (Finding(Verdict.FAIL, fault) for fault in dict.fromkeys(faults) if fault)
 
@@ -117,16 +133,38 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
         dtype = _loaded_dtype(model, settings, machine.device)
         # Of the other models, each task loads one.
         most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
+        size, form = model.parameters * DTYPE_BYTES[dtype], dtype
+        if model.use == "backbone" and settings.model.quantisation != "none":
+            size, form = backbone_bytes(settings, model, DTYPE_BYTES[dtype]), settings.model.quantisation
         for place, free, sharing in places:
-            weights = f"memory for the {model.use}: {{}} in {dtype} for the weights only"
-            yield _fits(weights, model.parameters * DTYPE_BYTES[dtype], place, free, min(most, sharing))
+            weights = f"memory for the {model.use}: {{}} in {form} for the weights only"
+            # To a GPU the backbone goes file by file.
+            passing = model.use == "backbone" and len(places) > 1 and place == "main memory"
+            yield _fits(weights, min(size, _FILE_BYTES) if passing else size, place, free, min(most, sharing))
         if model.use == "backbone":
-            what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
-            yield _fits(what, training_bytes(settings, model, DTYPE_BYTES[dtype]), *places[-1])
+            yield _training(settings, model, DTYPE_BYTES[dtype], places[-1])
         if machine.device == "cpu" and model.parameters > _LARGE:
             yield Finding(
                 Verdict.NOTE, f"{model.use}: {model.name} is meant for a GPU; on a CPU it would take very long"
             )
+
+
+def _training(settings: Settings, model: Model, value_bytes: int, place: tuple[str, int, int]) -> Finding:
+    on_gpu = place[0] != "main memory"
+    what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
+    whole = _fits(what, training_bytes(settings, model, value_bytes, on_gpu), *place)
+    least = training_bytes(settings, model, value_bytes, on_gpu, least=True)
+    # A CPU out of memory is told by the end of the process, and then it is too late.
+    if whole.verdict != Verdict.FAIL or not on_gpu:
+        return whole
+    if least * place[2] > place[1]:
+        small = settings.replace(**{"model.quantisation": "nf4"})
+        less = training_bytes(small, model, value_bytes, on_gpu, least=True)
+        fits = settings.model.quantisation == "none" and less * place[2] <= place[1]
+        advice = f"; with model.quantisation=nf4 it takes {size_text(less)}: see configs/hardware/24gb.yaml"
+        return Finding(whole.verdict, whole.text + advice * fits)
+    how = f"; the largest ones then run their layers again or in smaller passes, down to {size_text(least)}"
+    return Finding(Verdict.NOTE, whole.text + how)
 
 
 def _cpu_run(settings: Settings, model: Model, machine: MachineFacts) -> Finding:
@@ -161,7 +199,7 @@ def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
     """The dtype in which the run would load the model."""
     if model.use == "backbone":
         return choose_precision(settings.model.dtype, device).dtype
-    return dtype_on(device) if model.use == "translator" else "float32"
+    return dtype_on(device)
 
 
 def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:

@@ -14,6 +14,14 @@ from transformers import AutoTokenizer
 
 from analyticup.augmentation.translators import translation_models, translator_of
 from analyticup.checks.finding import Finding
+from analyticup.checks.footprint import (
+    Shape,
+    adapter_state_bytes,
+    adapters,
+    kept_bytes,
+    logits_bytes,
+    shape_of_config,
+)
 from analyticup.engine.artifacts import Unusable
 from analyticup.engine.files import read_json
 from analyticup.errors import UserError
@@ -42,15 +50,16 @@ KNOWN_PARAMETERS: Final = {
 }
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
 DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-# LoRA parameters per rank and model parameter over all linear layers: .00027 for the shapes of Qwen3-14B, .00033 for
-# those of Qwen3-8B; rounded up.
-_LORA_SHARE: Final = 4e-4
-# Kept for the backward pass per token, layer and unit of width, as multiples of a value's bytes: 34 bytes in 16 bits
-# by Korthikanti et al. 2022 (arXiv 2205.05198, without attention scores).
+# By the models' configs; others are taken for a Qwen3-14B of another width.
+KNOWN_SHAPES: Final = {
+    "Qwen/Qwen3-14B-Base": Shape(40, 5120, 17408, 5120, 1024, 151936, head_norms=True),
+    "Qwen/Qwen3-8B-Base": Shape(36, 4096, 12288, 4096, 1024, 151936, head_norms=True),
+}
+# NF4 with double quantisation: 4 bits a weight and .127 for the scales (Dettmers et al. 2023).
+_NF4_BYTES: Final = 4.127 / 8
+# Kept for the backward pass on a CPU per token, layer and unit of width, as multiples of a value's bytes (measured with
+# the sample).
 _KEPT_VALUES: Final = 17
-# An adapter's weight, gradient and two moments of AdamW, float32.
-_TRAINED_BYTES: Final = 16
-
 
 # Of a run on a CPU, measured on Linux with the sample (270M parameters, bf16 and float32, two workers): the process
 # that shows it and those of W&B, one with all packages imported, what a converting one takes per parameter, one that
@@ -177,7 +186,8 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
         count += own.folds.n
         if own.filter.enabled:
             count += {"out-of-fold": own.folds.n, "in-sample": 1, "neighbours": 0}[own.filter.scores]
-    return count * 4 * settings.model.lora.r * _LORA_SHARE * (model.parameters or 0.0)
+    shape = shape_of(model)
+    return 4.0 * count * adapters(shape, settings.model.lora.r, trained_layers(settings, shape))
 
 
 def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
@@ -187,8 +197,8 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     left out.
     """
     parameters, workers = model.parameters or 0.0, settings.machine.workers
-    depth, width = _shape(model)
-    trained, predict = min(depth, settings.model.lora.layers or depth), settings.predict.max_batch_tokens
+    shape = shape_of(model)
+    width, trained, predict = shape.width, trained_layers(settings, shape), settings.predict.max_batch_tokens
     needs = []
     for task in settings.tasks:
         train = task_settings(settings, task).train
@@ -205,37 +215,51 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     return max(run, idle + _PROCESS_BYTES + parameters * _CONVERSION_BYTES)
 
 
-def training_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
-    """Estimate for one training: weights, adapters with their optimiser, activations of the largest batch.
+def backbone_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
+    """The weights, on their device; quantised, all but embeddings and output matrix."""
+    parameters = model.parameters or 0.0
+    if settings.model.quantisation == "none":
+        return parameters * value_bytes
+    shape = shape_of(model)
+    whole = min(parameters, 2.0 * shape.vocabulary * shape.width)
+    return whole * value_bytes + (parameters - whole) * _NF4_BYTES
 
-    `value_bytes` is the size of a weight and of an activation. The logits of the label position are left out. Not
-    compared with a measured peak yet.
+
+def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: bool, least: bool = False) -> float:
+    """Estimate for one training: weights, adapters with their optimiser, activations and logits of the largest batch.
+
+    `value_bytes` is the size of a weight and of an activation. With `least`, of a batch whose passes are one row each
+    and whose layers are run again in the backward pass, as where memory has run out.
     """
-    parameters, lora = model.parameters or 0.0, settings.model.lora
-    depth, width = _shape(model)
-    trained = min(depth, lora.layers or depth)
-    tokens = max(_batch_tokens(task_settings(settings, task)) for task in settings.tasks)
-    # With checkpointing each layer keeps only its input, and one layer at a time all the rest.
-    kept = trained + _KEPT_VALUES if settings.model.gradient_checkpointing else trained * _KEPT_VALUES
-    adapters = _TRAINED_BYTES * lora.r * _LORA_SHARE * parameters * trained / depth
-    return parameters * value_bytes + adapters + tokens * width * value_bytes * kept
+    shape, lora = shape_of(model), settings.model.lora
+    trained = trained_layers(settings, shape)
+    needs = []
+    for task in settings.tasks:
+        own = task_settings(settings, task)
+        longest = own.prompt.max_query_tokens + own.prompt.max_target_tokens
+        # But for the prompt's fixed words.
+        tokens = longest if least else min(own.train.max_batch_tokens, own.train.batch_rows * longest)
+        each = kept_bytes(shape, value_bytes, lora.r, bool(lora.dropout), longest, on_gpu)
+        # Run again, each layer keeps only its input, and one layer at a time all the rest.
+        again = least or settings.model.gradient_checkpointing
+        kept = trained * shape.width * value_bytes + each if again else trained * each
+        needs.append(tokens * kept + logits_bytes(shape, max(1, tokens // longest), value_bytes))
+    return backbone_bytes(settings, model, value_bytes) + adapter_state_bytes(shape, lora.r, trained) + max(needs)
 
 
-def _batch_tokens(settings: Settings) -> int:
-    """The most that a batch of training rows can hold, but for the prompt's fixed words."""
-    longest = settings.prompt.max_query_tokens + settings.prompt.max_target_tokens
-    return min(settings.train.max_batch_tokens, settings.train.batch_rows * longest)
+def trained_layers(settings: Settings, shape: Shape) -> int:
+    return min(shape.layers, settings.model.lora.layers or shape.layers)
 
 
-def _shape(model: Model) -> tuple[float, float]:
-    """Layers and width from config.json, else from the number of parameters: 12 width² to a layer, and a width of 128
-    times the layers (assumed; Qwen3-14B, 40 layers of width 5120, comes out as 42 of 5400)."""
+def shape_of(model: Model) -> Shape:
+    """From config.json, else by name, else guessed from the number of parameters: 12 width² to a layer, and a width of
+    128 times the layers (assumed; Qwen3-14B, 40 layers of width 5120, would come out as 42 of 5400)."""
     config = _read_json(model.folder / "config.json") if model.folder is not None else {}
-    depth, width = config.get("num_hidden_layers"), config.get("hidden_size")
-    if isinstance(depth, int) and isinstance(width, int) and depth > 0:
-        return depth, width
-    guessed = (128 * (model.parameters or 0.0) / 12) ** (1 / 3)
-    return max(1.0, guessed / 128), guessed
+    found = shape_of_config(config.get("text_config") or config) or KNOWN_SHAPES.get(model.name)
+    if found is not None:
+        return found
+    width = (128 * (model.parameters or 0.0) / 12) ** (1 / 3)
+    return Shape(max(1, round(width / 128)), round(width), round(3.4 * width), round(width), round(width / 5), 151936)
 
 
 def model_findings(models: list[Model]) -> Iterable[Finding]:

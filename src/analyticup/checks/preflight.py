@@ -10,11 +10,12 @@ from analyticup.augmentation.translators import translator_of
 from analyticup.checks.access import access_findings, tracking_findings
 from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
-from analyticup.checks.machine import device_findings, disk_findings, look_at_machine, memory_findings
+from analyticup.checks.machine import SLOW, device_findings, disk_findings, look_at_machine, memory_findings
 from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
 from analyticup.checks.weights import weight_findings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.errors import UserError
+from analyticup.model.backbone import NO_BITSANDBYTES
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
@@ -40,6 +41,28 @@ def findings(settings: Settings) -> list[Finding]:
     return list(dict.fromkeys(finding for check in checks for finding in _all_of(check)))
 
 
+def blockers(settings: Settings, loads_models: bool = True) -> list[Finding]:
+    """What would end a run later, in seconds: files are neither hashed nor read through, as the stages do that. And the
+    notes that cost most where they are not read. Without `loads_models`, only what stages without a model need."""
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        lambda: access_findings(settings),
+        lambda: tracking_findings(settings),
+    ]
+    if loads_models:
+        models, machine = needed_models(settings, resolve(settings.paths.cache)), look_at_machine(settings.machine)
+        # A package's model is hashed when it is converted or loaded, which comes first.
+        looked_at = [model for model in models if model.kind != "gguf"]
+        checks += [
+            lambda: settings_findings(settings),
+            lambda: model_findings(looked_at),
+            lambda: device_findings(settings, machine),
+            lambda: memory_findings(settings, models, machine),
+            lambda: disk_findings(settings, models),
+        ]
+    found = list(dict.fromkeys(finding for check in checks for finding in _all_of(check)))
+    return [one for one in found if one.verdict == Verdict.FAIL or one.text.startswith(SLOW)]
+
+
 def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     found: list[Finding] = []
     try:
@@ -51,6 +74,8 @@ def _all_of(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 def settings_findings(settings: Settings) -> Iterable[Finding]:
     """Settings that are each fine but not together, or not with what is installed."""
+    if settings.model.quantisation == "nf4" and find_spec("bitsandbytes") is None:
+        yield Finding(Verdict.FAIL, NO_BITSANDBYTES)
     for task in settings.tasks:
         own = task_settings(settings, task)
         translator = own.translate.translator if own.translate.enabled else ""
