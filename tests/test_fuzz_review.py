@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from fuzzing import HOSTILE, TEXTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny_runs import make_job
 
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
 from analyticup.corpus.tables import save_table
@@ -39,9 +39,8 @@ def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None
     save_table({"row_id": ids, "margin": margins}, tmp_path / "held_out.parquet")
     artifact = Artifact(tmp_path, StageRecord())
     chosen = FilterSettings(enabled=True, max_share=1.0)
-    job: Any = SimpleNamespace(
-        settings=Settings(filter=chosen), inputs={"rows": artifact, "filter_model-fold0": artifact}, out=tmp_path
-    )
+    inputs = {"rows": artifact, "filter_model-fold0": artifact}
+    job = make_job(tmp_path, settings=Settings(filter=chosen), inputs=inputs)
     (tmp_path / "rows.parquet").unlink(missing_ok=True)
     assert filter_rows(job)["suspects"] == len(ids)
     (*_, in_use) = _filter_quality(set(ids), artifact, artifact, chosen)

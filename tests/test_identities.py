@@ -7,6 +7,8 @@ import json
 import pytest
 
 from analyticup import pipeline, training
+from analyticup.errors import UserError
+from analyticup.filtering.decisions import Decision, write_decisions
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, Leaf, Settings, decisive, leaves, run_only
 
@@ -136,3 +138,34 @@ PINNED = {
 def test_artifacts_made_before_are_found_again(empty, monkeypatch, base):
     found = dict(identities(empty, *BASES[base]))
     assert {title: found[title] for title in PINNED[base]} == PINNED[base]
+
+
+def with_decisions(empty, monkeypatch, folder, tasks, *overrides):
+    """Titles of the stages whose identity people's decisions on the tasks' rows change."""
+    monkeypatch.setattr(pipeline, "hash_files", lambda settings: FILES)
+    given = [*BASES["mined"], f"filter.decisions={folder}", *overrides]
+
+    def built():
+        return {node.title: node.identity for node in pipeline.build(load_settings(empty, given))}
+
+    before = built()
+    for task in tasks:
+        write_decisions([Decision("train-1", "0" * 16, 1, "flip")], folder / f"decisions_{task}.jsonl")
+    after = built()
+    return {title for title in before.keys() | after.keys() if before.get(title) != after.get(title)}
+
+
+def test_decisions_change_the_filter_and_what_follows_it_and_nothing_else(empty, monkeypatch, tmp_path):
+    changed = with_decisions(empty, monkeypatch, tmp_path, ["QC"], "filter.rounds=1")
+    every = {"filter-QC", "ensemble-QC", "threshold-QC", "submit-all", "report-all"}
+    assert changed == every | {f"{name}-QC-fold{n}" for name in ("train", "predict") for n in (0, 1)}
+
+
+def test_decisions_hold_without_a_filter_too_and_only_where_they_are_asked_for(empty, monkeypatch, tmp_path):
+    assert "filter-QI" in with_decisions(empty, monkeypatch, tmp_path, ["QI"], "filter.enabled=false")
+    assert not with_decisions(empty, monkeypatch, tmp_path, ["QC"], "QC.filter.decisions=null")
+
+
+def test_a_folder_of_decisions_that_is_named_must_be_there(empty, tmp_path):
+    with pytest.raises(UserError, match=r"filter\.decisions: .*none is not a folder"):
+        pipeline.build(load_settings(empty, [f"filter.decisions={tmp_path / 'none'}"]))

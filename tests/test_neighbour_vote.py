@@ -190,7 +190,7 @@ def test_the_filter_finds_labels_that_their_neighbours_contradict(tmp_path):
     _, made = run(tmp_path, stage.neighbours, turned)
     inputs = {"rows": Artifact(tmp_path / "ingest", StageRecord()), "neighbours": Artifact(made, StageRecord())}
     (tmp_path / "filter").mkdir()
-    rules = FilterSettings(scores="neighbours", disagreement_below=0.5, max_share=0.025)
+    rules = FilterSettings(enabled=True, scores="neighbours", disagreement_below=0.5, max_share=0.025)
     filter_rows(make_job(tmp_path, inputs=inputs, settings=Settings(filter=rules), out=tmp_path / "filter"))
     suspects = [json.loads(line) for line in (tmp_path / "filter" / "suspects.jsonl").read_text().splitlines()]
     assert [suspect["row_id"] for suspect in suspects] == ["train-50", "train-7", "train-91"]

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT, TINY, places
+from tiny_runs import ROOT, TINY, make_job, places
 
 from analyticup import pipeline
 from analyticup.__main__ import main
@@ -18,6 +18,7 @@ from analyticup.engine import artifacts
 from analyticup.engine.artifacts import StageRecord
 from analyticup.engine.job import Counts, Job
 from analyticup.errors import CheckFailed
+from analyticup.filtering.stage import filter_rows
 from analyticup.settings.loading import load_settings, task_settings
 from analyticup.training import stage
 from analyticup.training.source import model_source
@@ -376,6 +377,47 @@ def test_tracking_closes_its_run_even_when_training_fails(tmp_path: Path) -> Non
         raise RuntimeError
     assert wandb.run is None
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_decisions_of_a_sheet_reach_the_training_rows(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import csv
+
+    from analyticup.corpus.rows import load_rows
+
+    # The manifest then names the copy's folders.
+    assert run_main(copy) == 0
+    sheet, run = copy / "sheet.csv", copy / "submissions" / "sample"
+    assert main(["review", "export", str(run), "--task", "QI", "--top", "9", "--out", str(sheet)]) == 0
+    with sheet.open(encoding="utf-8-sig", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == 9 and float(lines[0]["model"]) >= 0 and lines[0]["nearest"]
+    lines[0]["decision"], lines[1]["decision"] = "flip", "drop"
+    with sheet.open("w", encoding="utf-16", newline="") as stream:
+        writer = csv.DictWriter(stream, list(lines[0]), delimiter=";")
+        writer.writeheader()
+        writer.writerows(lines)
+    assert main(["review", "import", str(sheet), "--run", str(run), "--reviewer", "ann"]) == 0
+    capsys.readouterr()
+    assert run_main(copy, command="plan") == 0
+    states = [line.split()[1:3] for line in capsys.readouterr().out.splitlines() if "-QI" in line or "-QC" in line]
+    runs = [name for name, state in states if state == "run"]
+    assert runs[0] == "filter-QI"
+    assert {name.split("-")[0] for name in runs} == {"filter", "train", "predict", "ensemble", "threshold"}
+    assert not [name for name in runs if "-QC" in name]
+    # Judging, translating and the other task are as they were; training would take long here.
+    own = task_settings(load_settings(SAMPLE, [*TINY, *places(copy)]), "QI")
+    nodes = {node.title: node for node in pipeline.build(load_settings(SAMPLE, [*TINY, *places(copy)]))}
+    inputs = {
+        name: artifacts.read_artifact(copy / "artifacts" / node.name, node.identity)
+        for name, node in nodes["filter-QI"].inputs.items()
+    }
+    files = {"decisions_QI.jsonl": copy / "reviews" / "sample" / "decisions_QI.jsonl"}
+    made = make_job(copy / "made", task="QI", settings=own, inputs=inputs, files=files)
+    made.out.mkdir()
+    assert filter_rows(made)["decided"]["flip"] == 1
+    before = load_rows(one(copy, "ingest-QI-*") / "train.parquet").set_index("row_id")["label"]
+    after = load_rows(copy / "made" / "rows.parquet").set_index("row_id")["label"]
+    assert after[lines[0]["row_id"]] == 1 - before[lines[0]["row_id"]] and lines[1]["row_id"] not in after
 
 
 def test_turned_labels_are_measured_by_rule_and_rounds_build_on_each_other(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ TINY = [
 
 def places(folder: Path) -> list[str]:
     """All that a run writes, below one folder."""
-    return [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
+    below = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
+    return [*below, f"filter.decisions={folder}/reviews/{{name}}"]
 
 
 def make_job(folder: Path, **given: Any) -> Job:

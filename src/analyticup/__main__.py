@@ -57,6 +57,25 @@ def _score(command: Parser) -> None:
     command.add_argument("--scores", type=Path, help="scores_*.parquet, for ROC-AUC and average precision")
 
 
+def _review(command: Parser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION")
+    out = actions.add_parser("export", help="write a sheet for reviewers, for a spreadsheet or as JSON lines")
+    back = actions.add_parser("import", help="check a filled-in sheet and store its decisions")
+    out.add_argument("run", type=Path, metavar="RUN", help="e.g. submissions/sample")
+    out.add_argument("--out", type=Path, help=".csv or .jsonl (default: sheet_TASK.csv in the folder of decisions)")
+    model = actions.add_parser("simulate", help="what looks are worth by simulated reviewers, where truth is known")
+    model.add_argument("run", type=Path, metavar="RUN", help="e.g. submissions/sample")
+    model.add_argument("--step", type=int, default=100, metavar="N", help="looks from line to line (default: 100)")
+    back.add_argument("file", type=Path, metavar="FILE")
+    back.add_argument("--run", type=Path, help="default: the run that the sheet names, in submissions/")
+    command.add_argument("--run", type=Path, default=Path("submissions/sample"), help="default: submissions/sample")
+    for asked in (command, out, model):
+        asked.add_argument("--task", choices=("QC", "QI"), default=None, help="default: the run's first task")
+        asked.add_argument("--top", type=int, default=200, metavar="N", help="rows to look at (default: 200)")
+    for asked in (command, out, back, model):
+        asked.add_argument("--reviewer", default=None, metavar="NAME", help="default: your user name")
+
+
 def _run_dir(command: Parser) -> None:
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
 
@@ -139,6 +158,11 @@ COMMANDS = {
         "F1 per language of a submission file, where labels are known", "analyticup.commands:score", _score
     ),
     "report": Command("show the report of a finished run again", "analyticup.commands:report", _run_dir),
+    "review": Command(
+        "look at doubtful training rows on the terminal, or by a sheet",
+        "analyticup.review.command:review",
+        _review,
+    ),
     "verify": Command(
         "check a finished run: files, inputs, settings, stages, figures",
         "analyticup.commands:verify",

@@ -16,6 +16,7 @@ from analyticup.engine.graph import Node, Status, inspect
 from analyticup.engine.memory import Watch
 from analyticup.engine.workers import apart, imported, make_runner
 from analyticup.errors import UserError
+from analyticup.filtering import decision_files
 from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace) -> int:
     settings, console, started = settings_of(options), make_console(), time.monotonic()
     nodes = build(settings)
     _say_absent_files(settings, console)
+    for path in decision_files(settings).values():
+        console.print(f"{path}: people's decisions on rows are used", soft_wrap=True)
     artifacts: dict[str, Artifact] = {}
     with exclusive_run(settings, console), Watch() as watch, make_runner(settings, MODELS) as runner:
         steps = _once_checked(execute(settings, nodes, describe(PROJECT), runner), settings, nodes, console)

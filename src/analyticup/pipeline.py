@@ -12,13 +12,15 @@ from typing import Self
 from analyticup.augmentation import NEGATIVES, TRANSLATE
 from analyticup.corpus import INGEST, SAMPLE
 from analyticup.corpus.official import hash_files, label_names, row_names
+from analyticup.engine.files import file_sha256
 from analyticup.engine.graph import Graph, Node, Part, Stage
 from analyticup.ensembling import ENSEMBLE, THRESHOLD
 from analyticup.features import FEATURES, NEIGHBOURS
-from analyticup.filtering import FILTER, JUDGE
+from analyticup.filtering import FILTER, JUDGE, decision_files
 from analyticup.report import REPORT
 from analyticup.settings.loading import task_settings
-from analyticup.settings.schema import Settings
+from analyticup.settings.paths import decisions_name
+from analyticup.settings.schema import TASKS, Settings
 from analyticup.submission import SUBMIT
 from analyticup.training import ADOPT, FOLDS, PREDICT, TRAIN
 
@@ -31,7 +33,7 @@ KNOWN = (NEIGHBOURS, FEATURES)
 def build(settings: Settings, hashes: Mapping[str, str] | None = None) -> list[Node]:
     """Every stage of the run in the order of execution; creates nothing. Raises UserError for missing files.
 
-    `hashes`, official file name -> sha256, are taken instead of reading the files of `data.dir`.
+    `hashes`, file name -> sha256, are taken instead of reading the files of `data.dir` and people's decisions.
     """
     whole = _Whole.start(settings, hashes)
     ends = whole.by_task(TaskStages.all)
@@ -59,11 +61,13 @@ class _Whole:
 
     @classmethod
     def start(cls, settings: Settings, hashes: Mapping[str, str] | None) -> Self:
-        graph = Graph({})
-        if settings.data.dir is None:
-            return cls(settings, graph, {"sample": graph.add(SAMPLE, settings, "all")})
-        graph.hashes = hash_files(settings) if hashes is None else hashes
-        return cls(settings, graph, {})
+        if hashes is None:
+            hashes = {name: file_sha256(path) for name, path in decision_files(settings).items()}
+            hashes |= hash_files(settings) if settings.data.dir is not None else {}
+        if settings.data.dir is not None:
+            return cls(settings, Graph(hashes), {})
+        graph = Graph({name: hashes[name] for name in map(decisions_name, TASKS) if name in hashes})
+        return cls(settings, graph, {"sample": graph.add(SAMPLE, settings, "all")})
 
     @property
     def asked(self) -> list[str]:
@@ -129,7 +133,7 @@ class TaskStages:
             rows = used["negatives"] = self.add(NEGATIVES, {"rows": rows, **self.guard(rows)})
         folds = used["folds"] = self.add(FOLDS, {"rows": rows})
         training = {"rows": rows, "folds": folds}
-        if own.filter.enabled:
+        if own.filter.enabled or decisions_name(self.task) in self.graph.hashes:
             training["filter"] = used["filter"] = self.filtered(training)
         return {f"train-fold{n}": self.add(TRAIN, training, Part(n)) for n in self.folds}
 
@@ -142,15 +146,21 @@ class TaskStages:
         return {"folds": training["folds"], **judges}
 
     def filtered(self, training: Mapping[str, Node]) -> Node:
-        """The last round's rows; each round's judges, or voters, know only what the round before has left."""
+        """The last round's rows; each round's judges, or voters, know only what the round before has left.
+
+        Without judges there are people's decisions only.
+        """
         last: dict[str, Node] = {}
-        for turn in range(1, self.own.filter.rounds + 1):
+        for turn in range(1, self.own.filter.rounds + 1 if self.own.filter.enabled else 2):
             judges = self.judges({**training, **last}, turn)
-            last = {"filter": self.add(FILTER, {"rows": training["rows"], **judges}, Part(round=turn))}
+            inputs, decided = {"rows": training["rows"], **judges}, [decisions_name(self.task)]
+            last = {"filter": self.add(FILTER, inputs, Part(round=turn), files=decided)}
         return last["filter"]
 
     def judges(self, given: Mapping[str, Node], turn: int) -> dict[str, Node]:
         scores = self.own.filter.scores
+        if not self.own.filter.enabled:
+            return {}
         if scores == "neighbours":
             voters = {name: node for name, node in given.items() if name != "folds"}
             return {"neighbours": self.add(NEIGHBOURS, voters, Part(purpose="filter", round=turn))}

@@ -118,14 +118,15 @@ def _run(
     reset_peak()
     digests = {name: artifact.digest for name, artifact in inputs.items()}
     resumes = {"node": node.identity, "inputs": digests, "packages": environment.get("packages", {})}
+    own = task_settings(settings, node.task) if node.task in TASKS else settings
     with _naming(node), publish_folder(folder) as scratch:
         job = Job(
             task=node.task,
             part=node.part,
-            settings=task_settings(settings, node.task) if node.task in TASKS else settings,
+            settings=own,
             inputs=inputs,
             out=scratch,
-            files=given_files(settings, node.file_hashes, inputs.get("sample")),
+            files=given_files(own, node.file_hashes, inputs.get("sample")),
             cache=resolve(settings.paths.cache),
             logs=resolve(settings.paths.artifacts),
             group=group,

@@ -9,7 +9,8 @@ from typing import Any
 
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.graph import Part
-from analyticup.settings.schema import Settings
+from analyticup.settings.paths import decisions_folder, decisions_name
+from analyticup.settings.schema import TASKS, Settings
 
 # Nested plain numbers and texts, for the record and the summary.
 Counts = dict[str, Any]
@@ -49,7 +50,11 @@ class Job:
 
 
 def given_files(settings: Settings, names: Collection[str], sample: Artifact | None) -> dict[str, Path]:
-    """File name -> path of the official files called `names`, or of all that the sample corpus consists of."""
-    if settings.data.dir is None:
-        return {path.name: path for path in sample.folder.glob("*.txt")} if sample else {}
-    return {name: Path(settings.data.dir).expanduser() / name for name in names}
+    """File name -> path of the files called `names`, and of all that the sample corpus consists of; `settings` are
+    those of a task where decisions are among the names."""
+    found = {path.name: path for path in sample.folder.glob("*.txt")} if sample else {}
+    decided, given = decisions_folder(settings), {decisions_name(task) for task in TASKS}.intersection(names)
+    found |= {name: decided / name for name in given if decided}
+    if settings.data.dir is not None:
+        found |= {name: Path(settings.data.dir).expanduser() / name for name in names if name not in given}
+    return found

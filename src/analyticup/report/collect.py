@@ -47,7 +47,8 @@ def collect(job: Job) -> Report:
             if labels is not None and f"{split}_{task}.txt" in job.files:
                 scores = job.inputs["submit"].file(f"{split}/scores_{task}.parquet")
                 figures.scores[f"{split} {task}"] = _scores(labels, scores, trained)
-        if "filter" in own:
+        # A filter that is off has people's decisions only, and no scores.
+        if "filter" in own and task_settings(job.settings, task).filter.enabled:
             wrong = _wrong_labels(job.files.get(f"train_{task}.truth.txt"), own["ingest"])
             if wrong is not None:
                 settings = task_settings(job.settings, task).filter

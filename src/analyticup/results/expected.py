@@ -11,7 +11,8 @@ import yaml
 from analyticup.errors import UserError
 from analyticup.report.figures import Report
 from analyticup.settings.loading import load_settings
-from analyticup.settings.schema import Settings, decisive
+from analyticup.settings.paths import decisions_name
+from analyticup.settings.schema import TASKS, Settings, decisive
 from analyticup.verdict import Item, Verdict
 
 
@@ -51,6 +52,8 @@ def _unlike(
     if not shipped.is_file() or decisive(settings) != decisive(load_settings(shipped, overrides)):
         given = "".join(f" {text}" for text in overrides)
         return f"the settings differ from configs/{settings.name}.yaml{given} as it is shipped"
+    if decided := sorted(data.keys() & set(map(decisions_name, TASKS))):
+        return f"people's decisions are among the inputs ({', '.join(decided)})"
     if any(data.get(file) != digest for file, digest in entry["data"].items()):
         return f"the files are not those that the expectations of {name} were measured on"
     return ""

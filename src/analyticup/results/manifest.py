@@ -175,11 +175,10 @@ def _stage_entry(artifact: Artifact) -> StageEntry:
 
 
 def data_sha256(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """sha256 of each official file that was read, given or generated."""
-    if "sample-all" in artifacts:
-        files = artifacts["sample-all"].record.files
-        return {name: entry["sha256"] for name, entry in sorted(files.items())}
+    """sha256 of each official file that was read, given or generated, and of people's decisions."""
     given: dict[str, str] = {}
+    if "sample-all" in artifacts:
+        given = {name: entry["sha256"] for name, entry in artifacts["sample-all"].record.files.items()}
     for artifact in artifacts.values():
         given |= artifact.record.raw
     return dict(sorted(given.items()))

@@ -24,7 +24,7 @@ from analyticup.report.figures import REPORT, Report
 from analyticup.results.expected import compare, figures_by_name
 from analyticup.results.manifest import MANIFEST, Manifest, make_manifest
 from analyticup.settings.loading import settings_from_dict, task_settings
-from analyticup.settings.paths import PROJECT, resolve
+from analyticup.settings.paths import PROJECT, decisions_folder, decisions_name, resolve
 from analyticup.settings.schema import Settings, leaves
 from analyticup.submission.score import read_predictions
 from analyticup.submission.validate import validate_submission
@@ -73,12 +73,13 @@ def verify_run(folder: Path, overrides: list[str]) -> Iterator[Item]:
     where = f"{folder / MANIFEST}: config"
     settings = settings_from_dict(manifest.config, where, [])
     places = settings_from_dict(manifest.config, where, overrides)
+    decided = {decisions_name(task): decisions_folder(task_settings(places, task)) for task in places.tasks}
     stages = read_stages(manifest, places)
     with _input_folder(settings, places, stages) as given:
         inputs: dict[str, Path] = {}
-        for item in _inputs(manifest.data, given):
+        for name, digest in manifest.data.items():
+            item = _input(name, digest, decided.get(name) or given)
             if item.verdict == Verdict.OK:
-                name = item.what.removeprefix("input ")
                 inputs[name] = given / name
             yield item
         run = _Run(folder, manifest, settings, places, sound, stages, inputs)
@@ -155,16 +156,12 @@ def _input_folder(settings: Settings, places: Settings, stages: Mapping[str, Art
             yield Path(scratch)
 
 
-def _inputs(data: Mapping[str, str], folder: Path) -> Iterator[Item]:
-    for name, digest in data.items():
-        path = folder / name
-        if not path.is_file():
-            yield Item(
-                Verdict.SKIPPED, f"input {name}", f"not checked: not in {folder}; say where with data.dir=FOLDER"
-            )
-        else:
-            faults = [] if file_sha256(path) == digest else [f"{path} is not the file that the run read"]
-            yield _said(f"input {name}", faults, "sha256 as in the manifest")
+def _input(name: str, digest: str, folder: Path) -> Item:
+    path = folder / name
+    if not path.is_file():
+        return Item(Verdict.SKIPPED, f"input {name}", f"not checked: not in {folder}; say where with data.dir=FOLDER")
+    faults = [] if file_sha256(path) == digest else [f"{path} is not the file that the run read"]
+    return _said(f"input {name}", faults, "sha256 as in the manifest")
 
 
 def _submissions(run: _Run) -> Iterator[Item]:

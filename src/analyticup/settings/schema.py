@@ -438,6 +438,11 @@ class FilterSettings(Section):
     rounds: int = Field(
         1, ge=1, le=10, description="Filter, train the judges on what is left, filter again; each round judges all."
     )
+    # What the decisions say enters the filter's identity, where there are any; they hold without `enabled` too.
+    decisions: RunOnly[Location | None] = Field(
+        "reviews/{name}",
+        description="Folder of people's decisions on rows (`./run.sh review`); {name} is the run's; null = use none.",
+    )
 
 
 class TrainSettings(Section):
