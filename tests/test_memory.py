@@ -5,10 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import psutil
 from worker_calls import wait_for
 
 from analyticup.engine import memory
+from analyticup.engine.execution import execute
+from analyticup.engine.graph import Node, Part, Stage
 from analyticup.engine.memory import Watch, peak, reset_peak
+from analyticup.engine.workers import InProcess
+from analyticup.settings.schema import Settings
 
 MB = 2**20
 
@@ -20,6 +25,26 @@ def test_a_stage_does_not_count_what_an_earlier_one_took():
     assert peak() > before + 150 * MB
     reset_peak()
     assert peak() < before + 100 * MB
+
+
+def test_a_stage_counts_what_the_processes_took_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "INTERVAL", 0.02)
+    node = Node(Stage("greedy", 1, "test_memory:greedy"), "all", Part(), {}, {}, {})
+    settings = Settings(paths={"artifacts": str(tmp_path)})
+    with InProcess("test_memory:no_models") as runner:
+        *_, done = execute(settings, [node], {}, runner)
+    assert done.artifact.record.memory > psutil.Process().memory_info().rss + 150 * MB
+
+
+def greedy(job):
+    """A stage whose child takes 200 MB for a while."""
+    takes = f"import time; held = bytearray(b'x') * {200 * MB}; time.sleep(0.3)"
+    subprocess.run([sys.executable, "-c", takes], check=True)
+    return {}
+
+
+def no_models(settings):
+    return None
 
 
 def test_a_run_is_watched_with_all_its_processes(monkeypatch):

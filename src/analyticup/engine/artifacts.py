@@ -120,7 +120,8 @@ class StageRecord(_RecordFile):
 
     `code` (version of the stage's code), `settings` and `raw` (official file name -> sha256) are part of the identity.
     `inputs` are the digests of the folders it was made from, `input_folders` their names, both by the input's name;
-    `counts` is what the stage returned, `seconds` the time it took, `memory` the most resident bytes of its process.
+    `counts` is what the stage returned, `seconds` the time it took, `memory` the most resident bytes of its process,
+    those that it started included.
     """
 
     stage: str = ""

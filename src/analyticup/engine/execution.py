@@ -15,7 +15,7 @@ from analyticup.engine.artifacts import Artifact, StageRecord, fingerprint, read
 from analyticup.engine.files import discard, publish_folder, tidy
 from analyticup.engine.graph import Node, Status, inspect_node
 from analyticup.engine.job import Job, given_files
-from analyticup.engine.memory import peak, reset_peak
+from analyticup.engine.memory import Watch, peak, reset_peak
 from analyticup.engine.workers import Runner, imported
 from analyticup.errors import UserError, machine_trouble
 from analyticup.settings.loading import task_settings
@@ -134,7 +134,8 @@ def _run(
             resume_identity=fingerprint(resumes),
             source=source,
         )
-        counts = imported(node.stage.run)(job)
+        with Watch() as watch:
+            counts = imported(node.stage.run)(job)
         record = StageRecord(
             stage=node.stage.name,
             task=node.task,
@@ -147,7 +148,8 @@ def _run(
             input_folders={name: artifact.folder.name for name, artifact in inputs.items()},
             counts=counts,
             seconds=round(time.monotonic() - started, 2),
-            memory=peak(),
+            # The watch knows the processes that the stage started, but looks only now and then.
+            memory=max(peak(), watch.peak),
             environment=dict(environment),
         )
         record.save(scratch)
