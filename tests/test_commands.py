@@ -124,7 +124,6 @@ def test_without_a_command_run_is_meant(given, arguments, config, overrides):
         ["validate", "--task", "QC", "--input", "a", "--submission", "b", "left over"],
         ["score", "--input", "a", "--submission", "b"],
         ["report"],
-        ["report", "a", "b"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(given, capsys, arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from fuzzing import HOSTILE, TEXTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_reports import made_facts, made_report
 from tiny_runs import make_job
 
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
@@ -17,11 +19,16 @@ from analyticup.corpus.tables import save_table
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.filtering.stage import filter_rows
 from analyticup.report.collect import _filter_quality
-from analyticup.report.figures import Report
-from analyticup.report.tables import describe_counts, score_table, to_html
+from analyticup.report.page import to_html
+from analyticup.report.tables import describe_counts, score_table
 from analyticup.settings.schema import FilterSettings, Settings
 
-FIGURES: dict[str, Any] = dict.fromkeys(("f1", "f1_se", "floor_f1", "precision", "recall", "auc", "ap"))
+MADE = made_report()
+# Of a language with a row of one class.
+FIGURES_OF_NONE: dict[str, Any] = {
+    **dict.fromkeys(("f1", "f1_se", "floor_f1", "precision", "recall"), 0.0),
+    **{"rows": 1, "positives": 0, "auc": None, "ap": None},
+}
 # What the reader of the competition's files lets through.
 CLEAN = TEXTS.map(lambda text: text.encode("utf-8", "replace").decode("utf-8"))
 
@@ -49,20 +56,22 @@ def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None
     assert sorted(json.loads(line)["query"] for line in lines) == sorted(queries)
 
 
-@settings(max_examples=60)
+@settings(max_examples=15)
 @given(language=TEXTS)
 @example(language="[/b]")
 @example(language="[link=x]")
 def test_a_report_shows_any_language(language: str) -> None:
-    figures = Report(
-        name="run",
-        stages={
-            "QC": {
-                "ingest": {"counts": {"train": {language: 1}, "kept": [language]}, "seconds": 1.0, "memory": 1},
-            }
-        },
-        scores={"dev QC": [{"language": language, "rows": 1, **FIGURES}]},
+    row = {**FIGURES_OF_NONE, "language": language}
+    picture = MADE.pictures["test QC"]
+    counts = {"train": {language: 1}, "kept": [language]}
+    figures = replace(
+        MADE,
+        stages={**MADE.stages, "QC": {"ingest": {"counts": counts, "seconds": 1.0, "memory": 1}}},
+        flow={"QC": MADE.flow["QC"][:1]},
+        pictures={**MADE.pictures, "test QC": {**picture, "languages": [row, *picture["languages"]]}},
+        suspects={"QC": [{"row_id": "train-1", "language": language, "label": 1, "score": 0.1, "why": language}]},
     )
-    assert "<html" in to_html(figures).lower()
-    (shown,) = score_table("dev QC", figures.scores["dev QC"]).columns[0].cells
+    page = to_html(figures, replace(made_facts(MADE), texts={("QC", "train-1"): (language, language)}))
+    assert page.count("<tr>") > 100 and page.endswith("</html>\n") and page.encode("utf-8")
+    (shown,) = score_table("dev QC", [row]).columns[0].cells
     assert shown.isprintable() and describe_counts({language: 1}).isprintable()

@@ -66,7 +66,7 @@ def another(key: str, leaf: Leaf) -> str:
         return f"{key}={'d' * 40}"
     if leaf.choices:
         return f"{key}={next(choice for choice in leaf.choices if choice != value and choice not in str(base_of(key)))}"
-    if isinstance(value, bool):
+    if isinstance(value, bool) or "bool" in hint:
         return f"{key}={json.dumps(not value)}"
     if "int" in hint:
         return f"{key}={(value or 6) + 1}"
@@ -117,19 +117,19 @@ PINNED = {
         "negatives-QC": "e237e0606e3f0e037c3557210bd0f2f4304e28c0d454fdcbde80ac55d54d457d",
         "filter-QC-round2": "f3c69017ccfb97c8c84f4b9676fcd6670698c8bdbcc74dca48541bdf64319a43",
         "train-QI-fold1": "c912b945a632a5f03b472853c3995dbc1f33774549f3d9427ea5da28b38cc866",
-        "report-all": "3d8462b44a9cdd742c9565862d4a8cc20a9b1177ab9ce22e6720a3eab847dd68",
+        "report-all": "a4b18bdeeb287ac5b535f7eac7028d496a4dff68c4283d317b9bdc6012216842",
     },
     "seedx": {
         "translate-QI": "7fa0c0d605367fc7198f873c45f639854c4752511a97b6c4ae1bcb5d93b86814",
-        "report-all": "966cd468319c09276946e03eb54e5ba4ae3a093b816919707212112847126d33",
+        "report-all": "716f3f62a94fe048738c388eecc0e02e4fb169706bba0ecf6ee46fead57655c1",
     },
     "seq2seq": {
         "translate-QI": "948fa2080741bd55c8934c3785f7c33d5e36a6d2b0bc4d8436db536752f68345",
-        "report-all": "4c8dfa0965adba460642b2e6e48abb04833810e4364fe3b6589ad2cf81dbd260",
+        "report-all": "f678f3735a9686ddd3c4cb68f950e2a6a4a0d15b5f731035493bdd02f07af0cb",
     },
     "sample": {
         "translate-QI": "878889c8c12053ae18b9ddf782130107897f0379184f15be464d9b048b7f6e00",
-        "report-all": "3d24afa65685fa946be1b0fbba47bf5741e8c0b6d3169eab3b34842caa2976d5",
+        "report-all": "3f1137af1f5d19ec27a2d95869f46a7fbb7e88168c39d2982e6a931209d073fc",
     },
 }
 

@@ -349,7 +349,11 @@ def test_the_artifacts_folder_may_move(copy: Path, tmp_path: Path, capsys: pytes
 
 
 def test_report_shows_a_finished_run_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(finished / "submissions" / "sample")]) == 0
+    made = finished / "submissions" / "sample"
+    before = digests(made)
+    assert main(["report", str(made)]) == 0
+    assert digests(made) == before
+    assert "<bdi" in (made / "report.html").read_text(encoding="utf-8")
     output = capsys.readouterr().out
     assert "test QC: against the labels" in output and "without training rows" in output
 

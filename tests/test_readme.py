@@ -181,7 +181,11 @@ def test_settings_named_in_the_text_exist() -> None:
     named = [re.match(r"[A-Za-z_]+(\.[a-z0-9_]+)+", text) for text in INLINE]
     found = {match[0] for match in named if match and match[0].split(".")[0] in vars(Settings())}
     # Modules and files share their first word with a section: `filter.py`.
-    found = {key for key in found if not key.endswith((".py", ".parquet", ".yaml", ".txt", ".jsonl", ".png"))}
+    found = {
+        key
+        for key in found
+        if not key.endswith((".py", ".parquet", ".yaml", ".txt", ".jsonl", ".png", ".html", ".json"))
+    }
     assert len(found) > 50
     assert not is_known("train.lrr")
     assert [key for key in sorted(found) if not is_known(key)] == []

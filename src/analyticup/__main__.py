@@ -80,6 +80,13 @@ def _run_dir(command: Parser) -> None:
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. submissions/sample")
 
 
+def _report(command: Parser) -> None:
+    several = "e.g. submissions/sample; of several, the first is what the others are compared with"
+    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help=several)
+    where = "file for the page of several (default: next to the first run's folder)"
+    command.add_argument("--out", type=Path, metavar="FILE", help=where)
+
+
 def _verify(command: Parser) -> None:
     _run_dir(command)
     places = "other places: paths.artifacts, paths.cache, data.dir"
@@ -157,7 +164,9 @@ COMMANDS = {
     "score": Command(
         "F1 per language of a submission file, where labels are known", "analyticup.commands:score", _score
     ),
-    "report": Command("show the report of a finished run again", "analyticup.commands:report", _run_dir),
+    "report": Command(
+        "show the report of a finished run again; of several, side by side", "analyticup.commands:report", _report
+    ),
     "review": Command(
         "look at doubtful training rows on the terminal, or by a sheet",
         "analyticup.review.command:review",

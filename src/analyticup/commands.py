@@ -28,13 +28,15 @@ from analyticup.verdict import Verdict, tally
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from analyticup.results.finished import Finished
+
 
 def run(options: argparse.Namespace) -> int:
     from analyticup.report.figures import REPORT, Report
     from analyticup.report.summary import log_summary
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
-    from analyticup.results.manifest import publish
+    from analyticup.results.publish import publish
 
     settings, console, started = settings_of(options), make_console(), time.monotonic()
     nodes = build(settings)
@@ -45,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     with exclusive_run(settings, console), Watch() as watch, make_runner(settings, MODELS) as runner:
         steps = _once_checked(execute(settings, nodes, describe(PROJECT), runner), settings, nodes, console)
         show_execution(console, steps, len(nodes), artifacts)
+        # They came in the order in which they were done.
+        artifacts = {node.title: artifacts[node.title] for node in nodes}
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
         log_summary(settings, f"{settings.name}-{nodes[-1].identity[:8]}", artifacts["report-all"])
@@ -166,22 +170,42 @@ def score(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    from analyticup.report.figures import REPORT, Report
     from analyticup.report.tables import show
-    from analyticup.results.manifest import Manifest, no_manifest
+    from analyticup.results.finished import read_finished
+    from analyticup.results.manifest import PAGE
+    from analyticup.results.page import run_page
+    from analyticup.results.publish import publish_page
 
-    manifest, _ = Manifest.load(options.run_dir)
-    try:
-        path = resolve(manifest.config["paths"]["artifacts"]) / manifest.stages["report-all"].folder / REPORT
-    except (KeyError, TypeError):
-        raise no_manifest(options.run_dir) from None
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; the run's artifacts are gone, run it again (report.html remains)")
-    try:
-        figures = Report.load(path)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: not a report; delete its folder and run again") from None
-    show(figures, make_console())
+    console = make_console()
+    finished = [read_finished(folder) for folder in options.run_dirs]
+    if len(finished) > 1:
+        return _side_by_side(finished, options.out, console)
+    if options.out:
+        raise UserError(f"--out {options.out}: the page of one run is in its folder; leave --out away")
+    (run,) = finished
+    publish_page(run.folder, run.manifest, run_page(run.manifest, run.settings, run.artifacts))
+    show(run.figures, console)
+    console.print(f"as a page: {run.folder / PAGE}", soft_wrap=True)
+    return 0
+
+
+def _side_by_side(finished: list[Finished], out: Path | None, console: Console) -> int:
+    from analyticup.engine.files import write_atomically
+    from analyticup.results.comparison import compare_runs, comparison_html, comparison_path, differences_grid
+
+    found = compare_runs(finished)
+    for task, rows in found.rows.items():
+        if task in found.entries:
+            grid = differences_grid(found.entries[task])
+            table = plain_table(f"{task}: differences to {found.first}, on {rows}", grid.columns, grid.left)
+            for row in grid.rows:
+                table.add_row(*map(str, row))
+            console.print(table)
+        else:
+            console.print(f"{task}: not compared: {rows}", soft_wrap=True)
+    path = out or comparison_path(found)
+    write_atomically(path, comparison_html(found))
+    console.print(f"as a page: {path}", soft_wrap=True)
     return 0
 
 

@@ -130,7 +130,7 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
                 f"memory for the {model.use}: unknown, as neither files nor name of {model.name} give it",
             )
             continue
-        dtype = _loaded_dtype(model, settings, machine.device)
+        dtype = loaded_dtype(model, settings, machine.device)
         # Of the other models, each task loads one.
         most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
         size, form = model.parameters * DTYPE_BYTES[dtype], dtype
@@ -168,7 +168,7 @@ def _training(settings: Settings, model: Model, value_bytes: int, place: tuple[s
 
 
 def _cpu_run(settings: Settings, model: Model, machine: MachineFacts) -> Finding:
-    size = cpu_run_bytes(settings, model, DTYPE_BYTES[_loaded_dtype(model, settings, machine.device)])
+    size = cpu_run_bytes(settings, model, DTYPE_BYTES[loaded_dtype(model, settings, machine.device)])
     found = _fits("memory for the run: {} over all processes", size, "main memory", machine.free_memory, 1)
     if found.verdict == Verdict.OK:
         return found
@@ -195,7 +195,7 @@ def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:
     return Finding(verdict, f"{what.format(size_text(size))} (estimate) {fit} the {size_text(free)} free of {place}")
 
 
-def _loaded_dtype(model: Model, settings: Settings, device: str) -> str:
+def loaded_dtype(model: Model, settings: Settings, device: str) -> str:
     """The dtype in which the run would load the model."""
     if model.use == "backbone":
         return choose_precision(settings.model.dtype, device).dtype

@@ -197,15 +197,7 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     left out.
     """
     parameters, workers = model.parameters or 0.0, settings.machine.workers
-    shape = shape_of(model)
-    width, trained, predict = shape.width, trained_layers(settings, shape), settings.predict.max_batch_tokens
-    needs = []
-    for task in settings.tasks:
-        train = task_settings(settings, task).train
-        tokens = min(train.max_batch_tokens, train.batch_rows * _TYPICAL_TOKENS)
-        kept = tokens * trained * _KEPT_VALUES
-        needs.append(max(kept, max(train.max_batch_tokens, predict) * _SCORING_VALUES) * width * value_bytes)
-    each = _PROCESS_BYTES + _TOUCHED * parameters * value_bytes + max(needs, default=0.0) + _KERNEL_BYTES[value_bytes]
+    each = max(cpu_process_bytes(task_settings(settings, task), model, value_bytes) for task in settings.tasks)
     # In one process, the stages run where the run is shown.
     run = _MAIN_BYTES + workers * each if workers > 1 else each
     run += _TOKENIZER_BYTES if model.kind == "gguf" else 0.0
@@ -223,6 +215,15 @@ def backbone_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     shape = shape_of(model)
     whole = min(parameters, 2.0 * shape.vocabulary * shape.width)
     return whole * value_bytes + (parameters - whole) * _NF4_BYTES
+
+
+def cpu_process_bytes(own: Settings, model: Model, value_bytes: int) -> float:
+    """Of `cpu_run_bytes` what one process takes that trains and scores a task, with the task's settings."""
+    shape, train = shape_of(model), own.train
+    tokens = min(train.max_batch_tokens, train.batch_rows * _TYPICAL_TOKENS)
+    scoring = max(train.max_batch_tokens, own.predict.max_batch_tokens) * _SCORING_VALUES
+    need = max(tokens * trained_layers(own, shape) * _KEPT_VALUES, scoring) * shape.width * value_bytes
+    return _PROCESS_BYTES + _TOUCHED * (model.parameters or 0.0) * value_bytes + need + _KERNEL_BYTES[value_bytes]
 
 
 def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: bool, least: bool = False) -> float:

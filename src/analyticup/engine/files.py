@@ -130,6 +130,12 @@ def write_zip(out: Path, files: Mapping[str, Path]) -> None:
             archive.writestr(entry, read_bytes(path), compresslevel=9)
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of what `write_json_lines` wrote."""
+    # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file; OSError, ValueError or RecursionError where there is none."""
     return json.loads(path.read_text(encoding="utf-8"))

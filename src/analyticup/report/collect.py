@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from pandas import DataFrame
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from analyticup.corpus.official import SCORED_SPLITS
 from analyticup.corpus.rows import load_rows, original_id
 from analyticup.corpus.stage import FLIPPED
-from analyticup.corpus.tables import load_table
+from analyticup.corpus.tables import load_table, scored_splits, training_rows
 from analyticup.engine.artifacts import Artifact
-from analyticup.engine.files import read_json
+from analyticup.engine.files import read_json, read_json_lines
 from analyticup.engine.job import Job
-from analyticup.ensembling.threshold import DECISION, Decision
+from analyticup.ensembling.threshold import DECISION, VOTE_CUT, Decision
 from analyticup.errors import UserError
 from analyticup.filtering.rules import find_suspects, label_credibility
-from analyticup.metrics import ALL, SEEN, UNSEEN, LanguageFigures, binary_metrics
-from analyticup.report.figures import FilterQuality, Report, StageFigures
+from analyticup.report import scored
+from analyticup.report.figures import OUT_OF_FOLD, FilterQuality, FlowStep, Report, StageFigures
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import FilterSettings, leaves
-from analyticup.submission.score import per_language, read_labels
+from analyticup.submission.score import read_labels
+
+# The stages that give training rows, in their order.
+ROW_STAGES = ("ingest", "translate", "negatives", "filter")
+LEFT_OUT = "left out by data.train_rows"
 
 
 def collect(job: Job) -> Report:
@@ -40,43 +45,83 @@ def collect(job: Job) -> Report:
             )
             for name, artifact in own.items()
         }
-        figures.out_of_fold[task] = Decision.load(own["threshold"].file(DECISION))
-        trained = _languages_with_training_rows(own["ingest"])
-        for split in SCORED_SPLITS:
-            labels = job.files.get(f"{split}_{task}.labels.txt")
-            if labels is not None and f"{split}_{task}.txt" in job.files:
-                scores = job.inputs["submit"].file(f"{split}/scores_{task}.parquet")
-                figures.scores[f"{split} {task}"] = _scores(labels, scores, trained)
+        decision = figures.out_of_fold[task] = Decision.load(own["threshold"].file(DECISION))
+        figures.flow[task] = _flow(own)
+        _scored_rows(job, task, own, decision, figures)
         # A filter that is off has people's decisions only, and no scores.
-        if "filter" in own and task_settings(job.settings, task).filter.enabled:
+        if scored.judged(own):
             wrong = _wrong_labels(job.files.get(f"train_{task}.truth.txt"), own["ingest"])
             if wrong is not None:
                 settings = task_settings(job.settings, task).filter
                 figures.filter[task] = _filter_quality(wrong, own["filter"], own["ingest"], settings)
+            figures.suspects[task] = scored.suspects(own["filter"])
     return figures
+
+
+def _scored_rows(job: Job, task: str, own: Mapping[str, Artifact], decision: Decision, figures: Report) -> None:
+    """The figures of the rows out of fold, and of dev and test: how the folds agree, and what the labels say."""
+    method, trained = task_settings(job.settings, task).ensemble.method, _languages_with_training_rows(own["ingest"])
+    held_out = scored.out_of_fold_table(own, decision)
+    figures.folds[task] = scored.fold_figures(held_out)
+    figures.spread[task] = scored.spread(own, held_out)
+    rows = scored.languages_and_groups(held_out, trained)
+    cuts = decision.thresholds(held_out["language"])
+    figures.pictures[f"{OUT_OF_FOLD} {task}"] = scored.picture(held_out, rows, trained, cuts)
+    for split, given in scored_splits(own["ingest"]).items():
+        title, table = f"{split} {task}", load_table(job.inputs["submit"].file(f"{split}/scores_{task}.parquet"))
+        # A rank or a stack's probability is no probability of a fold's.
+        cuts = decision.thresholds(table["language"]) if method not in ("rank", "stack") else np.full(len(table), 0.5)
+        figures.agreement[title] = scored.agreement(table, cuts)
+        labels = job.files.get(f"{split}_{task}.labels.txt")
+        if labels is not None:
+            table = table.assign(label=_labels(labels, table), group=given["group"], row_id=given["row_id"])
+            cuts = np.full(len(table), VOTE_CUT) if method == "vote" else decision.thresholds(table["language"])
+            rows = figures.scores[title] = scored.languages_and_groups(table, trained)
+            figures.pictures[title] = scored.picture(table, rows, trained, cuts)
+
+
+def _flow(own: Mapping[str, Artifact]) -> list[FlowStep]:
+    """The training rows after each stage that adds some or sets some aside."""
+    steps: list[FlowStep] = []
+    before: set[str] = set()
+    for stage in ROW_STAGES:
+        if stage in own:
+            rows = training_rows(own[stage])
+            aside = _refused(own[stage]) if stage == "ingest" else _set_aside(own[stage], before - set(rows["row_id"]))
+            steps.append({"stage": stage, "rows": dict(sorted(Counter(rows["origin"]).items())), "aside": aside})
+            before = set(rows["row_id"])
+    return steps
+
+
+def _refused(ingested: Artifact) -> dict[str, int]:
+    """Training lines that gave no row, by reason."""
+    why = Counter(reject["reason"] for reject in read_json_lines(ingested.file("rejects.jsonl")))
+    left_out = ingested.record.counts["train"].get(LEFT_OUT, 0)
+    return dict(why.most_common()) | ({LEFT_OUT: left_out} if left_out else {})
+
+
+def _set_aside(artifact: Artifact, gone: set[str]) -> dict[str, int]:
+    """Rows that a stage took out, by what it says was done with them."""
+    if not gone:
+        return {}
+    done = {record["row_id"]: record["action"] for record in read_json_lines(artifact.file("suspects.jsonl"))}
+    why = Counter(f"suspects {done[row_id]}" if row_id in done else "not suspected" for row_id in sorted(gone))
+    return dict(why.most_common())
 
 
 def _languages_with_training_rows(ingested: Artifact) -> list[str]:
     return sorted(set(load_rows(ingested.file("train.parquet"))["language"]))
 
 
-def _scores(labels_file: Path, scores_file: Path, trained: list[str]) -> list[LanguageFigures]:
-    """Figures per language, then over languages with and without training rows, then over all."""
-    truth, table = read_labels(labels_file), load_table(scores_file)
+def _labels(labels_file: Path, table: DataFrame) -> np.ndarray:
+    """The labels of a table's rows, int [rows]."""
+    truth = read_labels(labels_file)
     missing = [number for number in table["id"] if number not in truth]
     if missing:
         raise UserError(
             f"{labels_file}: {len(missing)} ids of the input have no label, e.g. {missing[0]}; complete the file"
         )
-    labels = table["id"].map(truth).to_numpy()
-    seen = table["language"].isin(trained).to_numpy()
-    scores, predictions = table["score"].to_numpy(), table["prediction"].to_numpy()
-    rows = per_language(labels, predictions, table["language"].tolist(), scores)
-    parts = {SEEN: seen, UNSEEN: ~seen, ALL: seen | ~seen}
-    for name, part in parts.items():
-        if part.any():
-            rows.append({"language": name, **binary_metrics(labels[part], predictions[part], scores[part])})
-    return rows
+    return table["id"].map(truth).to_numpy()
 
 
 def _wrong_labels(truth_file: Path | None, ingested: Artifact) -> set[str] | None:
@@ -112,9 +157,7 @@ def _filter_quality(
         "auroc": float(roc_auc_score(is_wrong, doubt)) if both else None,
         "ap": float(average_precision_score(is_wrong, doubt)) if both else None,
     }
-    # Not splitlines(): a query may hold U+2028, which JSON leaves as it is.
-    lines = filtered.file("suspects.jsonl").read_text(encoding="utf-8").split("\n")
-    used = {record["row_id"] for record in map(json.loads, filter(None, lines))}
+    used = {record["row_id"] for record in read_json_lines(filtered.file("suspects.jsonl"))}
     picked = {
         rule: np.array([bool(r) for r in find_suspects(labels, score, settings.replace(rules=[rule]))], dtype=bool)
         for rule in leaves()["filter.rules"].choices

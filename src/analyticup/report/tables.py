@@ -1,8 +1,7 @@
-"""The report of a run: figures collected from records and scores, shown as terminal tables and as one HTML page."""
+"""The report of a run on a terminal: figures collected from records and scores, as tables."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +45,7 @@ def describe_counts(counts: Mapping[str, Any]) -> str:
     """Counts as one readable line; nested ones in brackets, zeros left out."""
     shown = []
     for key, value in counts.items():
-        name = _printable(key)
+        name = printable(key)
         if isinstance(value, Mapping):
             inner = describe_counts(value)
             if inner:
@@ -68,7 +67,7 @@ def _sweep_table(task: str, decision: Decision) -> Table:
         f"({decision.mode}{' over ranks' if ranked else ''}), "
         f"F1 {figures['f1']:.4f} ± {figures['f1_se']:.4f} on them{_optimism(decision)} "
         f"(at {'p = ' if ranked else ''}0.50: {decision.out_of_fold_at_half['f1']:.4f}; "
-        f"all-positive floor {figures['floor_f1']:.4f}), AUC {_number(figures['auc'])}"
+        f"all-positive floor {figures['floor_f1']:.4f}), AUC {number(figures['auc'])}"
     )
     shown = [entry for entry in decision.sweep if round(entry["threshold"], 4) in SHOWN_THRESHOLDS]
     table = plain_table(title, ("threshold", *(f"{entry['threshold']:.2f}" for entry in shown)))
@@ -97,7 +96,7 @@ def _language_table(task: str, decision: Decision) -> Table:
         ("language", "out-of-fold rows", "its own best", "threshold"),
     )
     for language, entry in decision.by_language.items():
-        table.add_row(_printable(language), str(entry["rows"]), _number(entry["best"]), _number(entry["value"]))
+        table.add_row(printable(language), str(entry["rows"]), number(entry["best"]), number(entry["value"]))
     return table
 
 
@@ -111,7 +110,7 @@ def filter_table(title: str, quality: Sequence[Mapping[str, Any]], left: int = 1
 
 def cells(entry: Mapping[str, Any]) -> list[str]:
     """An entry's values as texts: four places for fractions, "-" for what does not apply."""
-    return [_number(value) if isinstance(value, float | None) else str(value) for value in entry.values()]
+    return [number(value) if isinstance(value, float | None) else str(value) for value in entry.values()]
 
 
 def score_table(title: str, rows: Sequence[LanguageFigures]) -> Table:
@@ -123,31 +122,23 @@ def score_table(title: str, rows: Sequence[LanguageFigures]) -> Table:
     for place, row in enumerate(rows):
         last_language = place + 1 < len(rows) and " " not in row["language"] and "with" in rows[place + 1]["language"]
         table.add_row(
-            _printable(row["language"]),
+            printable(row["language"]),
             str(row["rows"]),
-            *(_number(row[name]) for name in names),
+            *(number(row[name]) for name in names),
             end_section=last_language,
         )
     return table
 
 
-def _printable(language: str) -> str:
+def printable(language: str) -> str:
     """A language as it is; as JSON in ASCII where it holds control characters or half a surrogate pair."""
     return language if language.isprintable() else json.dumps(language)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
 def show(figures: Report, console: Console) -> None:
     for part in render(figures):
         console.print(part)
-
-
-def to_html(figures: Report) -> str:
-    """The same tables as one self-contained page."""
-    console = Console(record=True, width=160, file=io.StringIO(), markup=False, emoji=False)
-    console.print(f"Run {figures.name}", style="bold")
-    show(figures, console)
-    return console.export_html(inline_styles=True)

@@ -24,14 +24,20 @@ def compare(
     `figures` by the names that the file uses, `data` file name -> sha256 as in the manifest. An expectation holds for
     the shipped config with the entry's `overrides`, none if it has none, on exactly the files it was measured on.
     """
-    entries = yaml.safe_load((configs / "expected.yaml").read_text(encoding="utf-8")) or {}
-    entry = entries.get(name)
+    given = expectations(name, settings, data, configs)
+    if isinstance(given, str):
+        return [Item(Verdict.SKIPPED, "expected figures", f"none to compare with: {given}")]
+    return [compare_figure(figure, _find(figure, figures), *pair) for figure, pair in given.items()]
+
+
+def expectations(
+    name: str, settings: Settings, data: Mapping[str, str], configs: Path
+) -> dict[str, tuple[float, float]] | str:
+    """What is expected of a run, (value, tolerance) by the figure's name, or why nothing is."""
+    entry = (yaml.safe_load((configs / "expected.yaml").read_text(encoding="utf-8")) or {}).get(name)
     if reason := _unlike(name, entry, settings, data, configs):
-        return [Item(Verdict.SKIPPED, "expected figures", f"none to compare with: {reason}")]
-    return [
-        compare_figure(figure, _find(figure, figures), given["value"], given["tolerance"])
-        for figure, given in entry["figures"].items()
-    ]
+        return reason
+    return {figure: (given["value"], given["tolerance"]) for figure, given in entry["figures"].items()}
 
 
 def compare_figure(figure: str, value: float, expected: float, tolerance: float) -> Item:

@@ -1,21 +1,22 @@
-"""The submission folder of a run: copies of the submission artifact's files, and a manifest made from the records."""
+"""The manifest of a run, made from the records of its stages."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_origin, get_type_hints
 
 from analyticup.engine.artifacts import Artifact, is_sealed, sealed
-from analyticup.engine.files import file_sha256, json_text, read_json, remove_unfinished, replace_together
+from analyticup.engine.files import file_sha256, json_text, read_json
 from analyticup.ensembling.threshold import DECISION, Decision, LanguageThreshold
 from analyticup.errors import UserError
 from analyticup.metrics import Figures
 from analyticup.settings.schema import Settings
 
 MANIFEST = "manifest.json"
+# The report as a page. Only a published run has it, as it also says what is in the manifest.
+PAGE = "report.html"
 T = TypeVar("T")
 
 
@@ -89,55 +90,15 @@ def _typed(cls: type[T], plain: Mapping[str, Any]) -> T:
     return cls(**{name: plain[name] for name in kinds})
 
 
-def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact]) -> Manifest:
-    """Makes `submissions/<name>` hold the run's files; unchanged files are not touched, files of an earlier run that
-    this one does not have are removed. Returns the manifest.
-
-    The final split (test where it was given, else dev) is at the top, the other one in a folder `dev`. No file takes
-    its place before all are written; the manifest, with the sha256 of each, is the last.
-    """
-    sources, manifest = published_files(artifacts), make_manifest(settings, artifacts)
-    text, path = manifest.text, folder / MANIFEST
-    for place in (folder, folder / "dev"):
-        remove_unfinished(place)
-    with replace_together() as scratch_for:
-        for name, source in sources.items():
-            if not _same(source, folder / name):
-                shutil.copyfile(source, scratch_for(folder / name))
-        if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
-            scratch_for(path).write_text(text, encoding="utf-8", newline="\n")
-        for name in sorted(set(_earlier_files(folder)) - set(sources)):
-            (folder / name).unlink(missing_ok=True)
-    return manifest
-
-
-def _earlier_files(folder: Path) -> list[str]:
-    """Names that the manifest in a folder lists; none where it was edited, as they are going to be deleted."""
-    try:
-        manifest, intact = Manifest.load(folder)
-    except UserError:
-        return []
-    return list(manifest.files) if intact else []
-
-
-def _same(source: Path, target: Path) -> bool:
-    return target.is_file() and file_sha256(target) == file_sha256(source)
-
-
 def published_splits(artifacts: Mapping[str, Artifact]) -> list[str]:
     """The splits that have a submission, the final one first."""
     return [split for split in ("test", "dev") if (artifacts["submit-all"].folder / split).is_dir()]
 
 
 def published_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
-    """Name below `submissions/<name>` -> the artifact's file that is copied there."""
-    return {"report.html": artifacts["report-all"].file("report.html"), **submission_files(artifacts)}
-
-
-def submission_files(artifacts: Mapping[str, Artifact]) -> dict[str, Path]:
-    """Those of `published_files` that the stage `submit` wrote."""
+    """Name below `submissions/<name>` -> the artifact's file that is copied there; the page has no such file."""
     submit, splits = artifacts["submit-all"], published_splits(artifacts)
-    sources = {}
+    sources: dict[str, Path] = {}
     for split in splits:
         prefix = "" if split == splits[0] else f"{split}/"
         sources |= {f"{prefix}{path.name}": path for path in sorted((submit.folder / split).iterdir())}

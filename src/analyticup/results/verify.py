@@ -22,7 +22,7 @@ from analyticup.model.pins import CONVERTED_DTYPE, WIDENED_DTYPE, converted_fold
 from analyticup.pipeline import build
 from analyticup.report.figures import REPORT, Report
 from analyticup.results.expected import compare, figures_by_name
-from analyticup.results.manifest import MANIFEST, Manifest, make_manifest
+from analyticup.results.manifest import MANIFEST, PAGE, Manifest, make_manifest
 from analyticup.settings.loading import settings_from_dict, task_settings
 from analyticup.settings.paths import PROJECT, decisions_folder, decisions_name, resolve
 from analyticup.settings.schema import Settings, leaves
@@ -279,6 +279,7 @@ def _records(run: _Run, graph: Item) -> Item:
     if graph.verdict == Verdict.FAIL or len(stages) < len(run.stages):
         return Item(Verdict.SKIPPED, what, "not checked, as the settings do not fit, or a stage's folder is unusable")
     made, found = json.loads(json.dumps(asdict(make_manifest(run.settings, stages)))), asdict(run.manifest)
+    found["files"] = {name: digest for name, digest in found["files"].items() if name != PAGE}
     names = sorted(made.keys() - {"environment", "seconds", "stages"})
     differ = [name for name in names if made[name] != found[name]]
     faults = [f"{', '.join(differ)} not as the stages' folders say"] if differ else []

@@ -566,6 +566,15 @@ class BundleSettings(Section):
     adapters: bool = Field(True, description="The adapters; without them a bundle is small and good for `decide`.")
 
 
+class ReportSettings(Section):
+    """The page of a finished run."""
+
+    # Real rows belong to the competition; the sample's are generated.
+    rows: bool | None = Field(
+        None, description="Whether the page shows texts of rows; null = only those of the sample corpus."
+    )
+
+
 class PathSettings(Section):
     """Relative paths are relative to the project's root."""
 
@@ -610,6 +619,7 @@ class Settings(Section):
     predict: PredictSettings = Field(PredictSettings(), description="Scoring.")
     ensemble: EnsembleSettings = Field(EnsembleSettings(), description="One score from the folds'.")
     threshold: ThresholdSettings = Field(ThresholdSettings(), description="From a score to an answer.")
+    report: RunOnly[ReportSettings] = Field(ReportSettings(), description="The page of a finished run.")
     tracking: RunOnly[TrackingSettings] = Field(TrackingSettings(), description="Weights & Biases.")
     paths: RunOnly[PathSettings] = Field(PathSettings(), description="Where a run writes.")
     bundle: RunOnly[BundleSettings] = Field(BundleSettings(), description="What `bundle` takes along.")

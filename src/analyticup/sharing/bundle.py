@@ -17,7 +17,7 @@ from analyticup.engine.files import publish_folder, replace_file, write_zip
 from analyticup.engine.job import given_files
 from analyticup.errors import CheckFailed, UserError
 from analyticup.report.figures import REPORT, Report
-from analyticup.results.manifest import MANIFEST, Manifest, published_files
+from analyticup.results.manifest import MANIFEST, PAGE, Manifest, published_files
 from analyticup.results.verify import PLACES, read_stages, verify_run
 from analyticup.settings.loading import settings_from_dict
 from analyticup.settings.paths import PROJECT
@@ -117,6 +117,8 @@ def _files(run: FinishedRun) -> Iterator[tuple[str, Path]]:
         if rows or Path(name).name.startswith("scores_"):
             yield f"{SUBMISSION}/{name}", path
     if rows:
+        # It may show texts of rows.
+        yield f"{SUBMISSION}/{PAGE}", run.folder / PAGE
         given = given_files(run.settings, run.manifest.data, run.stages.get("sample-all"))
         yield from ((f"{DATA}/{name}", path) for name, path in sorted(given.items()))
 

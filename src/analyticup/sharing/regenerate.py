@@ -20,7 +20,7 @@ from analyticup.engine.workers import InProcess, Runner, make_runner
 from analyticup.errors import CheckFailed, UserError
 from analyticup.model.pins import identity
 from analyticup.pipeline import MODELS, build, build_from_scores
-from analyticup.results.manifest import data_sha256, submission_files
+from analyticup.results.manifest import data_sha256, published_files
 from analyticup.results.verify import stages_by_settings
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import PROJECT, resolve
@@ -127,7 +127,7 @@ def regenerate(
     with exclusive_run(plan.settings, console), plan.runner() as runner:
         steps = execute(plan.settings, plan.nodes, describe(PROJECT), runner, plan.given)
         show_execution(console, steps, len(plan.nodes), artifacts)
-    made = submission_files(artifacts)
+    made = published_files(artifacts)
     decisions = {task: artifacts[f"threshold-{task}"] for task in settings.tasks}
     items = [*_inputs(bundle, artifacts), *_code(bundle, depth)]
     items += compare(bundle, depth, made, decisions, changed)

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from analyticup.engine.files import json_text, write_atomically
-from analyticup.experiments.ablation.table import Entry, Gain, Row, RowRun, Scored
 from analyticup.metrics import FIGURES, f1_at_thresholds
 from analyticup.report import tables
 from analyticup.report.tables import filter_table
+from analyticup.results.paired import Entry, Gain, Row, RowRun, Scored
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings, run_only
 from analyticup.terminal import markdown_table, plain_table

@@ -14,8 +14,9 @@ from analyticup.engine.job import given_files
 from analyticup.engine.workers import Runner, make_runner
 from analyticup.errors import UserError
 from analyticup.experiments.ablation.output import ablation_name, show, write
-from analyticup.experiments.ablation.table import TABLES, RowRun, figures_by_name, make_table, read_run
+from analyticup.experiments.ablation.table import TABLES, figures_by_name
 from analyticup.pipeline import MODELS, build
+from analyticup.results.paired import RowRun, make_table, read_run
 from analyticup.settings.loading import load_settings, settings_of
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings

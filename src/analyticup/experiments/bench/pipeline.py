@@ -22,7 +22,7 @@ from analyticup.experiments.bench.generated import official_rows, write_official
 from analyticup.experiments.bench.harness import Done, Entry, Result, measure
 from analyticup.experiments.bench.stand_ins import put_in
 from analyticup.pipeline import MODELS, build
-from analyticup.results.manifest import publish
+from analyticup.results.publish import publish
 from analyticup.results.verify import verify_run
 from analyticup.settings.paths import PROJECT
 from analyticup.settings.schema import TASKS, Settings

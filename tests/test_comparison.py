@@ -1,0 +1,119 @@
+"""Runs side by side: what is paired, what the page shows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Page
+from made_reports import made_report
+
+from analyticup.errors import UserError
+from analyticup.report.figures import Report
+from analyticup.results import comparison
+from analyticup.results.comparison import compare_runs, comparison_html, comparison_path
+from analyticup.results.paired import RowRun, Scored
+from analyticup.settings.schema import Settings
+
+NAMES = ("base", "better", "same")
+
+
+def scored(knows: float) -> Scored:
+    """80 queries of two rows in two languages, one of which has training rows; the scores know this much."""
+    draw = np.random.default_rng(3)
+    labels = draw.integers(0, 2, 160)
+    scores = np.clip(0.5 + knows * (labels - 0.5) + draw.normal(0, 0.3, 160), 0, 1)
+    return Scored(
+        queries=[f"query {row // 2}" for row in range(160)],
+        languages=[("en", "ar")[row // 2 % 2] for row in range(160)],
+        labels=labels,
+        scores=scores,
+        predictions=(scores >= 0.5).astype(int),
+        trained=frozenset({"en"}),
+        sweep=[],
+        threshold=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def figures() -> Report:
+    return made_report()
+
+
+@pytest.fixture
+def runs(figures: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Three finished runs of one task, as far as a comparison reads them."""
+    rows = dict(zip(NAMES, map(scored, (0.3, 0.9, 0.3)), strict=True))
+    monkeypatch.setattr(
+        comparison,
+        "read_run",
+        lambda task, artifacts, files: RowRun("test", rows[artifacts["name"].name], True, [], {}),
+    )
+    monkeypatch.setattr(comparison, "_cost", lambda found: comparison.Figure("Runs", note="none"))
+    return [
+        SimpleNamespace(
+            folder=tmp_path / name,
+            figures=figures,
+            settings=Settings(name=name, tasks=["QC"], seed=seed),
+            artifacts={"name": SimpleNamespace(name=name)},
+            manifest=SimpleNamespace(data={}),
+        )
+        for seed, name in enumerate(NAMES)
+    ]
+
+
+def test_a_difference_is_paired_and_its_interval_says_whether_it_is_noise(runs: list[Any]) -> None:
+    found = compare_runs(runs)
+    gains = {(entry["config"], entry["languages"]): entry["f1"].get("gain") for entry in found.entries["QC"]}
+    assert gains["base", "all"] is None and found.first == "base" and found.rows == {"QC": "test"}
+    assert gains["better", "all"]["low"] > 0
+    # The same scores on the same rows, resampled alike: no noise is left.
+    assert [gains["same", "all"][name] for name in ("value", "low", "high")] == [0, 0, 0]
+
+
+def test_other_rows_are_not_paired_and_the_page_says_so(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(scored(0.3), labels=1 - scored(0.3).labels)
+    read = comparison.read_run
+
+    def changed(task: str, artifacts: Any, files: Any) -> RowRun:
+        run = read(task, artifacts, files)
+        return replace(run, scored=other) if artifacts["name"].name == "same" else run
+
+    monkeypatch.setattr(comparison, "read_run", changed)
+    found = compare_runs(runs)
+    assert not found.entries and "same and base did not score the same rows" in found.rows["QC"]
+    assert "Not paired: same and base did not score the same rows" in comparison_html(found)
+
+
+def test_runs_without_a_common_task_and_a_run_given_twice_are_refused(runs: list[Any]) -> None:
+    with pytest.raises(UserError, match="given twice"):
+        compare_runs([runs[0], runs[0]])
+    runs[1].settings = Settings(tasks=["QI"])
+    with pytest.raises(UserError, match="no task is in all of these runs"):
+        compare_runs(runs[:2])
+
+
+def test_the_page_lists_what_was_set_differently_and_is_next_to_the_first_run(runs: list[Any], tmp_path: Path) -> None:
+    found = compare_runs(runs)
+    text = comparison_html(found)
+    assert re.findall(r'<section id="(\w+)"', text) == ["differences", "languages", "settings", "cost"]
+    assert re.search(r"seed</th>(<td>\d</td>){3}", text.replace("\n", "")) and not re.search(r"<script|https?:", text)
+    assert comparison_path(found) == tmp_path / "base-better-same.html"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_a_browser_finds_no_fault_in_the_comparison(runs: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(comparison_html(compare_runs(runs)), encoding="utf-8")
+    page = Page(tmp_path / "profile")
+    try:
+        for width in (390, 1280):
+            page.load(path, width, "dark")
+            assert page.problems == [] and page.ask("document.documentElement.scrollWidth") <= width
+    finally:
+        page.close()
