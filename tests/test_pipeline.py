@@ -358,6 +358,17 @@ def test_report_shows_a_finished_run_again(finished: Path, capsys: pytest.Captur
     assert "test QC: against the labels" in output and "without training rows" in output
 
 
+def test_report_of_two_runs_compares_them_on_the_same_rows(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, same = finished / "submissions" / "sample", tmp_path / "same"
+    shutil.copytree(made, same)
+    assert main(["report", str(made), str(same), "--out", str(tmp_path / "page.html")]) == 0
+    output = capsys.readouterr().out
+    assert "QC: differences to sample, on dev" in output and "+.000 to +.000" in output
+    assert "QI, 66 rows: dev" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_score_gives_the_figures_of_the_report(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, raw = finished / "submissions" / "sample", one(finished, "sample-all-*")
     arguments = ["--input", str(raw / "test_QC.txt"), "--labels", str(raw / "test_QC.labels.txt")]

@@ -140,7 +140,8 @@ def differences_grid(entries: Sequence[Entry]) -> Grid:
         columns += [name, "95 %", "difference", "95 %"]
     rows = []
     for entry in entries:
-        row = [entry["config"], entry["languages"], charts.whole(entry["rows"]), number(entry["floor_f1"])]
+        row = [entry["config"], charts.GROUPS[entry["languages"]]]
+        row += [charts.whole(entry["rows"]), number(entry["floor_f1"])]
         for name in SHOWN:
             figure: Any = entry[name]  # type: ignore[literal-required]
             row += [number(figure["value"]), between((figure["low"], figure["high"]))]

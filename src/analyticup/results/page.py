@@ -18,7 +18,7 @@ from analyticup.report.charts import StageCost
 from analyticup.report.figures import REPORT, Report
 from analyticup.report.page import Facts, Figure, Grid, to_html
 from analyticup.results.expected import compare, expectations, figures_by_name
-from analyticup.results.manifest import Manifest
+from analyticup.results.manifest import PAGE, Manifest
 from analyticup.settings.loading import load_settings, task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import TASKS, Section, Settings, split_task
@@ -164,7 +164,8 @@ def _provenance(manifest: Manifest, settings: Settings, artifacts: Mapping[str, 
     changed = [[key, value_text(value)] for key, value in changed_settings(settings).items()]
     yield Figure("Settings that are not at their default", grid=Grid(["setting", "value"], changed, 2), folded=True)
     yield _hashes("Input files, sha256", manifest.data)
-    yield _hashes("Published files, sha256", manifest.files)
+    others = {name: digest for name, digest in manifest.files.items() if name != PAGE}
+    yield _hashes("Published files, sha256", others)
     stages = [
         [title, str(own.record.code), own.record.identity[:16], own.record.digest[:16]]
         for title, own in artifacts.items()
