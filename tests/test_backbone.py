@@ -228,9 +228,9 @@ def test_a_pinned_hub_model_is_known_by_its_commit(tmp_path):
 
 def test_the_precision_says_why(monkeypatch):
     assert choose_precision("float32", "cpu") == backbone.Precision("float32", "model.dtype says so")
-    monkeypatch.setattr(backbone, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(backbone, "cpu_has_bf16", lambda: True)
     assert choose_precision("auto", "cpu").dtype == "bfloat16"
-    monkeypatch.setattr(backbone, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(backbone, "cpu_has_bf16", lambda: False)
     assert choose_precision("auto", "cpu") == backbone.Precision("float32", "no bf16 instructions found on cpu")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert choose_precision("auto", "cuda") == backbone.Precision("float32", "this GPU lacks bf16")

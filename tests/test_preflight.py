@@ -20,6 +20,7 @@ from analyticup.checks import access, finding, models, preflight
 from analyticup.checks import machine as machine_checks
 from analyticup.checks.machine import MachineFacts
 from analyticup.checks.preflight import findings
+from analyticup.checks.timing import measured_rates
 from analyticup.engine.artifacts import Record
 from analyticup.model.backbone import random_qwen3, random_tokenizer
 from analyticup.model.pins import CONVERSION_VERSION
@@ -648,6 +649,44 @@ def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):
         assert only(look(tmp_path, "tracking.mode=online"), "tracking: online", "127.0.0.1 answers")[0] == "OK"
     level, text = only(look(tmp_path, "tracking.mode=online"), f"127.0.0.1:{port} cannot be reached")
     assert level == "FAIL" and "use tracking.mode=offline" in text
+
+
+# ---------------------------------------------------------------- time
+
+
+def bench_lines(tmp_path, *lines):
+    path = tmp_path / "out" / "submissions" / "bench" / "gpu.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_gpus_rates_say_how_long_a_run_takes(tmp_path, data, monkeypatch):
+    machine(monkeypatch, MachineFacts("cuda", (("Card X", int(80e9)),), 10**12))
+    for split, count, language in (("train", 40_000, "en"), ("dev", 10_000, "de"), ("test", 20_000, "en")):
+        line = json.dumps({"id": 1, "language": language}) + "\n"
+        (data / f"{split}_QC.txt").write_text(line * count)
+    given = [f"data.dir={data}", "tasks=[QC]", "model.backbone=Qwen/Qwen3-14B-Base", f"model.revision={COMMIT}"]
+    given += ["translate.rows_per_language=5000", "folds.n=5", "filter.enabled=true", "filter.scores=in-sample"]
+    assert only(look(tmp_path, *given), "time: not known; `./run.sh bench --only gpu`")[0] == "note"
+    bench_lines(
+        tmp_path,
+        {"step": "facts", "gpu": "Card X", "tiny": False},
+        {"step": "training", "rows": 32, "out_of_memory": "told"},
+        {"step": "training", "rows": 32, "rows_per_s": 100.0},
+        {"step": "training", "rows": 64, "rows_per_s": 300.0},
+        {"step": "scoring", "rows_per_s": 1000.0},
+    )
+    level, text = only(look(tmp_path, *given), "time: ")
+    # Four fifths of 45,000 rows five times, and all of them once; held-out, dev, test and judged rows.
+    assert level == "OK" and "QC: 225,000 rows to train on in 0.6 h, 235,000 to score in 0.1 h" in text
+    assert text.startswith("time: about 0.7 h (") and "Card X" in text
+    machine(monkeypatch, ROOMY)
+    assert not [one for one in look(tmp_path, *given) if one.text.startswith("time")]
+
+
+def test_rates_of_a_tiny_model_or_of_no_gpu_are_none(tmp_path):
+    bench_lines(tmp_path, {"step": "facts", "device": "cpu", "tiny": True}, {"step": "scoring", "rows_per_s": 1.0})
+    assert measured_rates(tmp_path / "out" / "submissions") is measured_rates(tmp_path / "none") is None
 
 
 # ---------------------------------------------------------------- before a run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from tiny_models import fill_adapter_at_random
 from torch import nn
 
@@ -14,6 +15,7 @@ from analyticup.settings.schema import LoraSettings, ModelSettings, Settings, Tr
 from analyticup.training import source as sources
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.source import Machine, ModelSource
+from analyticup.training.trainer import make_trainer
 
 SETTINGS = Settings(
     model=ModelSettings(backbone="random:qwen3", lora=LoraSettings(r=2, dropout=0.1), gradient_checkpointing=True),
@@ -82,3 +84,11 @@ def test_merged_adapters_go_and_leave_every_bit_as_it_was(dtype):
     assert again is base and [name for name, _ in base.named_modules()] == names
     assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
     assert not hasattr(base, "peft_config")
+
+
+def test_a_task_of_slurm_trains_alone(monkeypatch):
+    for name, value in {"NTASKS": "4", "JOB_NAME": "fold", "PROCID": "2", "LOCALID": "2", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    trainer = make_trainer(Machine("cpu", 1), None, [], SETTINGS)
+    assert trainer.world_size == 1 and trainer.is_global_zero
+    assert isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)

@@ -12,6 +12,7 @@ from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
 from analyticup.checks.machine import SLOW, device_findings, disk_findings, look_at_machine, memory_findings
 from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
+from analyticup.checks.timing import time_findings
 from analyticup.checks.weights import weight_findings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.errors import UserError
@@ -34,6 +35,7 @@ def findings(settings: Settings) -> list[Finding]:
         lambda: label_word_findings(settings, models[0]),
         lambda: device_findings(settings, machine),
         lambda: memory_findings(settings, models, machine),
+        lambda: time_findings(settings, models[0].parameters, machine.device == "cuda"),
         lambda: disk_findings(settings, models),
         lambda: access_findings(settings),
         lambda: tracking_findings(settings),

@@ -14,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from analyticup.engine.progress import Track, track
@@ -55,7 +56,8 @@ def make_trainer(
         log_every_n_steps=1,
         logger=False if tracked is None else WandbLogger(experiment=tracked, log_model=False),
         callbacks=callbacks,
-        plugins=list(plugins),
+        # Under srun Lightning would take this process for one of several.
+        plugins=[*plugins, LightningEnvironment()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -16,12 +16,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from analyticup.checks.timing import RATES
 from analyticup.engine.files import write_atomically
 from analyticup.engine.workers import imported
 from analyticup.errors import machine_trouble
 
 PART = "gpu"
-FILE = "gpu.jsonl"
+FILE = RATES.name
 _STEPS = "analyticup.experiments.bench.gpu_steps"
 Line = dict[str, Any]
 

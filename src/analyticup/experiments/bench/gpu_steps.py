@@ -27,10 +27,11 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from analyticup.errors import machine_trouble
 from analyticup.experiments.bench.flops import Shape, backward_flops, forward_flops, prompts_load, shape_of
 from analyticup.model import module
-from analyticup.model.backbone import add_adapter, load_backbone
+from analyticup.model.backbone import add_adapter, bare, load_backbone, merge_into_copies
 from analyticup.model.batches import EncodedRows, collate, training_batches
 from analyticup.model.checkpoint import StepCheckpoint
-from analyticup.model.module import label_hidden, output_matrix
+from analyticup.model.fused import fuse_adapters
+from analyticup.model.module import label_hidden, output_matrix, recompute
 from analyticup.model.objective import label_nll
 from analyticup.model.packing import collate_packed, enable_packing, packed_batches
 from analyticup.model.prompt import LabelWords
@@ -146,7 +147,7 @@ def facts(tiny: bool) -> Iterator[Values]:
     """What this machine is, and its matrix rate."""
     packages = ("torch", "transformers", "peft", "lightning", "numpy")
     found: Values = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    found["device"] = device()
+    found |= {"device": device(), "tiny": tiny}
     if device() == "cuda":
         about = torch.cuda.get_device_properties(0)
         found |= {"gpu": about.name, "gb": round(about.total_memory / 1e9, 1), "cuda": torch.version.cuda}
@@ -154,7 +155,8 @@ def facts(tiny: bool) -> Iterator[Values]:
 
 
 def packed_equals_plain(tiny: bool) -> Iterator[Values]:
-    """States and gradients of packed prompts against padded ones, relative, four layers at full width."""
+    """States and gradients of packed prompts through fused adapters against padded ones through PEFT's, relative, four
+    layers at full width."""
     rows = encoded(prompts(tiny, 24))
     for dtype, most in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
         found = {}
@@ -164,6 +166,8 @@ def packed_equals_plain(tiny: bool) -> Iterator[Values]:
                 enable_packing(model)
             adapted = add_adapter(model, LoraSettings(r=32, alpha=64), 0).train()
             _fill_adapter(adapted)
+            if packing:
+                fuse_adapters(adapted)
             given = collate_packed(rows, range(24)) if packing else collate(rows, range(24), 0)
             batch = _moved(given)
             hidden = label_hidden(adapted, batch)
@@ -193,18 +197,21 @@ class Variant:
     rows: int
     checkpointing: bool = False
     dropout: float = 0.1
+    fused: bool = True
     compiled: bool = False
 
 
 VARIANTS = (
-    Variant(32, checkpointing=True),
     Variant(32),
+    Variant(32, checkpointing=True),
+    Variant(32, fused=False),
     Variant(64),
     Variant(64, dropout=0.0),
     Variant(128, checkpointing=True),
     Variant(256, checkpointing=True),
-    Variant(32, compiled=True),
+    Variant(32, fused=False, compiled=True),
 )
+TINY_VARIANTS = VARIANTS[:3]
 
 
 def training(tiny: bool) -> Iterator[Values]:
@@ -213,9 +220,7 @@ def training(tiny: bool) -> Iterator[Values]:
     enable_packing(base)
     yield {"weights_gb": _peak_gb()}
     rows = encoded(prompts(tiny, 256 if tiny else 2048))
-    for variant in VARIANTS[-1:] + VARIANTS[:2] if tiny else VARIANTS:
-        if tiny and variant.compiled:
-            continue
+    for variant in TINY_VARIANTS if tiny else VARIANTS:
         _fresh()
         model = add_adapter(base, LoraSettings(r=32, alpha=64, dropout=variant.dropout), 0).train()
         try:
@@ -223,15 +228,15 @@ def training(tiny: bool) -> Iterator[Values]:
         except torch.OutOfMemoryError as error:
             yield {**vars(variant), "out_of_memory": machine_trouble(error)}
         finally:
-            base = model.unload()
+            base = bare(model.get_base_model())
             del model
 
 
 def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate: float) -> Values:
     base, layers = model.get_base_model(), model.get_base_model().get_decoder().layers
-    if variant.checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+    recompute(model, variant.checkpointing)
+    if variant.fused:
+        fuse_adapters(model)
     if variant.compiled:
         for layer in layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
@@ -251,8 +256,6 @@ def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate:
             optimiser.zero_grad()
             seconds.append(_wait() - started)
     finally:
-        base.gradient_checkpointing_disable()
-        base.disable_input_require_grads()
         for layer in layers if variant.compiled else ():
             del layer.forward
     timed = batches[2:]
@@ -283,7 +286,9 @@ def scoring(tiny: bool) -> Iterator[Values]:
         _fresh()
         model = add_adapter(base, LoraSettings(r=32, alpha=64), 0).eval()
         if merged:
-            model.merge_adapter()
+            merge_into_copies(model)
+        else:
+            fuse_adapters(model)
         batches = packed_batches(tokens, size)
         with torch.inference_mode():
             label_hidden(model, _moved(collate_packed(rows, batches[0])))
@@ -292,9 +297,7 @@ def scoring(tiny: bool) -> Iterator[Values]:
                 label_hidden(model, _moved(collate_packed(rows, batch))).float().cpu()
             took = _wait() - started
         yield {"merged": merged, "tokens": size, "rows_per_s": round(len(tokens) / took, 1), "peak_gb": _peak_gb()}
-        if merged:
-            model.unmerge_adapter()
-        base = model.unload()
+        base = bare(model.get_base_model())
 
 
 def four_bit(tiny: bool) -> Iterator[Values]:

@@ -1,0 +1,111 @@
+"""How long a run would take, by the rates that `./run.sh bench --only gpu` measured on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from analyticup.checks.finding import Finding
+from analyticup.settings.loading import task_settings
+from analyticup.settings.paths import resolve
+from analyticup.settings.schema import Settings, read_volumes
+from analyticup.verdict import Verdict
+
+# Below paths.submissions.
+RATES: Final = Path("bench") / "gpu.jsonl"
+# The model that the bench makes.
+_MEASURED_PARAMETERS: Final = 14.8e9
+_LANGUAGE: Final = re.compile(rb'"language":\s*"([^"]{1,20})"')
+# Of the official training rows.
+_POSITIVE_SHARE: Final = 0.69
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rows per second of the bench's model, on that GPU."""
+
+    gpu: str
+    training: float
+    scoring: float
+
+
+def measured_rates(submissions: Path) -> Rates | None:
+    """The best rates in steps of 32 rows and in scoring; None where the bench has not run on a GPU here."""
+    try:
+        lines = [json.loads(line) for line in (submissions / RATES).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return None
+
+    def best(step: str, **wanted: Any) -> float:
+        own = [line for line in lines if line.get("step") == step and "rows_per_s" in line]
+        return max((one["rows_per_s"] for one in own if all(one.get(k) == v for k, v in wanted.items())), default=0.0)
+
+    facts = next((line for line in lines if "gpu" in line and not line.get("tiny")), None)
+    training, scoring = best("training", rows=32), best("scoring")
+    return Rates(facts["gpu"], training, scoring) if facts and training and scoring else None
+
+
+def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) -> Iterable[Finding]:
+    """One finding, for a GPU and given files only. `parameters` are the backbone's; time goes with their number."""
+    if not on_gpu or settings.data.dir is None:
+        return
+    rates = measured_rates(resolve(settings.paths.submissions))
+    if rates is None or not parameters:
+        told = "not known; `./run.sh bench --only gpu` measures this machine's rates in eight minutes"
+        yield Finding(Verdict.NOTE, f"time: {told}")
+        return
+    slower, parts, total = parameters / _MEASURED_PARAMETERS, [], 0.0
+    for task in settings.tasks:
+        trained, scored = task_rows(task_settings(settings, task), task)
+        training, scoring = (
+            rows * slower / rate / 3600
+            for rows, rate in zip((trained, scored), (rates.training, rates.scoring), strict=True)
+        )
+        total += training + scoring
+        parts.append(
+            f"{task}: {trained:,.0f} rows to train on in {training:.1f} h, {scored:,.0f} to score in {scoring:.1f} h"
+        )
+    workers = f" with one worker; {settings.machine.workers} share it" * (settings.machine.workers > 1)
+    told = f"about {total:.1f} h{workers} ({'; '.join(parts)}), by the rates of {RATES} on {rates.gpu}"
+    yield Finding(Verdict.OK, f"time: {told}; translation and embedding are left out (estimate)")
+
+
+def task_rows(own: Settings, task: str) -> tuple[float, float]:
+    """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
+    folder, n = Path(own.data.dir or "").expanduser(), own.folds.n
+    given, known = _rows(folder / f"train_{task}.txt")
+    given = min(given, own.data.train_rows or given)
+    others = [_rows(folder / f"{split}_{task}.txt") for split in ("dev", "test")]
+    rows = float(given)
+    if own.translate.enabled:
+        asked = set(own.translate.languages or set().union(*(languages for _, languages in others)) - known)
+        volumes = read_volumes(own.translate.volumes)
+        rows += sum(volumes.get(language, own.translate.rows_per_language) for language in asked)
+    if own.negatives.enabled:
+        rows += own.negatives.share * _POSITIVE_SHARE * rows
+    trained, scored = (n - 1) * rows * own.train.epochs, given + n * sum(count for count, _ in others)
+    if own.filter.enabled and own.filter.scores != "neighbours":
+        judges = 1 if own.filter.scores == "in-sample" else n - 1
+        trained += own.filter.rounds * judges * rows * own.train.epochs
+        scored += own.filter.rounds * rows
+    return trained, scored
+
+
+def _rows(path: Path) -> tuple[int, set[str]]:
+    """Lines of a file and the languages in them; none of one that is absent."""
+    count, languages = 0, set()
+    for line in _lines(path):
+        count += 1
+        if found := _LANGUAGE.search(line):
+            languages.add(found[1].decode("utf-8", "replace"))
+    return count, languages
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.is_file():
+        with path.open("rb") as stream:
+            yield from (line for line in stream if line.strip())
