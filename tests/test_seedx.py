@@ -285,3 +285,23 @@ def test_a_folder_below_home_is_loaded(random_model, tmp_path, monkeypatch):
     folder = Path(random_model.model)
     monkeypatch.setenv("HOME", str(folder.parent))
     assert SeedXTranslator(random_model.replace(model=f"~/{folder.name}"), CPU).translate(["bag"], "de")
+
+
+def test_a_translator_that_runs_out_of_memory_goes_on_with_smaller_batches(capsys):
+    translator, sizes = SeedXTranslator(SeedXSettings(revision=COMMIT, batch_size=8), CPU), []
+
+    def complete(prompts):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise MemoryError
+        return [prompt.upper() for prompt in prompts]
+
+    asked = [f"{'x' * (number % 4)}{number}" for number in range(9)]
+    assert translator._answers(asked, complete) == [text.upper() for text in asked]
+    # Also for the next language.
+    assert translator._answers(asked, complete) == [text.upper() for text in asked]
+    assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0].startswith("translator seedx: out of memory with 8 texts at once; goes on with 4")
+    with pytest.raises(MemoryError):
+        translator._answers(["one"], lambda prompts: (_ for _ in ()).throw(MemoryError()))

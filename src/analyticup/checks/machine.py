@@ -154,16 +154,18 @@ def _training(settings: Settings, model: Model, value_bytes: int, place: tuple[s
     what = "training: {} for weights, adapters with their optimiser and the activations of a batch"
     whole = _fits(what, training_bytes(settings, model, value_bytes, on_gpu), *place)
     least = training_bytes(settings, model, value_bytes, on_gpu, least=True)
-    # A CPU out of memory is told by the end of the process, and then it is too late.
-    if whole.verdict != Verdict.FAIL or not on_gpu:
+    if whole.verdict != Verdict.FAIL:
         return whole
     if least * place[2] > place[1]:
         small = settings.replace(**{"model.quantisation": "nf4"})
         less = training_bytes(small, model, value_bytes, on_gpu, least=True)
-        fits = settings.model.quantisation == "none" and less * place[2] <= place[1]
+        fits = on_gpu and settings.model.quantisation == "none" and less * place[2] <= place[1]
         advice = f"; with model.quantisation=nf4 it takes {size_text(less)}: see configs/hardware/24gb.yaml"
         return Finding(whole.verdict, whole.text + advice * fits)
-    how = f"; the largest ones then run their layers again or in smaller passes, down to {size_text(least)}"
+    # Few batches are as large as that. A process that runs out of main memory is ended without a word, though.
+    how = "; lower train.max_batch_tokens or machine.workers"
+    if on_gpu:
+        how = f"; the largest ones then run their layers again or in smaller passes, down to {size_text(least)}"
     return Finding(Verdict.NOTE, whole.text + how)
 
 

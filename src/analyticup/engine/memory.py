@@ -32,11 +32,25 @@ def peak() -> int:
 
 
 def let_go() -> None:
-    """Frees what is no longer used: models in reference cycles, and what the allocator keeps of them."""
+    """Frees what is no longer used: models in reference cycles, and what the allocators keep of them."""
     gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     # The C library may be another one than glibc.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def halved(size: int, what: str, setting: str) -> int:
+    """Half of a batch size with which memory ran out; says so on stderr, after letting go of what is unused.
+
+    To be called when the error's handler has ended: until then the error holds the batch.
+    """
+    let_go()
+    less = f"goes on with {size // 2} ({setting} sets that from the start)"
+    print(f"{what}: out of memory with {size} texts at once; {less}", file=sys.stderr, flush=True)
+    return size // 2
 
 
 class Watch:

@@ -173,6 +173,4 @@ def fitting(run: Callable[[Passes], Any], passes: Passes, relieve: Callable[[Pas
         # Here and not above: until its handler ends, the error holds the failed pass in memory.
         passes = less
         let_go()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         set_random_state(state)

@@ -122,8 +122,6 @@ class ModelSource:
             return
         self._backbone = None
         let_go()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @property
     def pad_id(self) -> int:

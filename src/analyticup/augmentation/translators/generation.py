@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from analyticup.augmentation.translators.base import CachedTranslator, Tools
 from analyticup.augmentation.translators.outputs import RULES
-from analyticup.engine.cache import batches
+from analyticup.engine.memory import halved
+from analyticup.errors import out_of_memory
 from analyticup.model.pins import loadable
 from analyticup.settings.schema import EmbedderSettings
 
@@ -47,6 +48,7 @@ class GeneratingTranslator(Generic[S]):
         """Raises UserError for what `identity_of` refuses."""
         self.identity = self.identity_of(settings)
         self._settings = settings
+        self._batch_size = settings.batch_size
         self._machine = machine
         self._loaded: str | None = None
         self._model: Any = None
@@ -82,13 +84,24 @@ class GeneratingTranslator(Generic[S]):
         raise NotImplementedError
 
     def _answers(self, asked: Sequence[str], complete: Callable[[list[str]], list[str]]) -> list[str]:
-        """What `complete` makes of each, in order; it is given batches of at most `batch_size`."""
+        """What `complete` makes of each, in order; it is given batches of at most `batch_size`, and of fewer where
+        memory runs out."""
         found = [""] * len(asked)
         # Texts of like length share a batch, which keeps padding small.
         order = sorted(range(len(asked)), key=lambda index: (len(asked[index]), asked[index]))
-        for batch in batches(order, self._settings.batch_size):
-            for index, output in zip(batch, complete([asked[place] for place in batch]), strict=True):
-                found[index] = output
+        while order:
+            batch = order[: self._batch_size]
+            try:
+                outputs = complete([asked[place] for place in batch])
+            except Exception as error:
+                if len(batch) < 2 or not out_of_memory(error):
+                    raise
+            else:
+                for index, output in zip(batch, outputs, strict=True):
+                    found[index] = output
+                order = order[len(batch) :]
+                continue
+            self._batch_size = halved(len(batch), f"translator {self.name}", f"{self.key}.batch_size")
         return found
 
     def _generate(self, inputs: Any, **options: Any) -> torch.Tensor:
