@@ -663,7 +663,7 @@ def bench_lines(tmp_path, *lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_gpus_rates_say_how_long_a_run_takes(tmp_path, data, monkeypatch):
+def test_a_gpus_rates_say_how_long_a_run_takes(tmp_path, data, monkeypatch, capsys):
     machine(monkeypatch, MachineFacts("cuda", (("Card X", int(80e9)),), 10**12))
     for split, count, language in (("train", 40_000, "en"), ("dev", 10_000, "de"), ("test", 20_000, "en")):
         line = json.dumps({"id": 1, "language": language}) + "\n"
@@ -683,6 +683,10 @@ def test_a_gpus_rates_say_how_long_a_run_takes(tmp_path, data, monkeypatch):
     # Four fifths of 45,000 rows five times, and all of them once; held-out, dev, test and judged rows.
     assert level == "OK" and "QC: 225,000 rows to train on in 0.6 h, 235,000 to score in 0.1 h" in text
     assert text.startswith("time: about 0.7 h (") and "Card X" in text
+    paths = [f"paths.{name}={tmp_path / 'out' / name}" for name in ("artifacts", "submissions", "cache")]
+    assert main(["plan", *given, *paths]) == 0
+    planned = capsys.readouterr().out
+    assert "time: about " in planned and "by the rates of bench/gpu.jsonl on Card X" in planned
     machine(monkeypatch, ROOMY)
     assert not [one for one in look(tmp_path, *given) if one.text.startswith("time")]
 

@@ -133,8 +133,22 @@ def plan(options: argparse.Namespace) -> int:
             console.print(f"{task}: switched off by the settings: {', '.join(off)}")
     waiting = sum(status.artifact is None for status in statuses)
     where = resolve(settings.paths.artifacts)
+    _say_time(settings, console)
     console.print(f"{waiting} of {len(statuses)} stages would run; folders in {where}", soft_wrap=True)
     return 0
+
+
+def _say_time(settings: Settings, console: Console) -> None:
+    """How long all stages would take, where this machine's GPU was measured."""
+    from analyticup.checks.timing import measured_rates, time_findings
+
+    if measured_rates(resolve(settings.paths.submissions)) is None:
+        return
+    from analyticup.checks.models import needed_models
+
+    parameters = needed_models(settings, resolve(settings.paths.cache))[0].parameters
+    for finding in time_findings(settings, parameters, on_gpu=True):
+        console.print(finding.text, soft_wrap=True)
 
 
 def check(options: argparse.Namespace) -> int:

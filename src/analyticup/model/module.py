@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class LabelWordModule(LightningModule):
         optimiser = self.optimizers()
         # Without a limit it only measures.
         limit = self.settings.clip_norm or math.inf
-        self._watch(torch.nn.utils.clip_grad_norm_(self._trained(), limit), "norm of the gradient")
+        self._watch(torch.nn.utils.clip_grad_norm_(self._trained, limit), "norm of the gradient")
         optimiser.step()
         self.lr_schedulers().step()
         self.log("train/loss", loss, batch_size=len(passes))
@@ -150,7 +151,7 @@ class LabelWordModule(LightningModule):
 
     def _gradients(self, passes: Passes) -> Tensor:
         """Sets the gradients of the step's loss, the mean over its batches; returns it."""
-        for value in self._trained():
+        for value in self._trained:
             value.grad = None
         losses, state = [], None
         for part in passes.parts:
@@ -245,11 +246,12 @@ class LabelWordModule(LightningModule):
         found = self._scores(passes, "predict.max_batch_tokens")
         return found["rows"], found["margins"]
 
+    @cached_property
     def _trained(self) -> list[nn.Parameter]:
         return [value for value in self.model.parameters() if value.requires_grad]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        trained = self._trained()
+        trained = self._trained
         # On the CPU the fused one gains nothing and rounds otherwise.
         fused = trained[0].device.type == "cuda"
         optimiser = torch.optim.AdamW(
