@@ -22,7 +22,7 @@ from hub_server import COMMIT, Hub, hub_server
 from huggingface_hub import constants
 from peft import PeftModel
 from test_neighbour_vote import WordEmbedder
-from test_pipeline import digests, one, run_main
+from test_pipeline import SAMPLE, digests, one, run_main
 from tiny_runs import TINY, places
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,6 +31,7 @@ from analyticup.augmentation.embedders import load_embedder
 from analyticup.engine.artifacts import sealed
 from analyticup.engine.checksums import SUMS, write_sums
 from analyticup.model.backbone import load_adapter, random_qwen3, random_tokenizer
+from analyticup.pipeline import build
 from analyticup.settings.loading import load_settings
 
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2", "negatives.enabled=false", "QC.negatives.enabled=false")
@@ -326,6 +327,19 @@ def test_a_run_scores_with_adapters_from_the_hub(
     made, theirs = (folder / "submissions" / "sample" / "submit.zip" for folder in (tmp_path, finished))
     assert made.read_bytes() == theirs.read_bytes()
     assert not list((tmp_path / "artifacts").glob("folds-*"))
+
+
+def test_scores_by_given_adapters_depend_on_how_the_model_is_run() -> None:
+    def identities(*more: str) -> dict[str, str]:
+        given = [f"model.adapters=hub:a/b@{COMMIT}", "data.dir=.", *TINY, *more]
+        settings = load_settings(SAMPLE, given)
+        return {node.title: node.identity for node in build(settings, {})}
+
+    base = identities()
+    assert "translate-QC" not in base and "train-QC-fold0" in base
+    for change in ("model.dtype=float32", "model.packing=false", "prompt.max_query_tokens=9"):
+        assert identities(change)["predict-QC-fold0"] != base["predict-QC-fold0"]
+    assert identities("train.epochs=7") == base
 
 
 def test_merged_weights_score_as_the_adapter_does(bundle: Path, tmp_path: Path, capsys) -> None:

@@ -6,24 +6,35 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pandas import DataFrame
 
+from analyticup.corpus.official import official_names
 from analyticup.corpus.rows import SPLITS, load_rows, save_rows
 from analyticup.engine.artifacts import RECORD, Artifact
 from analyticup.engine.checksums import SUMS, write_sums
-from analyticup.engine.files import publish_folder, replace_file, write_zip
+from analyticup.engine.files import file_sha256, publish_folder, replace_file, write_zip
 from analyticup.engine.job import given_files
 from analyticup.errors import CheckFailed, UserError
+from analyticup.filtering import decision_files
 from analyticup.report.figures import REPORT, Report
 from analyticup.results.manifest import MANIFEST, PAGE, Manifest, published_files
 from analyticup.results.verify import PLACES, read_stages, verify_run
 from analyticup.settings.loading import settings_from_dict
 from analyticup.settings.paths import PROJECT
-from analyticup.settings.schema import BundleSettings, MachineSettings, PathSettings, Settings, TrackingSettings
+from analyticup.settings.schema import (
+    TASKS,
+    BundleSettings,
+    FilterSettings,
+    MachineSettings,
+    PathSettings,
+    Settings,
+    TrackingSettings,
+)
 from analyticup.sharing.card import model_card
-from analyticup.sharing.layout import ADAPTER, CARD, DATA, LOCKS, ROWS, SETTINGS, SUBMISSION
+from analyticup.sharing.layout import ADAPTER, CARD, DATA, DECISIONS, LOCKS, ROWS, SETTINGS, SUBMISSION
 from analyticup.training.published import STAGES
 from analyticup.verdict import Verdict
 
@@ -32,6 +43,7 @@ SHARED = ("train", "predict", "ensemble", "threshold", "neighbours", "features")
 OPTIONS = ("bundle.rows", "bundle.adapters")
 # In the place of the folder that the run read, which is nobody else's business.
 DATA_DIR = "data"
+_DECIDED = "filter.decisions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +109,11 @@ def zip_folder(folder: Path, out: Path) -> None:
 
 def portable_settings(settings: Settings) -> Settings:
     """The settings without what is of this machine: all that can change a figure is as it was."""
-    own = {"paths": PathSettings(), "machine": MachineSettings(), "tracking": TrackingSettings()}
+    own: dict[str, Any] = {"paths": PathSettings(), "machine": MachineSettings(), "tracking": TrackingSettings()}
+    own |= {task: {key: value for key, value in getattr(settings, task).items() if key != _DECIDED} for task in TASKS}
     data_dir = None if settings.data.dir is None else DATA_DIR
-    return settings.replace(**own, bundle=BundleSettings(), **{"data.dir": data_dir})
+    places = {"data.dir": data_dir, _DECIDED: FilterSettings().decisions}
+    return settings.replace(**own, bundle=BundleSettings(), **places)
 
 
 def _files(run: FinishedRun) -> Iterator[tuple[str, Path]]:
@@ -116,11 +130,15 @@ def _files(run: FinishedRun) -> Iterator[tuple[str, Path]]:
     for name, path in published_files(run.stages).items():
         if rows or Path(name).name.startswith("scores_"):
             yield f"{SUBMISSION}/{name}", path
+    for name, path in decision_files(run.settings).items():
+        if run.manifest.data.get(name) == file_sha256(path):
+            yield f"{DECISIONS}/{name}", path
     if rows:
         # It may show texts of rows.
         yield f"{SUBMISSION}/{PAGE}", run.folder / PAGE
-        given = given_files(run.settings, run.manifest.data, run.stages.get("sample-all"))
-        yield from ((f"{DATA}/{name}", path) for name, path in sorted(given.items()))
+        names = [name for task in run.settings.tasks for name in official_names(task) if name in run.manifest.data]
+        given = given_files(run.settings, names, run.stages.get("sample-all"))
+        yield from ((f"{DATA}/{name}", given[name]) for name in names)
 
 
 def _without_texts(ingested: Artifact, folder: Path) -> None:

@@ -20,6 +20,7 @@ from analyticup.training.published import STAGES
 ROWS = "rows"
 SUBMISSION = "submission"
 DATA = "data"
+DECISIONS = "decisions"
 LOCKS = "requirements"
 SETTINGS = "settings.yaml"
 CARD = "README.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analyticup.console import exclusive_run, show_execution
-from analyticup.corpus.official import row_names
+from analyticup.corpus.official import official_names, row_names
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.checksums import SUMS
 from analyticup.engine.environment import describe
@@ -26,7 +26,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings, decisive
 from analyticup.sharing.compare import compare
-from analyticup.sharing.layout import DATA, Bundle
+from analyticup.sharing.layout import DATA, DECISIONS, Bundle
 from analyticup.verdict import Item, Verdict
 
 if TYPE_CHECKING:
@@ -163,6 +163,9 @@ def _plan(bundle: Bundle, depth: str, settings: Settings) -> Plan:
     if depth == "decide":
         nodes = build_from_scores(settings, bundle.manifest.data)
         return Plan(settings, nodes, list(_given(bundle, nodes)), lambda: InProcess(f"{__name__}:no_models"))
+    # Those that the run took, and not what this machine has for a run of that name.
+    decided = bundle.folder / DECISIONS
+    settings = settings.replace(**{"filter.decisions": str(decided) if decided.is_dir() else None})
     if depth == "predict":
         settings = settings.replace(**{"model.adapters": str(bundle.folder)})
     return Plan(settings, build(settings), [], lambda: make_runner(settings, MODELS))
@@ -186,7 +189,8 @@ def _inputs(bundle: Bundle, artifacts: Mapping[str, Artifact]) -> Iterator[Item]
     if "sample-all" not in artifacts:
         return
     made = data_sha256(artifacts)
-    differ = sorted(name for name, digest in bundle.manifest.data.items() if made.get(name) != digest)
+    read = {name for task in bundle.settings().tasks for name in official_names(task)} & bundle.manifest.data.keys()
+    differ = sorted(name for name in read if made.get(name) != bundle.manifest.data[name])
     text = f"{', '.join(differ)} not as the run read them" if differ else "the files that the run read"
     yield Item(Verdict.FAIL if differ else Verdict.OK, "sample corpus", text)
 

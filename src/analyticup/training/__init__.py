@@ -30,7 +30,9 @@ def training_settings(settings: Settings) -> dict[str, Any]:
 
 
 def adopted_settings(own: Settings) -> dict[str, Any]:
-    return {"weights": identity(own.model), "adapters": adapters_identity(str(own.model.adapters))}
+    """What scores by given adapters depend on: how the model is run, and the prompt, but no training."""
+    used = {name: value for name, value in training_settings(own).items() if name not in ("train", "seed")}
+    return {**used, "adapters": adapters_identity(str(own.model.adapters))}
 
 
 def scoring_settings(settings: Settings, *names: str) -> dict[str, Any]:
