@@ -84,7 +84,8 @@ def _flat(section: Section, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Section):
             found |= _flat(value, f"{prefix}{name}.")
         elif name in TASKS:
-            found |= {f"{name}.{key}": own for key, own in value.items()}
+            # A manifest's are sorted.
+            found |= {f"{name}.{key}": value[key] for key in sorted(value)}
         else:
             found[f"{prefix}{name}"] = value
     return found
@@ -149,17 +150,18 @@ def _costs(settings: Settings, artifacts: Mapping[str, Artifact]) -> list[StageC
 
 def _provenance(manifest: Manifest, settings: Settings, artifacts: Mapping[str, Artifact]) -> Iterator[Figure]:
     yield Figure("Command", code=command_line(settings), wide=True)
+    # All sorted, as they are in a manifest that is read again.
     environment = manifest.environment
     facts = [
         ["git revision", str(environment.get("git", "unknown"))],
         ["Python", str(environment.get("python", ""))],
         ["platform", str(environment.get("platform", ""))],
-        *([f"model: {name}", str(value)] for name, value in manifest.model.items() if value is not None),
+        *([f"model: {name}", str(value)] for name, value in sorted(manifest.model.items()) if value is not None),
         ["final split", manifest.final_split],
-        *([f"threshold, {task}", f"{value:g}"] for task, value in manifest.thresholds.items()),
+        *([f"threshold, {task}", f"{value:g}"] for task, value in sorted(manifest.thresholds.items())),
     ]
     yield Figure("Code, machine, model", grid=Grid(["what", "value"], facts, 2))
-    versions = [[name, str(version)] for name, version in environment.get("packages", {}).items()]
+    versions = [[name, str(version)] for name, version in sorted(environment.get("packages", {}).items())]
     yield Figure("Package versions", grid=Grid(["package", "version"], versions, 2), folded=True)
     changed = [[key, value_text(value)] for key, value in changed_settings(settings).items()]
     yield Figure("Settings that are not at their default", grid=Grid(["setting", "value"], changed, 2), folded=True)
@@ -175,4 +177,4 @@ def _provenance(manifest: Manifest, settings: Settings, artifacts: Mapping[str, 
 
 
 def _hashes(title: str, files: Mapping[str, str]) -> Figure:
-    return Figure(title, grid=Grid(["file", "sha256"], [list(pair) for pair in files.items()], 2), folded=True)
+    return Figure(title, grid=Grid(["file", "sha256"], [list(pair) for pair in sorted(files.items())], 2), folded=True)
