@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import modeling_gguf_pytorch_utils
 
 from analyticup.engine import files
 from analyticup.engine.artifacts import Record
@@ -159,6 +160,14 @@ def test_a_killed_conversion_leaves_nothing_after_the_next(tmp_path, monkeypatch
     monkeypatch.setattr(gguf, "apart", lambda function, *given: function(*given))
     folder = gguf.converted_gguf("gguf:standin_gguf", cache)
     assert sorted(path.name for path in cache.iterdir()) == [".lock", folder.name]
+
+
+def test_transformers_bar_for_tensors_is_the_kits(capsys):
+    foreign = modeling_gguf_pytorch_utils.tqdm
+    with gguf._own_bar():
+        # As `load_gguf_checkpoint` calls it.
+        assert list(modeling_gguf_pytorch_utils.tqdm(["a", "b"], desc="Converting and de-quantizing")) == ["a", "b"]
+    assert modeling_gguf_pytorch_utils.tqdm is foreign and capsys.readouterr() == ("", "")
 
 
 def test_the_fast_reader_reads_what_the_packages_own_reads_and_only_once(tmp_path):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -25,7 +23,7 @@ from analyticup.__main__ import main
 from analyticup.engine import execution, progress, workers
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Node, Part, Stage, Status
-from analyticup.engine.progress import Display, relay_to, track
+from analyticup.engine.progress import relay_to, track
 from analyticup.engine.workers import InProcess, apart, cores, make_runner
 from analyticup.errors import UserError
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
@@ -263,43 +261,12 @@ def test_no_worker_outlives_an_interrupted_run_and_the_next_one_goes_on(tmp_path
 # ---------------------------------------------------------------- what is shown
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def shown(stream):
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
-
-
-def test_bars_of_several_processes_stand_in_one_display():
-    terminal = Terminal()
-    display = Display(queue.Queue(), terminal)
-    for said in (("one", 1), "train QC fold0", 3, 10), (("two", 1), "train QC fold1", 4, 20), "converting":
-        display.queue.put(said)
-    display.queue.put((("one", 1), "train QC fold0", 9, 10))
-    display.start()
-    display.stop()
-    assert "train QC fold0" in shown(terminal) and "9/10" in shown(terminal) and "4/20" in shown(terminal)
-    assert "converting\n" in shown(terminal)
-
-
-def test_after_the_last_bar_the_terminal_is_as_before():
-    terminal = Terminal()
-    display = Display(queue.Queue(), terminal)
-    for said in ((("one", 1), "train", 3, 10), (("one", 1),), "line"):
-        display.queue.put(said)
-    display.start()
-    display.stop()
-    assert shown(terminal).endswith("line\n")
-
-
 def test_a_worker_hands_on_its_bars_and_what_it_prints(monkeypatch):
     told = queue.Queue()
     monkeypatch.setattr(progress, "_relay", None)
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    relay_to(told)
+    relay_to(told.put)
     with track(4, "train QC fold0") as bar:
         for _ in range(3):
             time.sleep(0.75)
@@ -311,3 +278,12 @@ def test_a_worker_hands_on_its_bars_and_what_it_prints(monkeypatch):
     name = said[0][0]
     assert name[0] == os.getpid()
     assert said == [(name, "train QC fold0", 3, 4), "converting", (name, "train QC fold0", 4, 4), (name,)]
+
+
+def test_a_process_apart_hands_on_what_it_shows(monkeypatch):
+    told = []
+    monkeypatch.setattr(progress, "_relay", told.append)
+    assert apart(worker_calls.slow_and_loud, 3) == 9
+    assert [said for said in told if isinstance(said, str)] == ["half way"]
+    (name, *_), *_ = bars = [said for said in told if not isinstance(said, str)]
+    assert bars == [(name, "loop", 2, 3), (name, "loop", 3, 3), (name,)] and name[0] != os.getpid()

@@ -14,6 +14,7 @@ from typing import Any
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.files import publish_folder
 from analyticup.engine.job import Job
+from analyticup.engine.progress import track
 from analyticup.errors import UserError
 from analyticup.experiments.bench.harness import Done, Unavailable
 from analyticup.settings.schema import Settings
@@ -49,6 +50,15 @@ def fail_beside(folder: Path, source: Any) -> Artifact:
 def work_long(folder: Path, source: Any) -> None:
     with publish_folder(folder):
         time.sleep(100)
+
+
+def slow_and_loud(rounds: int) -> int:
+    """A bar, and a line in its middle."""
+    for number in track(range(rounds), "loop"):
+        time.sleep(1.05)
+        if number == 1:
+            print("half way")
+    return rounds**2
 
 
 def die(job: Job) -> None:

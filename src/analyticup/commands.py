@@ -44,11 +44,13 @@ def run(options: argparse.Namespace) -> int:
     for path in decision_files(settings).values():
         console.print(f"{path}: people's decisions on rows are used", soft_wrap=True)
     artifacts: dict[str, Artifact] = {}
-    with exclusive_run(settings, console), Watch() as watch, make_runner(settings, MODELS) as runner:
-        steps = _once_checked(execute(settings, nodes, describe(PROJECT), runner), settings, nodes, console)
-        show_execution(console, steps, len(nodes), artifacts)
+    titles = [node.title for node in nodes]
+    with exclusive_run(settings, console), Watch() as watch:
+        with make_runner(settings, MODELS) as runner:
+            steps = _once_checked(execute(settings, nodes, describe(PROJECT), runner), settings, nodes, console)
+            show_execution(console, steps, titles, artifacts)
         # They came in the order in which they were done.
-        artifacts = {node.title: artifacts[node.title] for node in nodes}
+        artifacts = {title: artifacts[title] for title in titles}
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
         log_summary(settings, f"{settings.name}-{nodes[-1].identity[:8]}", artifacts["report-all"])

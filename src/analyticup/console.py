@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from analyticup.engine.artifacts import Artifact
@@ -34,23 +34,37 @@ def exclusive_run(settings: Settings, console: Console) -> Iterator[None]:
 
 
 def show_execution(
-    console: Console, steps: Iterable[Status | Done], total: int, artifacts: dict[str, Artifact]
+    console: Console, steps: Iterable[Status | Done], titles: Sequence[str], artifacts: dict[str, Artifact]
 ) -> None:
-    """Prints a line as each stage starts and ends; puts the artifacts into `artifacts`, by title."""
-    from analyticup.report.tables import describe_counts
+    """Shows the stages with these titles as they start and end: a line for each on `console`, and on a terminal one
+    display of all of them; puts the artifacts into `artifacts`, by title."""
+    from analyticup.engine.view import run_view
 
     number = 0
-    for step in steps:
-        if isinstance(step, Status):
-            number += 1
-            state = "cached" if step.artifact else f"running ({step.reason})"
-            console.print(f"[{number}/{total}] {step.node.title}: {state}")
-        else:
+    with run_view(console, titles) as view:
+        for step in steps:
+            if isinstance(step, Status):
+                number += 1
+                if view:
+                    view.starts(step.node.title)
+                state = "cached" if step.artifact else f"running ({step.reason})"
+                if step.artifact or not view:
+                    console.print(f"[{number}/{len(titles)}] {step.node.title}: {state}")
+                continue
             artifacts[step.status.node.title] = step.artifact
+            if view:
+                view.ends(step.status.node.title)
             if step.ran:
-                record = step.artifact.record
-                counts = describe_counts(record.counts)
-                console.print(f"    {step.status.node.title}: {record.seconds:.1f} s: {counts}")
+                _print_outcome(console, step, short=view is not None)
+
+
+def _print_outcome(console: Console, step: Done, short: bool) -> None:
+    """What a stage counted and the time it took; `short`: as much as one line of the window holds."""
+    from analyticup.report.tables import describe_counts
+
+    record = step.artifact.record
+    text = f"    {step.status.node.title}: {record.seconds:.1f} s: {describe_counts(record.counts)}"
+    console.print(text, no_wrap=short, overflow="ellipsis" if short else None)
 
 
 def compare_with_expected(

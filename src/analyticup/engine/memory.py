@@ -54,13 +54,14 @@ def halved(size: int, what: str, setting: str) -> int:
 
 
 class Watch:
-    """Within, looks at this process and all that it started; `peak` is the most resident bytes over all of them.
+    """Within, looks at this process and all that it started; `now` are the resident bytes of all of them as it last
+    looked, `peak` the most that it saw.
 
     What processes share, as they do a mapped model, counts for each of them.
     """
 
     def __init__(self) -> None:
-        self.peak = 0
+        self.now = self.peak = 0
         self._stops = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -75,7 +76,8 @@ class Watch:
     def _look(self) -> None:
         own = psutil.Process()
         while True:
-            self.peak = max(self.peak, sum(map(_resident, [own, *own.children(recursive=True)])))
+            self.now = sum(map(_resident, [own, *own.children(recursive=True)]))
+            self.peak = max(self.peak, self.now)
             if self._stops.wait(INTERVAL):
                 return
 

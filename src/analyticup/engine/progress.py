@@ -1,15 +1,15 @@
 """Progress of long loops: a bar with rate and time left on a terminal, sparse plain lines elsewhere.
 
-On a terminal the process that started the workers shows their bars, one below the other.
+In a run on a terminal, all bars are part of one display (see `view`), those of other processes too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -22,8 +22,8 @@ Item = TypeVar("Item")
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 5.0
 RELAY_SECONDS = 0.2
-# In a worker: sends what a bar shows. (name, description, units done, total) is a bar, (name,) its end, a text
-# goes above the bars.
+# Gets what a bar says instead of showing it: (name, description, units done, total) is a bar, (name,) its end, a text
+# goes above the bars. In a worker it sends that to the process that started it, there it is the run's display.
 _relay: Callable[[Any], None] | None = None
 _names = itertools.count()
 
@@ -85,7 +85,7 @@ class Track(Generic[Item]):
             if self._relayed is None or now - self._relayed >= RELAY_SECONDS:
                 self._relayed = now
                 _relay((self._name, self._description, self._done, self._total))
-        elif self._stream.isatty():
+        elif is_live(self._stream):
             self._update_bar()
         elif self._last_line is None or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
@@ -129,10 +129,45 @@ def track(
     return Track(work, total, description, stream, clock)
 
 
-def relay_to(queue: Any) -> None:
-    """In a worker process: bars, and what is printed, go through the queue of a `Display` from now on."""
+def is_live(stream: TextIO) -> bool:
+    """Whether something that moves can be drawn: on a terminal that can do that, and not in the log of a CI job."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+
+
+@contextlib.contextmanager
+def heard_by(receive: Callable[[Any], None]) -> Iterator[None]:
+    """Within, `receive` gets what the bars of this process show, and of those that hand theirs on to it."""
     global _relay
-    _relay = queue.put
+    before, _relay = _relay, receive
+    try:
+        yield
+    finally:
+        _relay = before
+
+
+def is_heard() -> bool:
+    """Whether bars of this process go elsewhere."""
+    return _relay is not None
+
+
+def hear(said: Any) -> None:
+    """Takes what another process has handed on; without a display, texts alone are shown."""
+    if _relay is not None:
+        _relay(said)
+    elif isinstance(said, str):
+        print(said, file=sys.stderr, flush=True)
+
+
+def hear_all(queue: Any) -> None:
+    """Hears what comes through a queue (multiprocessing.SimpleQueue), up to None."""
+    while (said := queue.get()) is not None:
+        hear(said)
+
+
+def relay_to(send: Callable[[Any], None]) -> None:
+    """In another process: bars, and what is printed, are handed on by `send` from now on."""
+    global _relay
+    _relay = send
     sys.stdout = sys.stderr = _RelayedText()
 
 
@@ -147,55 +182,6 @@ class _RelayedText(io.TextIOBase):
         if lines and _relay is not None:
             _relay("\n".join(lines))
         return len(text)
-
-
-class Display:
-    """The bars of several processes on one terminal; `queue` (multiprocessing.SimpleQueue) brings what they show."""
-
-    def __init__(self, queue: Any, stream: TextIO | None = None) -> None:
-        self.queue = queue
-        self._stream = stream if stream is not None else sys.stderr
-        self._bar: Progress | None = None
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Shows what is still in the queue, then takes the bars away."""
-        self.queue.put(None)
-        self._thread.join()
-
-    def _follow(self) -> None:
-        tasks: dict[Any, Any] = {}
-        while (said := self.queue.get()) is not None:
-            if isinstance(said, str):
-                self._print(said)
-            elif len(said) == 1:
-                self._open().remove_task(tasks.pop(said[0]))
-            else:
-                name, description, done, total = said
-                if name not in tasks:
-                    tasks[name] = self._open().add_task(description, total=total)
-                self._open().update(tasks[name], completed=done)
-            if self._bar is not None and not tasks:
-                # Stopped and not empty: what this process prints then finds the terminal as it was.
-                self._bar.stop()
-                self._bar = None
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _open(self) -> Progress:
-        if self._bar is None:
-            self._bar = _make_bar(self._stream)
-            self._bar.start()
-        return self._bar
-
-    def _print(self, text: str) -> None:
-        if self._bar is None:
-            print(text, file=self._stream, flush=True)
-        else:
-            self._bar.console.print(text, markup=False, highlight=False, emoji=False)
 
 
 def _make_bar(stream: TextIO) -> Progress:

@@ -89,9 +89,9 @@ class Workers:
         # Nothing is sent: the workers' end reports that the other one is closed, or its process gone.
         theirs, self._ours = context.Pipe(duplex=False)
         self._stops = context.Value("b", False)
-        self._display = progress.Display(context.SimpleQueue()) if sys.stderr.isatty() else None
-        queue = self._display.queue if self._display else None
-        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, queue)
+        self._told = context.SimpleQueue() if progress.is_live(sys.stderr) else None
+        self._listener = threading.Thread(target=progress.hear_all, args=(self._told,), daemon=True)
+        given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, self._told)
         self._pool = ProcessPoolExecutor(self.count, context, _start, given)
         self._models, self._started = models, False
 
@@ -104,8 +104,8 @@ class Workers:
         return self._pool.submit(_work, call, settings)
 
     def __enter__(self) -> Workers:
-        if self._display:
-            self._display.start()
+        if self._told is not None:
+            self._listener.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
@@ -114,8 +114,9 @@ class Workers:
             self._ours.close()
         self._pool.shutdown(cancel_futures=True)
         self._ours.close()
-        if self._display:
-            self._display.stop()
+        if self._told is not None:
+            self._told.put(None)
+            self._listener.join()
 
 
 class _Sources:
@@ -150,7 +151,7 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     _watch(alive, stops)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if queue is not None:
-        progress.relay_to(queue)
+        progress.relay_to(queue.put)
 
 
 def cores() -> int:
@@ -177,30 +178,33 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process = context.Process(target=_answer, args=(theirs, progress.is_heard(), function, arguments))
     process.start()
     theirs.close()
     with ours:
         try:
-            done, answer = ours.recv()
+            while (said := ours.recv())[0] == "told":
+                progress.hear(said[1])
         except EOFError:
             # Nothing else ends a process without a word.
             raise MemoryError(f"the process of {function.__name__} was ended") from None
     process.join()
-    if done:
-        return answer
-    raise answer
+    if said[0] == "done":
+        return said[1]
+    raise said[1]
 
 
-def _answer(theirs: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(theirs: Connection, heard: bool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     # Sent to a whole group, it is the main process that heeds it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _watch(theirs)
+    if heard:
+        progress.relay_to(lambda said: theirs.send(("told", said)))
     try:
-        answer = (True, function(*arguments))
+        answer = ("done", function(*arguments))
     except Exception as error:
         error.add_note(traceback.format_exc())
-        answer = (False, error)
+        answer = ("raised", error)
     theirs.send(answer)
 
 

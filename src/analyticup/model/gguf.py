@@ -18,12 +18,13 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 from analyticup.engine.artifacts import RECORD, Record, Unusable
 from analyticup.engine.files import file_sha256, lock, publish_folder
 from analyticup.engine.memory import let_go
+from analyticup.engine.progress import track
 from analyticup.engine.workers import apart
 from analyticup.errors import UserError
 from analyticup.model.pins import CONVERTED_DTYPE, GGUF, check_packaged, converted_folder, gguf_package, read_conversion
@@ -76,7 +77,7 @@ def _convert(name: str, out: Path) -> None:
             source = Path(name).expanduser().resolve()
         else:
             source = _assembled(name, Path(scratch) / "model.gguf")
-        with _fast_reader():
+        with _fast_reader(), _own_bar():
             _convert_tokenizer(source, out)
             let_go()
             _convert_weights(source, out)
@@ -105,6 +106,17 @@ def _fast_reader() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader = reader
+
+
+@contextlib.contextmanager
+def _own_bar() -> Iterator[None]:
+    """Within, Transformers shows how far a conversion is by the kit's bar: its own can be switched off nowhere."""
+    foreign = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, desc: track(tensors, "convert, tensors")
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = foreign
 
 
 def _assembled(name: str, target: Path) -> Path:

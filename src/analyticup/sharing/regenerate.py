@@ -126,7 +126,7 @@ def regenerate(
     artifacts: dict[str, Artifact] = {}
     with exclusive_run(plan.settings, console), plan.runner() as runner:
         steps = execute(plan.settings, plan.nodes, describe(PROJECT), runner, plan.given)
-        show_execution(console, steps, len(plan.nodes), artifacts)
+        show_execution(console, steps, [node.title for node in plan.nodes], artifacts)
     made = published_files(artifacts)
     decisions = {task: artifacts[f"threshold-{task}"] for task in settings.tasks}
     items = [*_inputs(bundle, artifacts), *_code(bundle, depth)]

@@ -54,5 +54,6 @@ def _ablation_settings(options: argparse.Namespace, config: str) -> list[Setting
 
 def _ablation_run(task: str, settings: Settings, runner: Runner, console: Console) -> RowRun:
     nodes, artifacts = build(settings), {}
-    show_execution(console, execute(settings, nodes, describe(PROJECT), runner), len(nodes), artifacts)
+    steps = execute(settings, nodes, describe(PROJECT), runner)
+    show_execution(console, steps, [node.title for node in nodes], artifacts)
     return read_run(task, artifacts, given_files(settings, nodes[-1].file_hashes, artifacts.get("sample-all")))
