@@ -67,25 +67,28 @@ class Training:
         return {"adapter": (out / "adapter_model.safetensors").read_bytes(), "margins": margins.tobytes()}
 
     def interrupt(self, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-        """Stops the training in the loss of its batch number `batch` (from 1) of this start."""
-
-        seen = []
-        known = objective.loss_function
-
-        def loss_function(own: object) -> object:
-            loss = known(own)
-
-            def counting(*arguments: object) -> object:
-                seen.append(1)
-                if len(seen) == batch:
-                    raise Interrupted
-                return loss(*arguments)
-
-            return counting
-
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(module, "loss_function", loss_function)
+            stop_at(patch, batch)
             self.run()
+
+
+def stop_at(patch: pytest.MonkeyPatch, batch: int) -> None:
+    """Stops a training in the loss of its batch number `batch` (from 1) of this start."""
+    seen = []
+    known = objective.loss_function
+
+    def loss_function(own: object) -> object:
+        loss = known(own)
+
+        def counting(*arguments: object) -> object:
+            seen.append(1)
+            if len(seen) == batch:
+                raise Interrupted
+            return loss(*arguments)
+
+        return counting
+
+    patch.setattr(module, "loss_function", loss_function)
 
 
 @pytest.fixture(scope="module")

@@ -385,20 +385,6 @@ def test_score_gives_the_figures_of_the_report(finished: Path, capsys: pytest.Ca
     assert shown[0] == "all" and shown[2] == f"{total['f1']:.4f}" and shown[-2] == f"{total['auc']:.4f}"
 
 
-def test_tracking_closes_its_run_even_when_training_fails(tmp_path: Path) -> None:
-    import wandb
-
-    from analyticup.settings.schema import TrackingSettings
-    from analyticup.tracking import tracked_run
-
-    settings = TrackingSettings(mode="offline")
-    with pytest.raises(RuntimeError), tracked_run(settings, tmp_path, "group", "fold", {"lr": 1.0}) as logger:
-        assert logger is not None and wandb.run is not None and wandb.run.group == "group"
-        raise RuntimeError
-    assert wandb.run is None
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
-
-
 def test_decisions_of_a_sheet_reach_the_training_rows(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import csv
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from analyticup.console import compare_with_expected, exclusive_run, show_execution
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
-from analyticup.engine.execution import Done, execute
+from analyticup.engine.execution import Done, execute, run_group, run_tags
 from analyticup.engine.graph import Node, Status, inspect
 from analyticup.engine.memory import Watch
 from analyticup.engine.workers import apart, imported, make_runner
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 def run(options: argparse.Namespace) -> int:
     from analyticup.report.figures import REPORT, Report
-    from analyticup.report.summary import log_summary
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
     from analyticup.results.publish import publish
+    from analyticup.results.tracked import log_finished
+    from analyticup.tracking import close_left_open
 
     settings, console, started = settings_of(options), make_console(), time.monotonic()
     nodes = build(settings)
@@ -44,16 +46,18 @@ def run(options: argparse.Namespace) -> int:
     for path in decision_files(settings).values():
         console.print(f"{path}: people's decisions on rows are used", soft_wrap=True)
     artifacts: dict[str, Artifact] = {}
-    titles = [node.title for node in nodes]
+    titles, environment = [node.title for node in nodes], describe(PROJECT)
     with exclusive_run(settings, console), Watch() as watch:
+        for left in close_left_open(resolve(settings.paths.artifacts)):
+            console.print(f"{left}: closed the W&B run that an interrupted run left open", soft_wrap=True)
         with make_runner(settings, MODELS) as runner:
-            steps = _once_checked(execute(settings, nodes, describe(PROJECT), runner), settings, nodes, console)
+            steps = _once_checked(execute(settings, nodes, environment, runner), settings, nodes, console)
             show_execution(console, steps, titles, artifacts)
         # They came in the order in which they were done.
         artifacts = {title: artifacts[title] for title in titles}
         folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
-        log_summary(settings, f"{settings.name}-{nodes[-1].identity[:8]}", artifacts["report-all"])
+        log_finished(settings, run_group(settings, nodes), run_tags(settings, nodes, environment), artifacts)
     figures = Report.load(artifacts["report-all"].file(REPORT))
     show(figures, console)
     _say_where(console, folder, settings, artifacts, manifest.final_split)
@@ -109,6 +113,9 @@ def _say_absent_files(settings: Settings, console: Console) -> None:
 def _say_where(
     console: Console, folder: Path, settings: Settings, artifacts: Mapping[str, Artifact], final: str
 ) -> None:
+    if settings.tracking.mode == "offline":
+        runs = resolve(settings.paths.artifacts) / "wandb" / "offline-run-*"
+        console.print(f"upload to W&B: {Path(sys.executable).with_name('wandb')} sync {runs}", soft_wrap=True)
     data = artifacts["sample-all"].folder if "sample-all" in artifacts else Path(settings.data.dir or "")
     console.print(f"submission ({final} files): {folder}", soft_wrap=True)
     for task in settings.tasks:

@@ -108,6 +108,13 @@ def binary_metrics(
     }
 
 
+def known_figures(labels: np.ndarray, margins: np.ndarray) -> dict[str, float]:
+    """f1 at p = 0.5, auc and ap of logit margins [rows], where they are defined: as of `binary_metrics`."""
+    figures = binary_metrics(labels, (margins >= 0).astype(int), sigmoid(margins))
+    named = {"f1": figures["f1"], "auc": figures["auc"], "ap": figures["ap"]}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def f1_at_thresholds(labels: ArrayLike, scores: ArrayLike, grid: ArrayLike) -> np.ndarray:
     """F1 of the positive class, shape (len(grid),), under the rule "1 where score >= threshold" (Eq. 3).
 

@@ -21,6 +21,7 @@ from analyticup.errors import UserError, machine_trouble
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import TASKS, Settings
+from analyticup.tracking import Made
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class _Execution:
     ) -> None:
         self.settings, self.environment, self.runner = settings, environment, runner
         self.artifacts = resolve(settings.paths.artifacts)
-        self.group = f"{settings.name}-{nodes[-1].identity[:8]}"
+        self.group, self.tags = run_group(settings, nodes), run_tags(settings, nodes, environment)
         self.waiting = list(nodes)
         self.running: dict[Future[Artifact], Status] = {}
         self.found: dict[str, Status] = {}
@@ -91,7 +92,7 @@ class _Execution:
 
     def _start(self, status: Status) -> None:
         inputs = {name: self.found[other.identity].artifact for name, other in status.node.inputs.items()}
-        call = partial(_run, status.node, status.folder, inputs, self.settings, self.group, self.environment)
+        call = partial(_run, status.node, status.folder, inputs, self.settings, self.group, self.tags, self.environment)
         self.running[self.runner.submit(call, self.settings)] = status
 
     def _done(self, status: Status, artifact: Artifact) -> Done:
@@ -99,6 +100,19 @@ class _Execution:
         self.found[node.identity] = Status(node, status.folder, artifact, status.reason)
         discard(_resume_file(self.artifacts, node.name))
         return Done(status, artifact, ran=status.artifact is None)
+
+
+def run_group(settings: Settings, nodes: Sequence[Node]) -> str:
+    """What the runs of one pipeline run have in common in W&B."""
+    return f"{settings.name}-{nodes[-1].identity[:8]}"
+
+
+def run_tags(settings: Settings, nodes: Sequence[Node], environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Config, revision of the code and hash of the data, as tags in W&B."""
+    raw = {name: digest for node in nodes for name, digest in node.file_hashes.items()}
+    # A generated corpus is what its stage's settings make it.
+    data = fingerprint(raw or {"made by": nodes[0].identity})
+    return (settings.name, f"git {environment.get('git', 'unknown')[:12]}", f"data {data[:12]}")
 
 
 def _resume_file(artifacts: Path, name: str) -> Path:
@@ -111,6 +125,7 @@ def _run(
     inputs: Mapping[str, Artifact],
     settings: Settings,
     group: str,
+    tags: tuple[str, ...],
     environment: Mapping[str, Any],
     source: Any,
 ) -> Artifact:
@@ -133,6 +148,8 @@ def _run(
             resume_file=_resume_file(folder.parent, node.name),
             resume_identity=fingerprint(resumes),
             source=source,
+            made=Made(node.stage.name, node.title, node.identity),
+            tags=tags,
         )
         with Watch() as watch:
             counts = imported(node.stage.run)(job)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.graph import Part
 from analyticup.settings.paths import decisions_folder, decisions_name
 from analyticup.settings.schema import TASKS, Settings
+from analyticup.tracking import Made, comparable, log_lineage, tracked_run
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
 
 # Nested plain numbers and texts, for the record and the summary.
 Counts = dict[str, Any]
@@ -20,6 +25,8 @@ Counts = dict[str, Any]
 class Job:
     """One stage to run. `settings` are those of its task; `out` is its scratch folder; `files` maps the official file
     names that exist to their paths; `source` loads the run's models.
+
+    `group`, `tags` and `made` are what the run and this stage are called in W&B.
 
     `resume_file` is where a stage may keep what it resumes from after an interruption; the engine removes it when the
     stage is done. `resume_identity` hashes all that must be the same then, except the device.
@@ -37,6 +44,8 @@ class Job:
     resume_file: Path
     resume_identity: str
     source: Any = field(repr=False)
+    made: Made | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def fold(self) -> int:
@@ -47,6 +56,24 @@ class Job:
     @property
     def title(self) -> str:
         return f"{self.task} {self.part}".strip()
+
+
+@contextlib.contextmanager
+def tracked_stage(job: Job, job_type: str, rows: Mapping[str, int]) -> Iterator[Run | None]:
+    """The W&B run of a stage, or None where tracking is off: its settings, its numbers of `rows`, its lineage."""
+    own, part = job.settings, str(job.part)
+    name = "/".join(filter(None, (own.name, job.task, "-".join(filter(None, (job_type, part))))))
+    config = {"task": job.task, "part": part, "rows": dict(rows), "settings": comparable(own)}
+    with tracked_run(own.tracking, job.logs, job.group, name, config, job_type, job.tags) as run:
+        yield run
+        if run is not None:
+            log_lineage(run, [made_of(one) for one in job.inputs.values()], [job.made] if job.made else [])
+
+
+def made_of(artifact: Artifact) -> Made:
+    """A stage's folder as W&B knows it."""
+    record = artifact.record
+    return Made(record.stage, "-".join(filter(None, (record.stage, record.task, record.part))), record.identity)
 
 
 def given_files(settings: Settings, names: Collection[str], sample: Artifact | None) -> dict[str, Path]:

@@ -12,6 +12,9 @@ from analyticup.settings.paths import decisions_folder, decisions_name
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training import training_settings
 
+# The file of suspects in the filter's folder.
+SUSPECTS = "suspects.jsonl"
+
 
 def filter_settings(own: Settings) -> dict[str, Any]:
     """Without the number of rounds: each round is its own stage. A filter that is off only takes people's decisions."""

@@ -9,14 +9,13 @@ from analyticup.corpus.rows import save_rows
 from analyticup.corpus.tables import ROWS, load_table, save_table, training_rows
 from analyticup.engine.files import write_json_lines
 from analyticup.engine.job import Counts, Job
+from analyticup.filtering import SUSPECTS
 from analyticup.filtering.decisions import apply_decisions, fitting, read_decisions
 from analyticup.filtering.rules import apply_remedy, find_suspects
 from analyticup.metrics import sigmoid
 from analyticup.settings.paths import decisions_name
 from analyticup.training.out_of_fold import gathered
 from analyticup.training.stage import train_adapter, with_folds
-
-SUSPECTS = "suspects.jsonl"
 
 
 def judge(job: Job) -> Counts:

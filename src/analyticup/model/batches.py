@@ -30,6 +30,11 @@ class EncodedRows:
     def lengths(self) -> np.ndarray:
         return np.fromiter((len(ids) for ids in self.tokens), dtype=np.int64, count=len(self.tokens))
 
+    def take(self, places: Sequence[int]) -> EncodedRows:
+        """The rows at these places, in their order."""
+        states = None if self.states is None else [self.states[at] for at in places]
+        return EncodedRows([self.tokens[at] for at in places], [self.labels[at] for at in places], states)
+
     @cached_property
     def ranks(self) -> np.ndarray:
         """Each prompt's place among all in the order of their ids, int64 [rows]: what begins alike is adjacent."""

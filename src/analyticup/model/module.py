@@ -108,6 +108,8 @@ class LabelWordModule(LightningModule):
         self.drawing = draw_by_batch(model)
         self.recomputes = model.get_base_model().is_gradient_checkpointing
         self.unseen: list[tuple[int, str, Tensor]] = []
+        # Of the last step, before it was clipped.
+        self.norm = torch.zeros(())
         self.model = model
         self.words = words
         self.settings = settings
@@ -136,7 +138,8 @@ class LabelWordModule(LightningModule):
         optimiser = self.optimizers()
         # Without a limit it only measures.
         limit = self.settings.clip_norm or math.inf
-        self._watch(torch.nn.utils.clip_grad_norm_(self._trained, limit), "norm of the gradient")
+        self.norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
+        self._watch(self.norm, "norm of the gradient")
         optimiser.step()
         self.lr_schedulers().step()
         self.log("train/loss", loss, batch_size=len(passes))
@@ -197,10 +200,10 @@ class LabelWordModule(LightningModule):
         self.scored = {"rows": [], "margins": [], "labels": []}
 
     def validation_step(self, passes: Passes, index: int) -> None:
-        for name, value in self._scores(passes, "train.max_batch_tokens").items():
+        for name, value in self.scores(passes, "train.max_batch_tokens").items():
             self.scored[name].append(value)
 
-    def _scores(self, passes: Passes, setting: str) -> dict[str, Tensor]:
+    def scores(self, passes: Passes, setting: str) -> dict[str, Tensor]:
         """Row numbers, margins and labels of a batch's rows."""
 
         def score(passes: Passes) -> dict[str, Tensor]:
@@ -224,13 +227,10 @@ class LabelWordModule(LightningModule):
         if not known.any():
             return
         # Only here: `bench --only gpu` runs where there may be no scikit-learn.
-        from analyticup.metrics import binary_metrics
+        from analyticup.metrics import known_figures
 
-        scores = 1 / (1 + torch.exp(-values[known].double()))
-        figures = binary_metrics(labels[known].numpy(), (scores >= 0.5).long().numpy(), scores.numpy())
-        for name in ("f1", "auc"):
-            if figures[name] is not None:
-                self.log(f"val/{name}", float(figures[name]))
+        for name, value in known_figures(labels[known].numpy(), values[known].numpy()).items():
+            self.log(f"val/{name}", value)
 
     def validation_scores(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row numbers, logit margins and labels of the last validation, in row order."""
@@ -243,7 +243,7 @@ class LabelWordModule(LightningModule):
         )
 
     def predict_step(self, passes: Passes, index: int) -> tuple[Tensor, Tensor]:
-        found = self._scores(passes, "predict.max_batch_tokens")
+        found = self.scores(passes, "predict.max_batch_tokens")
         return found["rows"], found["margins"]
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ from analyticup.corpus.tables import load_table, training_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.corpus.text import normalise
 from analyticup.engine.artifacts import Artifact, Unusable, read_artifact
+from analyticup.engine.files import read_json_lines
 from analyticup.engine.graph import Part
 from analyticup.errors import UserError
 from analyticup.features.vectors import Centred
 from analyticup.features.vote import Points, neighbour_vote
+from analyticup.filtering import SUSPECTS
 from analyticup.filtering.rules import label_credibility
-from analyticup.filtering.stage import SUSPECTS
 from analyticup.metrics import sigmoid
 from analyticup.results.manifest import Manifest
 from analyticup.review.candidate import Candidate, spread_order
@@ -183,8 +183,8 @@ class Reviewed:
         """The filter's rules that a row broke, by row id."""
         if self.filtered is None:
             return {}
-        lines = self.filtered.file(SUSPECTS).read_text(encoding="utf-8").split("\n")
-        return {record["row_id"]: record["reasons"].split("; ") for record in map(json.loads, filter(None, lines))}
+        records = read_json_lines(self.filtered.file(SUSPECTS))
+        return {record["row_id"]: record["reasons"].split("; ") for record in records}
 
     def _translations(self) -> dict[str, list[str]]:
         """The queries that were made from a row by translation, with their language, by the row's id."""

@@ -556,6 +556,11 @@ class TrackingSettings(Section):
     mode: Literal["offline", "online", "disabled"] = Field("offline", description="Whether and where runs are logged.")
     project: Text = Field("analyticup", description="Project in W&B.")
     entity: Text | None = Field(None, description="User or team in W&B; null = its default.")
+    log_rows: bool = Field(False, description="Whether queries and targets may be logged, in the table of suspects.")
+    # null = as many as cost about 2 % of the training, up to 256; fewer than 32 would say nothing (assumed).
+    sample_rows: int | None = Field(
+        None, ge=0, description="Held-out rows that are scored four times an epoch while a fold trains; 0 = none."
+    )
 
 
 class BundleSettings(Section):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import lightning
 import numpy as np
+from lightning import Callback
 from pandas import DataFrame
 from peft import PeftModel
 
@@ -85,14 +86,27 @@ def train_fold(
     module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen, description)
     resumed = resumption(checkpoint, module, train.accumulate, description)
     data.start = resumed.start
-    progress = Progress(description, steps, scored)
+    callbacks = [Progress(description, steps, scored), *resumed.callbacks]
+    if tracked is not None:
+        callbacks.append(_telemetry(held_out, to_score, settings, cut, seed))
     with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
-        trainer = make_trainer(source.machine, tracked, [progress, *resumed.callbacks], settings, resumed.plugins)
+        trainer = make_trainer(source.machine, tracked, callbacks, settings, resumed.plugins)
         with interruptible():
             trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
     if not len(held_out):
         return model, np.zeros(0, dtype=np.float32)
     return model, module.validation_scores()[1].numpy()
+
+
+def _telemetry(held_out: DataFrame, to_score: Cutter, settings: Settings, cut: Cutter, seed: int) -> Callback:
+    # Only here: `bench --only gpu` runs where there may be no scikit-learn.
+    from analyticup.training.telemetry import Telemetry, drawn, sample_size
+
+    size = sample_size(settings, len(cut.lengths), len(held_out))
+    if not size:
+        return Telemetry(cut.lengths, None)
+    sample = to_score.rows.take(drawn(held_out["row_id"].tolist(), size, seed))
+    return Telemetry(cut.lengths, scoring_loader(replace(to_score, rows=sample), settings.train.max_batch_tokens))
 
 
 def score_rows(

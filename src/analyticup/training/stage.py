@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -10,17 +12,18 @@ from peft import PeftModel
 
 from analyticup.corpus.tables import FOLDS, load_table, save_table, scored_splits, training_rows
 from analyticup.engine.artifacts import fingerprint
-from analyticup.engine.job import Counts, Job
+from analyticup.engine.job import Counts, Job, tracked_stage
 from analyticup.metrics import binary_metrics
 from analyticup.model.backbone import load_adapter, merge_into_copies, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.seeds import derive_seed
-from analyticup.tracking import tracked_run
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
 
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
+# Of a training, by its purpose.
+JOB_TYPES = {"filter": "judge", "train": "train"}
 
 
 def folds(job: Job) -> Counts:
@@ -57,10 +60,9 @@ def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: s
         check_no_leakage(training, held_out)
     settings, part = job.settings, str(job.part)
     seed = derive_seed(settings.seed, purpose, job.task, part)
-    config = {"task": job.task, "part": part, "purpose": purpose, "rows": len(training), **settings.train.model_dump()}
-    name = f"{purpose}-{job.task}-{part}"
+    rows = {"trained on": len(training), "held out": len(held_out)}
     description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
-    with tracked_run(settings.tracking, job.logs, job.group, name, config) as tracked:
+    with tracked_stage(job, JOB_TYPES[purpose], rows) as tracked:
         model, margins = train_fold(training, held_out, settings, job.source, seed, description, tracked, checkpoint)
     save_adapter(model, job.out, settings.model.backbone)
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
@@ -97,11 +99,22 @@ def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
 
 def predict(job: Job) -> Counts:
     """Writes the margins of the dev and test rows under one fold's adapter."""
+    splits = scored_splits(job.inputs["rows"])
+    with tracked_stage(job, "predict", {name: len(rows) for name, rows in splits.items()}) as tracked:
+        started = time.monotonic()
+        counts = _predict(job, splits)
+        if tracked is not None:
+            seconds = time.monotonic() - started
+            tracked.summary.update({"predict/rows_per_second": sum(counts.values()) / seconds})
+    return counts
+
+
+def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
     counts = {}
     model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
     if job.settings.predict.merge_adapters:
         merge_into_copies(model)
-    for split, rows in scored_splits(job.inputs["rows"]).items():
+    for split, rows in splits.items():
         margins = score_rows(rows, model, job.settings, job.source, f"predict {job.title} {split}")
         save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
