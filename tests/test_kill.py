@@ -284,11 +284,8 @@ def check_interrupted(place: Place, whole: Place, points: list[Point]) -> None:
 
 
 INTERRUPTED = [
-    stage("translate", "QC"),
     step(3, "train-QC-fold0", "batch 2 of epoch 1"),
-    step(2, "train-QC-fold1"),
     Point("analyticup.training.fold:score_rows", "predict QC fold0", when="after"),
-    Point(WRITE, "unfinished-submit-all"),
 ]
 
 

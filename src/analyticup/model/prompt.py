@@ -91,16 +91,29 @@ class PromptEncoder:
             pairs = [(target, query) for query, target in pairs]
         return [[*head, *first, *middle, *second, *tail] for first, second in pairs]
 
+    def _word(self, word: str) -> Sequence[int]:
+        """Ids of a label word with its blank.
+
+        Tokenizers that put a blank before every text (SentencePiece as in Llama 2) see two in " yes" by itself. In the
+        prompt there is one, and it belongs to the word: what the word adds to the prompt's end counts then.
+        """
+        alone, end = self._known[word], self._pieces[2]
+        if len(alone) == 1:
+            return alone
+        self._learn([end + word])
+        before, after = list(self._known[end]), list(self._known[end + word])
+        return after[len(before) :] if after[: len(before)] == before and len(after) == len(before) + 1 else alone
+
     def label_words(self) -> LabelWords:
         """The label words' ids, with the blank before them; raises UserError where a word is not one token."""
         words = (self.settings.negative_word, self.settings.positive_word)
         self._learn([])
-        ids = [self._known[word] for word in self._words]
+        ids = [self._word(word) for word in self._words]
         for word, tokens in zip(words, ids, strict=True):
             if len(tokens) != 1:
                 raise UserError(
-                    f"prompt: label word {word!r} is {len(tokens)} tokens for this tokenizer; "
-                    f"choose a word that is one token"
+                    f"prompt: label word {word!r} is {len(tokens)} tokens for this tokenizer, "
+                    f"also after the prompt's end; choose a word that is one token"
                 )
         if ids[0] == ids[1]:
             raise UserError(f"prompt: label words {words[0]!r} and {words[1]!r} are the same token; make them differ")
