@@ -152,12 +152,15 @@ def test_too_few_queries_are_refused_with_what_to_do():
         assign_folds(rows, 3, seed=1)
 
 
-@pytest.mark.parametrize("labels", [(1, 0), (1, 1)])
+@pytest.mark.parametrize("labels", [(1, 0, 1, 0), (1, 1, 0, 0)])
 def test_strata_rarer_than_the_folds_do_not_stop_it(labels):
-    rows = table([("train-1", "en", "bag", labels[0], None), ("train-2", "fr", "hat", labels[1], None)])
+    texts = [("en", "bag"), ("fr", "hat"), ("de", "mug"), ("it", "cup")]
+    rows = table(
+        [(f"train-{i}", *text, label, None) for i, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    )
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        assert sorted(assign_folds(rows, 2, seed=1)) == [0, 1]
+        assert set(assign_folds(rows, 3, seed=1)) == {0, 1, 2}
     assert shown == []
 
 

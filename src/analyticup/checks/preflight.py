@@ -12,6 +12,7 @@ from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
 from analyticup.checks.machine import SLOW, device_findings, disk_findings, look_at_machine, memory_findings
 from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
+from analyticup.checks.rows import row_findings, rows_beyond_the_first
 from analyticup.checks.timing import time_findings
 from analyticup.checks.weights import weight_findings
 from analyticup.corpus.languages import LANGUAGES
@@ -29,6 +30,7 @@ def findings(settings: Settings) -> list[Finding]:
     machine = look_at_machine(settings.machine)
     checks: list[Callable[[], Iterable[Finding]]] = [
         lambda: data_findings(settings),
+        lambda: rows_beyond_the_first(settings),
         lambda: settings_findings(settings),
         lambda: model_findings(models),
         lambda: weight_findings(settings, models),
@@ -44,8 +46,8 @@ def findings(settings: Settings) -> list[Finding]:
 
 
 def blockers(settings: Settings, loads_models: bool = True) -> list[Finding]:
-    """What would end a run later, in seconds: files are neither hashed nor read through, as the stages do that. And the
-    notes that cost most where they are not read. Without `loads_models`, only what stages without a model need."""
+    """What would end a run later: rows and headers of weights are read, nothing is hashed, as the stages do that. And
+    the notes that cost most where they are not read. Without `loads_models`, only what stages without a model need."""
     checks: list[Callable[[], Iterable[Finding]]] = [
         lambda: access_findings(settings),
         lambda: tracking_findings(settings),
@@ -57,6 +59,8 @@ def blockers(settings: Settings, loads_models: bool = True) -> list[Finding]:
         checks += [
             lambda: settings_findings(settings),
             lambda: model_findings(looked_at),
+            lambda: weight_findings(settings, looked_at),
+            lambda: row_findings(settings),
             lambda: device_findings(settings, machine),
             lambda: memory_findings(settings, models, machine),
             lambda: disk_findings(settings, models),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from analyticup.corpus.forms import check_is_file
 from analyticup.engine.files import file_sha256
 from analyticup.errors import UserError
 from analyticup.settings.schema import TASKS, Settings
@@ -19,7 +21,9 @@ def raw_files(settings: Settings) -> dict[str, Path]:
     found = {}
     for task in settings.tasks:
         for name in official_names(task):
-            if (folder / name).is_file():
+            # A dangling link or a folder is a mistake, not an absent file.
+            if os.path.lexists(folder / name):
+                check_is_file(folder / name)
                 found[name] = folder / name
         if f"train_{task}.txt" not in found:
             raise UserError(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from pandas import DataFrame
 
+from analyticup.corpus.forms import check_is_file, refuse_other_forms
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.text import query_key
 from analyticup.engine.files import write_json_lines
@@ -118,14 +119,12 @@ def read_lines(path: Path) -> tuple[list[bytes], bool]:
 
     UserError where the file is missing, is not a plain file, or cannot be read.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; put it there or correct the path")
-    if not path.is_file():
-        raise UserError(f"{path}: not a file; give the path of a JSON lines file")
+    check_is_file(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    refuse_other_forms(data, path)
     lines = data.removeprefix(_BOM).split(b"\n")
     if not lines[-1]:
         lines.pop()

@@ -17,13 +17,12 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.files import read_json, read_json_lines
 from analyticup.engine.job import Job
 from analyticup.ensembling.threshold import DECISION, VOTE_CUT, Decision
-from analyticup.errors import UserError
 from analyticup.filtering.rules import find_suspects, label_credibility
 from analyticup.report import scored
 from analyticup.report.figures import OUT_OF_FOLD, FilterQuality, FlowStep, Report, StageFigures
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import FilterSettings, leaves
-from analyticup.submission.score import read_labels
+from analyticup.submission.score import labels_of
 
 # The stages that give training rows, in their order.
 ROW_STAGES = ("ingest", "translate", "negatives", "filter")
@@ -74,7 +73,7 @@ def _scored_rows(job: Job, task: str, own: Mapping[str, Artifact], decision: Dec
         figures.agreement[title] = scored.agreement(table, cuts)
         labels = job.files.get(f"{split}_{task}.labels.txt")
         if labels is not None:
-            table = table.assign(label=_labels(labels, table), group=given["group"], row_id=given["row_id"])
+            table = _labelled(labels, table.assign(group=given["group"], row_id=given["row_id"])).reset_index(drop=True)
             cuts = np.full(len(table), VOTE_CUT) if method == "vote" else decision.thresholds(table["language"])
             rows = figures.scores[title] = scored.languages_and_groups(table, trained)
             figures.pictures[title] = scored.picture(table, rows, trained, cuts)
@@ -113,33 +112,29 @@ def _languages_with_training_rows(ingested: Artifact) -> list[str]:
     return sorted(set(load_rows(ingested.file("train.parquet"))["language"]))
 
 
-def _labels(labels_file: Path, table: DataFrame) -> np.ndarray:
-    """The labels of a table's rows, int [rows]."""
-    truth = read_labels(labels_file)
-    missing = [number for number in table["id"] if number not in truth]
-    if missing:
-        raise UserError(
-            f"{labels_file}: {len(missing)} ids of the input have no label, e.g. {missing[0]}; complete the file"
-        )
-    return table["id"].map(truth).to_numpy()
+def _labelled(labels_file: Path, table: DataFrame) -> DataFrame:
+    """The rows of a table that have a label, with it."""
+    truth = labels_of(labels_file, table["id"].tolist(), "the rows that were scored")
+    return table.assign(label=table["id"].map(truth))[table["id"].isin(truth)].astype({"label": int})
 
 
-def _wrong_labels(truth_file: Path | None, ingested: Artifact) -> set[str] | None:
-    """Row ids of the original training rows whose label is known to be wrong; None where nothing is known."""
+def _wrong_labels(truth_file: Path | None, ingested: Artifact) -> dict[str, bool] | None:
+    """Whether its label is known to be wrong, by row id of the original training rows that something is known of; None
+    where nothing is known."""
     flipped = ingested.folder / FLIPPED
     known = set(read_json(flipped)) if flipped.is_file() else set()
+    rows = load_rows(ingested.file("train.parquet"))
     if truth_file is None:
         # Real labels have errors of their own; only the flipped ones are known.
-        return known or None
-    truth = read_labels(truth_file)
-    rows = load_rows(ingested.file("train.parquet"))
-    return {
-        name for name, label in zip(rows["row_id"], rows["label"], strict=True) if truth[original_id(name)] != label
-    }
+        return {name: name in known for name in rows["row_id"]} if known else None
+    ids = [original_id(name) for name in rows["row_id"]]
+    truth = labels_of(truth_file, ids, "the training rows")
+    labelled = zip(rows["row_id"], ids, rows["label"], strict=True)
+    return {name: truth[number] != label for name, number, label in labelled if number in truth}
 
 
 def _filter_quality(
-    wrong: set[str], filtered: Artifact, ingested: Artifact, settings: FilterSettings
+    wrong: dict[str, bool], filtered: Artifact, ingested: Artifact, settings: FilterSettings
 ) -> list[FilterQuality]:
     """How well each rule by itself finds the known wrong labels among the original training rows; then the same of the
     least credible rows whatever the rules' cut-offs, and of the rules in use.
@@ -148,9 +143,10 @@ def _filter_quality(
     guessing. A rule by itself is capped by `filter.max_share` of the original rows.
     """
     rows = load_rows(ingested.file("train.parquet"))
+    rows = rows[rows["row_id"].isin(wrong)]
     score = load_table(filtered.file("scores.parquet")).set_index("row_id")["score"].loc[rows["row_id"]].to_numpy()
     labels = rows["label"].to_numpy(dtype=int)
-    is_wrong = rows["row_id"].isin(wrong).to_numpy()
+    is_wrong = rows["row_id"].map(wrong).to_numpy(dtype=bool)
     doubt = 1 - label_credibility(labels, score)
     both = 0 < is_wrong.sum() < len(rows)
     ranking = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -19,14 +21,12 @@ def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
     """Fold 0..n-1 of each row, int64 [rows]; scikit-learn's StratifiedGroupKFold over tied queries.
 
     Groups are what `tied_groups` ties together; strata are language x label of the original rows. Derived rows go
-    with their group, so that they are trained on only where their source is. Raises UserError for fewer groups than
-    folds, CheckFailed where the result would leak.
+    with their group, so that they are trained on only where their source is. Where that leaves a fold without rows, or
+    puts all rows of a label into one fold, whole groups are moved. Raises UserError where no division can help,
+    CheckFailed where the result would leak.
     """
-    groups = tied_groups(rows)
+    groups = divisible_groups(rows, n)
     original = (rows["origin"] == "original").to_numpy()
-    distinct = len(np.unique(groups[original]))
-    if distinct < n:
-        raise UserError(f"folds.n = {n}: only {distinct} distinct queries to divide; lower folds.n or bring more rows")
     # Sorted by content, so that the order of the input file changes nothing but the order of the output.
     order = np.argsort(rows["row_id"].to_numpy(dtype=str)[original], kind="stable")
     strata = _strata(rows[original], n)[order]
@@ -37,10 +37,67 @@ def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(strata, strata, groups[original][order])):
             fold_of_group |= dict.fromkeys(groups[original][order][held_out].tolist(), fold)
+    _mend(fold_of_group, groups, original, rows["label"].to_numpy(dtype=int), n)
     folds = np.array([fold_of_group[group] for group in groups.tolist()], dtype=np.int64)
     for fold in range(n):
         check_no_leakage(rows[folds != fold], rows[folds == fold])
     return folds
+
+
+def divisible_groups(rows: DataFrame, n: int) -> np.ndarray:
+    """`tied_groups`; raises UserError where they cannot be divided into n folds, both labels outside of each, whatever
+    the sizes of the groups."""
+    groups, labels = tied_groups(rows), rows["label"].to_numpy(dtype=int)
+    distinct = len(np.unique(groups[(rows["origin"] == "original").to_numpy()]))
+    if distinct < n:
+        raise UserError(f"folds.n = {n}: only {distinct} distinct queries to divide; lower folds.n or bring more rows")
+    for label in (0, 1):
+        having = len(np.unique(groups[labels == label]))
+        if having < 2:
+            raise UserError(
+                f"folds: {'only one query has' if having else 'no query has'} training rows with label {label}, so "
+                f"that a fold's training would have none; bring rows of both labels, of two queries or more each"
+            )
+    return groups
+
+
+def _mend(fold_of_group: dict[int, int], groups: np.ndarray, original: np.ndarray, labels: np.ndarray, n: int) -> None:
+    """Moves as few groups as are needed for every fold to have original rows, and every training rows of both labels,
+    original or derived."""
+    names, place = np.unique(groups, return_inverse=True)
+    size, fold = np.bincount(place[original]), np.array([fold_of_group[name] for name in names.tolist()])
+    holders = {label: np.unique(place[labels == label]) for label in (0, 1)}
+    for empty in sorted(set(range(n)) - set(fold.tolist())):
+        donor = np.bincount(fold, minlength=n).argmax()
+        smallest = min(np.flatnonzero(fold == donor), key=lambda group: size[group])
+        fold[smallest] = empty
+    if not _divides(fold, holders, n):
+        fold = _moved(fold, size, holders, n)
+    fold_of_group |= dict(zip(names.tolist(), fold.tolist(), strict=True))
+
+
+def _divides(fold: np.ndarray, holders: Mapping[int, np.ndarray], n: int) -> bool:
+    """Whether every fold has groups, and every label is outside of every fold; `fold` is that of each group."""
+    return len(set(fold.tolist())) == n and all(len(set(fold[having].tolist())) > 1 for having in holders.values())
+
+
+def _moved(fold: np.ndarray, size: np.ndarray, holders: Mapping[int, np.ndarray], n: int) -> np.ndarray:
+    """`fold` with the smallest group moved, or else the two smallest swapped, that make it `_divides`."""
+    order = np.argsort(size, kind="stable").tolist()
+    for group in order:
+        for target in range(n):
+            changed = fold.copy()
+            changed[group] = target
+            if _divides(changed, holders, n):
+                return changed
+    for group, other in combinations(order, 2):
+        changed = fold.copy()
+        changed[[group, other]] = fold[[other, group]]
+        if _divides(changed, holders, n):
+            return changed
+    raise UserError(
+        f"folds.n = {n}: no division leaves both labels to every training; lower folds.n or bring more rows"
+    )
 
 
 def _strata(rows: DataFrame, n: int) -> np.ndarray:
