@@ -371,3 +371,24 @@ def test_report_needs_to_know_where_the_artifacts_are(tmp_path, capsys):
     write_manifest(tmp_path, [1])
     (line,) = refused(capsys, "report", tmp_path)
     assert "no readable manifest" in line
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_an_interruption_within_a_finaliser_is_not_lost(name):
+    code = f"""
+import os, signal, time
+from analyticup.__main__ import heed_sigterm
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heed_sigterm()
+class Ending:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000): pass
+try:
+    Ending()
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    run = fresh(code=code)
+    assert (run.stdout, run.stderr) == ("heard\n", "")
