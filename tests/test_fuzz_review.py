@@ -50,7 +50,7 @@ def test_every_suspect_is_read_again(tmp_path: Path, queries: list[str]) -> None
     job = make_job(tmp_path, settings=Settings(filter=chosen), inputs=inputs)
     (tmp_path / "rows.parquet").unlink(missing_ok=True)
     assert filter_rows(job)["suspects"] == len(ids)
-    (*_, in_use) = _filter_quality(set(ids), artifact, artifact, chosen)
+    (*_, in_use) = _filter_quality(dict.fromkeys(ids, True), artifact, artifact, chosen)
     assert (in_use["suspects"], in_use["found"]) == (len(ids), len(ids))
     lines = (tmp_path / "suspects.jsonl").read_bytes().decode("utf-8").split("\n")[:-1]
     assert sorted(json.loads(line)["query"] for line in lines) == sorted(queries)

@@ -110,6 +110,7 @@ def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path
     models = ModelSource(settings, tmp_path, Machine("cpu", None))
     for _ in range(3):
         models.backbone()
+        models.release()
     assert models.tokenizer and loaded == [folder] * 4
     assert hashed == ["model.safetensors"]
 

@@ -309,6 +309,15 @@ def wait_for(path: Path) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
+def wait_for_end(place: Place) -> None:
+    """Of a run in the background, by what an error or its last line says."""
+    for _ in range(6000):
+        if any(word in place.background_output.read_text(encoding="utf-8") for word in ("error: ", "done in")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run did not end")
+
+
 def test_of_two_runs_at_once_the_second_ends_with_a_clear_line(place: Place, whole: Place) -> None:
     resume = place.folder.parent / "resume"
     pause = {"function": "analyticup.training.stage:folds", "call": 1, "before": "pause", "resume": str(resume)}
@@ -367,24 +376,40 @@ def test_trouble_of_the_machine_is_one_line_and_the_next_run_goes_on(place: Plac
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 600 kB."""
+    """A disk of 64 MB, which the checks before a run find large enough."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk is not permitted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def fill(folder: Path, leave: int) -> Path:
+    """A file that leaves so many bytes of the folder's disk."""
+    file = folder / "filling"
+    file.write_bytes(b"x" * (shutil.disk_usage(folder).free - leave))
+    return file
+
+
 def test_a_disk_that_is_full_and_then_is_not(place: Place, whole: Place, small_disk: Path) -> None:
     full = Place(small_disk / "place", place.server)
+    filling, resume = fill(small_disk, 600_000), small_disk.parent / "resume"
     assert full.run() == 2
-    (line,) = [line for line in full.printed().splitlines() if line.startswith("error: ")]
-    assert "the disk is full (" in line and "Traceback" not in full.printed()
+    assert "disk: the run needs about" in full.printed() and "nothing was started" in full.printed()
+    filling.unlink()
+    pause = {"function": "analyticup.training.stage:folds", "call": 1, "before": "pause", "resume": str(resume)}
+    full.server.send(full, [pause], (), background=True)
+    wait_for(resume.with_name("resume.reached"))
+    filling = fill(small_disk, 200_000)
+    resume.touch()
+    wait_for_end(full)
+    (line,) = [line for line in full.background_output.read_text().splitlines() if line.startswith("error: ")]
+    assert "the disk is full (" in line and "Traceback" not in full.background_output.read_text()
     assert not [path for path in small_disk.rglob("*") if "unfinished" in path.name]
     finished = full.finished()
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    filling.unlink()
     assert full.run() == 0, full.printed()[-2000:]
     assert full.stages("running") & finished == set() and full.files() == whole.files()
 

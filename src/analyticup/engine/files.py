@@ -123,11 +123,12 @@ def write_zip(out: Path, files: Mapping[str, Path]) -> None:
     """Packs files under the given names, in their order, with fixed dates and permissions: same files, same bytes."""
     with zipfile.ZipFile(out, "w") as archive:
         for name, path in files.items():
+            content = read_bytes(path)
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system = 3  # Unix: the default differs by platform, and the permissions need it
             entry.external_attr = (0o755 if path.stat().st_mode & 0o100 else 0o644) << 16
-            archive.writestr(entry, read_bytes(path), compresslevel=9)
+            archive.writestr(entry, content, compresslevel=9)
 
 
 def read_json_lines(path: Path) -> list[Any]:
