@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import psutil
+from tiny_runs import TINY, places
 from worker_calls import wait_for
 
 from analyticup.engine import memory
@@ -57,3 +58,23 @@ def test_a_run_is_watched_with_all_its_processes(monkeypatch):
         child.stdout.readline()
         wait_for(lambda: watch.peak > alone + 150 * MB)
         child.communicate(b"\n")
+
+
+STOPPED_BEFORE_THE_STAGES = """
+import sys
+from analyticup import commands
+from analyticup.__main__ import main
+
+def instead_of_stages(*given):
+    sys.exit(f"torch: {'torch' in sys.modules}")
+
+commands.show_execution = instead_of_stages
+main(sys.argv[1:])
+"""
+
+
+def test_the_process_that_shows_a_run_of_workers_goes_without_torch(tmp_path):
+    """Some 300 MB, beside workers that have it."""
+    told = [sys.executable, "-c", STOPPED_BEFORE_THE_STAGES, "run", *TINY, *places(tmp_path), "machine.workers=2"]
+    made = subprocess.run(told, capture_output=True, text=True)
+    assert made.stderr.splitlines()[-1] == "torch: False"

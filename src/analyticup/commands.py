@@ -36,8 +36,6 @@ def run(options: argparse.Namespace) -> int:
     from analyticup.report.figures import REPORT, Report
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
-    from analyticup.results.publish import publish
-    from analyticup.results.tracked import log_finished
     from analyticup.tracking import close_left_open
 
     settings, console, started = settings_of(options), make_console(), time.monotonic()
@@ -53,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
         with make_runner(settings, MODELS) as runner:
             steps = _once_checked(execute(settings, nodes, environment, runner), settings, nodes, console)
             show_execution(console, steps, titles, artifacts)
+        # They import torch, and the workers that have it have ended.
+        from analyticup.results.publish import publish
+        from analyticup.results.tracked import log_finished
+
         # They came in the order in which they were done.
         artifacts = {title: artifacts[title] for title in titles}
         folder = resolve(settings.paths.submissions) / settings.name
