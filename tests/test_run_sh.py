@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,8 @@ class Kit:
             capture_output=True,
             text=True,
             timeout=60,
+            # A shell's background jobs, tests among them, are started deaf to Ctrl-C, and so is what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def set_up(self) -> Path:
