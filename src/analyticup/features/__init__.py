@@ -18,5 +18,5 @@ def feature_settings(own: Settings) -> dict[str, Any]:
     return {"embedder": embedder_settings(own)}
 
 
-NEIGHBOURS = Stage("neighbours", version=1, run="analyticup.features.stage:neighbours", settings=neighbour_settings)
+NEIGHBOURS = Stage("neighbours", version=2, run="analyticup.features.stage:neighbours", settings=neighbour_settings)
 FEATURES = Stage("features", version=2, run="analyticup.features.stage:features", settings=feature_settings)
