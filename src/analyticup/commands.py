@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analyticup.console import compare_with_expected, exclusive_run, show_execution
 from analyticup.engine.artifacts import Artifact
@@ -15,7 +15,7 @@ from analyticup.engine.environment import describe
 from analyticup.engine.execution import Done, execute, run_group, run_tags
 from analyticup.engine.graph import Node, Status, inspect
 from analyticup.engine.memory import Watch
-from analyticup.engine.workers import apart, imported, make_runner
+from analyticup.engine.workers import Runner, make_runner
 from analyticup.errors import UserError
 from analyticup.filtering import decision_files
 from analyticup.pipeline import MODELS, build
@@ -29,7 +29,11 @@ from analyticup.verdict import Verdict, tally
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from analyticup.checks.finding import Finding
     from analyticup.results.finished import Finished
+
+# By name, as the checks import torch.
+BLOCKERS = "analyticup.checks.preflight:blockers"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         for left in close_left_open(resolve(settings.paths.artifacts)):
             console.print(f"{left}: closed the W&B run that an interrupted run left open", soft_wrap=True)
         with make_runner(settings, MODELS) as runner:
-            steps = _once_checked(execute(settings, nodes, environment, runner), settings, nodes, console)
+            steps = _once_checked(execute(settings, nodes, environment, runner), runner, settings, nodes, console)
             show_execution(console, steps, titles, artifacts)
         # They import torch, and the workers that have it have ended.
         from analyticup.results.publish import publish
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _once_checked(
-    steps: Iterable[Status | Done], settings: Settings, nodes: Sequence[Node], console: Console
+    steps: Iterable[Status | Done], runner: Runner, settings: Settings, nodes: Sequence[Node], console: Console
 ) -> Iterator[Status | Done]:
     """The steps; before the first stage that runs, what `check` would find to block it later, as a UserError."""
     last_model = max(place for place, node in enumerate(nodes) if node.stage.name == PREDICT.name)
@@ -80,25 +84,17 @@ def _once_checked(
     for step in steps:
         if not checked and isinstance(step, Status) and step.artifact is None:
             checked = True
-            _refuse_blocked(settings, step.node.identity in models, console)
+            _refuse_blocked(runner.ask(BLOCKERS, settings, step.node.identity in models), console)
         yield step
 
 
-def _refuse_blocked(settings: Settings, loads_models: bool, console: Console) -> None:
-    look = "analyticup.checks.preflight:blockers"
-    # In a process of its own where this one does without torch.
-    given = (settings, loads_models)
-    found = imported(look)(*given) if settings.machine.workers == 1 else apart(_called, look, *given)
+def _refuse_blocked(found: Sequence[Finding], console: Console) -> None:
     for finding in found:
         if finding.verdict != Verdict.FAIL:
             console.print(f"{finding.verdict}: {finding.text}", soft_wrap=True)
     blocking = [finding.text for finding in found if finding.verdict == Verdict.FAIL]
     if blocking:
         raise UserError("\n".join([*blocking, "nothing was started; `./run.sh check` shows all findings"]))
-
-
-def _called(name: str, *given: Any) -> Any:
-    return imported(name)(*given)
 
 
 def _say_absent_files(settings: Settings, console: Console) -> None:

@@ -44,6 +44,9 @@ class Runner(Protocol):
 
     def submit(self, call: Call, settings: Settings) -> Future[Artifact]: ...
 
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """What "module:function" returns where stages run, so that what it imports stays there."""
+
     def __enter__(self) -> Runner: ...
 
     def __exit__(self, *error: Any) -> None: ...
@@ -69,6 +72,9 @@ class InProcess:
         done: Future[Artifact] = Future()
         done.set_result(_finished(call, self._sources.of(settings)))
         return done
+
+    def ask(self, function: str, *arguments: Any) -> Any:
+        return imported(function)(*arguments)
 
     def __enter__(self) -> InProcess:
         return self
@@ -96,12 +102,18 @@ class Workers:
         self._models, self._started = models, False
 
     def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+        return self._ready().submit(_work, call, settings)
+
+    def ask(self, function: str, *arguments: Any) -> Any:
+        return self._ready().submit(_called, function, *arguments).result()
+
+    def _ready(self) -> ProcessPoolExecutor:
         if not self._started:
             # All at once, as each spends seconds on imports; a run that finds everything cached starts none.
             self._started = True
             for _ in range(self.count):
-                self._pool.submit(_prepare, self._models)
-        return self._pool.submit(_work, call, settings)
+                self._pool.submit(imported, self._models)
+        return self._pool
 
     def __enter__(self) -> Workers:
         if self._told is not None:
@@ -223,8 +235,8 @@ def _end_with(alive: Connection, stops: Any) -> None:
     os._exit(1)
 
 
-def _prepare(models: str) -> None:
-    imported(models)
+def _called(function: str, *arguments: Any) -> Any:
+    return imported(function)(*arguments)
 
 
 def _finished(call: Call, source: Any) -> Artifact:
