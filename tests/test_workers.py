@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import queue
 import signal
@@ -47,6 +48,13 @@ def test_one_worker_is_this_process(tmp_path):
         assert isinstance(runner, InProcess) and runner.count == 1
         record = runner.submit(functools.partial(answer, tmp_path), settings(1)).result().record.counts
     assert record["pid"] == os.getpid() and record["threads"] is None
+
+
+def test_what_was_imported_before_the_first_stage_is_no_work_for_the_collector(tmp_path):
+    gc.unfreeze()
+    with make_runner(settings(1), MODELS) as runner:
+        runner.submit(functools.partial(answer, tmp_path), settings(1))
+    assert gc.get_freeze_count() > 10_000
 
 
 def test_workers_are_processes_with_their_share_of_the_cores(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from analyticup.engine import progress
 from analyticup.engine.artifacts import Artifact
-from analyticup.engine.memory import let_go
+from analyticup.engine.memory import keep, let_go
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.schema import MachineSettings, Settings
 
@@ -144,7 +144,10 @@ class _Sources:
         key = (settings.model, settings.paths, settings.machine)
         if self._source is None or key != self._key:
             own = settings.replace(**{"machine.threads": settings.machine.threads or self._threads})
-            self._key, self._source = key, imported(self._models)(own)
+            make = imported(self._models)
+            if self._source is None:
+                keep()
+            self._key, self._source = key, make(own)
         return self._source
 
 
