@@ -92,7 +92,11 @@ def made_facts(figures: Report, texts: bool = True) -> Facts:
     return Facts(
         name=figures.name,
         command="./run.sh run --config configs/sample.yaml",
-        costs=[StageCost(f"train-{task}-fold{fold}", 41.0, 2 * 10**9, 2.5e9) for task in TASKS for fold in range(3)],
+        costs=[
+            StageCost(f"train-{task}-fold{fold}", 41.0, 2 * 10**9, 2.5e9, start=20.0 * fold)
+            for task in TASKS
+            for fold in range(3)
+        ],
         verdicts=[Item(Verdict.OK, "figure test QC all: f1", "0.7000, expected 0.7100 ± 0.0300")],
         expected={"test QC all: f1": (0.71, 0.03)},
         texts=shown if texts else {},

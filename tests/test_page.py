@@ -11,7 +11,7 @@ import pytest
 
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
-from analyticup.results.page import _texts, command_line
+from analyticup.results.page import _starts, _texts, command_line
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import Settings
 
@@ -51,3 +51,13 @@ def test_texts_of_real_rows_are_only_shown_where_that_is_allowed(tmp_path: Path,
     settings = Settings(tasks=["QC"]).replace(**given)
     texts, why = _texts(figures, settings, {"ingest-QC": Artifact(tmp_path, StageRecord())})
     assert texts == ({("QC", "train-1"): ("q", "t")} if shown else {}) and bool(why) != shown
+
+
+def test_the_timeline_leaves_out_the_time_between_two_commands() -> None:
+    def record(started: float, seconds: float) -> StageRecord:
+        return StageRecord(started=started, seconds=seconds)
+
+    # The second command ran the third stage first, and two at once.
+    records = [record(100.0, 5), record(102.0, 1), record(9000.0, 4), record(8998.0, 3)]
+    assert _starts(records) == [0, 2, 7, 5]
+    assert _starts([record(0.0, 5), record(102.0, 1), record(0.0, 4)]) == [0, 5, 6]

@@ -13,7 +13,7 @@ from analyticup.engine.files import file_sha256, read_json, write_json
 
 RECORD = "record.json"
 # Fields of records that older ones may lack: their folders are as good.
-LATER = {"memory"}
+LATER = {"memory", "started"}
 SEAL = "sha256_of_the_rest"
 
 
@@ -120,8 +120,8 @@ class StageRecord(_RecordFile):
 
     `code` (version of the stage's code), `settings` and `raw` (official file name -> sha256) are part of the identity.
     `inputs` are the digests of the folders it was made from, `input_folders` their names, both by the input's name;
-    `counts` is what the stage returned, `seconds` the time it took, `memory` the most resident bytes of its process,
-    those that it started included.
+    `counts` is what the stage returned, `started` when it did by the clock (seconds since 1970), `seconds` the time it
+    took, `memory` the most resident bytes of its process, those that it started included.
     """
 
     stage: str = ""
@@ -134,6 +134,7 @@ class StageRecord(_RecordFile):
     inputs: Mapping[str, str] = field(default_factory=dict)
     input_folders: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
+    started: float = 0.0
     seconds: float = 0.0
     memory: int = 0
     environment: Mapping[str, Any] = field(default_factory=dict)

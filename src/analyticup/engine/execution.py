@@ -129,7 +129,7 @@ def _run(
     environment: Mapping[str, Any],
     source: Any,
 ) -> Artifact:
-    started = time.monotonic()
+    clock, started = time.time(), time.monotonic()
     reset_peak()
     digests = {name: artifact.digest for name, artifact in inputs.items()}
     resumes = {"node": node.identity, "inputs": digests, "packages": environment.get("packages", {})}
@@ -164,6 +164,7 @@ def _run(
             inputs=digests,
             input_folders={name: artifact.folder.name for name, artifact in inputs.items()},
             counts=counts,
+            started=round(clock, 2),
             seconds=round(time.monotonic() - started, 2),
             # The watch knows the processes that the stage started, but looks only now and then.
             memory=max(peak(), watch.peak),

@@ -419,31 +419,30 @@ def _reasons(aside: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage took: seconds, the most resident bytes of its process with its children, and an estimate of these
-    bytes where there is one."""
+    """What a stage took: seconds, the most resident bytes of its process with its children, an estimate of these bytes
+    where there is one, and its start in seconds from the first one's."""
 
     title: str
     seconds: float
     memory: int
     estimate: float | None = None
+    start: float = 0.0
 
 
 def timeline_chart(title: str, stages: Sequence[StageCost]) -> Drawing:
-    """A line per stage: its seconds where the stages before it end, its peak of memory with the estimate as a tick."""
+    """A line per stage: its seconds from its start on, its peak of memory with the estimate as a tick."""
     step, top = 17.0, 30.0
     drawing = Drawing(title, top + step * len(stages) + 6)
-    total = sum(stage.seconds for stage in stages) or 1.0
+    total = max([stage.start + stage.seconds for stage in stages], default=0.0) or 1.0
     most = max([*(stage.memory for stage in stages), *(stage.estimate or 0 for stage in stages), 1])
     time, memory = Scale(0, total, 112, 238), Scale(0, most, 272, WIDTH - 30)
-    drawing.text(time.start, 12, "seconds, one after another", "name")
+    drawing.text(time.start, 12, "seconds, from the first start", "name")
     drawing.text(memory.start, 12, "peak, GB", "name")
-    at = 0.0
     for place, stage in enumerate(stages):
         y = top + step * place
         drawing.text(0, y + 4, stage.title, "tick")
         drawing.line("grid", time.start, y, WIDTH, y)
-        drawing.bar("fill one", time(at), y - 5, max(time(at + stage.seconds) - time(at), 1.2), 10)
-        at += stage.seconds
+        drawing.bar("fill one", time(stage.start), y - 5, max(time(stage.seconds) - time(0), 1.2), 10)
         drawing.text(
             264, y + 4, f"{stage.seconds:.0f}" if stage.seconds >= 10 else f"{stage.seconds:.1f}", "tick", "end"
         )

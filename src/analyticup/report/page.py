@@ -498,12 +498,14 @@ def _cost(facts: Facts) -> Figure:
     rows = [
         [
             cost.title,
+            f"{cost.start:.1f}",
             f"{cost.seconds:.1f}",
             f"{cost.memory / 1e9:.2f}",
             f"{cost.estimate / 1e9:.2f}" if cost.estimate else charts.NONE,
         ]
         for cost in facts.costs
     ]
-    title = f"{len(facts.costs)} stages, {total:.0f} s of work"
+    span = max((cost.start + cost.seconds for cost in facts.costs), default=0.0)
+    title = f"{len(facts.costs)} stages, {total:.0f} s of work in {span:.0f} s"
     drawing = charts.timeline_chart(f"seconds and peak memory of {title}", facts.costs)
-    return Figure(title, drawing, Grid(["stage", "seconds", "peak, GB", "estimate, GB"], rows))
+    return Figure(title, drawing, Grid(["stage", "start, s", "seconds", "peak, GB", "estimate, GB"], rows))

@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analyticup.checks.machine import loaded_dtype, look_at_machine
 from analyticup.checks.models import DTYPE_BYTES, cpu_process_bytes, needed_models
 from analyticup.corpus.rows import SPLITS, load_rows
 from analyticup.corpus.tables import training_rows
-from analyticup.engine.artifacts import Artifact
+from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.report.charts import StageCost
 from analyticup.report.figures import REPORT, Report
 from analyticup.report.page import Facts, Figure, Grid, to_html
@@ -138,11 +138,26 @@ def _costs(settings: Settings, artifacts: Mapping[str, Artifact]) -> list[StageC
         size = DTYPE_BYTES[loaded_dtype(backbone, settings, machine.device)]
         estimates = {task: cpu_process_bytes(task_settings(settings, task), backbone, size) for task in settings.tasks}
     costs = []
-    for title, artifact in artifacts.items():
+    starts = _starts([artifact.record for artifact in artifacts.values()])
+    for (title, artifact), start in zip(artifacts.items(), starts, strict=True):
         record = artifact.record
         estimate = estimates.get(record.task) if record.stage in _WITH_BACKBONE else None
-        costs.append(StageCost(title, record.seconds, record.memory, estimate))
+        costs.append(StageCost(title, record.seconds, record.memory, estimate, start))
     return costs
+
+
+def _starts(records: Sequence[StageRecord]) -> list[float]:
+    """When each stage started, in seconds from the first start; time in which none ran, as between two commands, is
+    left out. One after another where a record of an earlier version does not say when."""
+    if not all(record.started for record in records):
+        return [sum(record.seconds for record in records[:place]) for place in range(len(records))]
+    starts, paused, end = [0.0] * len(records), 0.0, 0.0
+    for place in sorted(range(len(records)), key=lambda place: records[place].started):
+        record = records[place]
+        paused += max(0.0, record.started - end)
+        starts[place] = record.started - paused
+        end = max(end, record.started + record.seconds)
+    return starts
 
 
 # ---------------------------------------------------------------- provenance
