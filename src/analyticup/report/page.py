@@ -251,9 +251,9 @@ def _sections(figures: Report, facts: Facts) -> Iterator[Section]:
     yield Section(
         "cost",
         "Time and memory",
-        "Each stage begins where the stage before it ends, as if they had run one after another; a cached stage has "
-        "the time that it took when it was made. Memory is the most that its process, with those it started, had "
-        "resident; the upright tick is what `check` estimates for a process that trains.",
+        "Seconds in which no stage ran are left out; a cached stage is where it was when it was made. Memory is the "
+        "most that its process, with those it started, had resident; the upright tick is what `check` estimates for a "
+        "process that trains.",
         [_cost(facts)],
     )
     yield Section(
