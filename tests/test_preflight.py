@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import sys
@@ -583,6 +584,17 @@ def test_a_containers_limit_counts_as_memory(tmp_path, monkeypatch):
     assert machine_checks.free_memory() == 5500
     contents["memory.max"] = "max\n"
     assert machine_checks.free_memory() == 50_000
+
+
+def test_a_float32_copy_and_the_states_below_the_adapters_count_for_the_disk(tmp_path):
+    def needed(*arguments):
+        text = only(look(tmp_path, "model.backbone=gguf:some_270m_gguf", *arguments), "disk:")[1]
+        return float(re.search(r"needs about ([\d.]+) GB", text)[1])
+
+    # Of 270 million parameters, 4 bytes each.
+    bf16, float32 = (needed(f"model.dtype={dtype}", "model.lora.layers=null") for dtype in ("bfloat16", "float32"))
+    assert float32 - bf16 == pytest.approx(1.1, abs=0.1)
+    assert needed("model.dtype=float32", "model.lora.layers=9") > float32
 
 
 def test_disk_is_added_up_over_downloads_and_adapters(tmp_path, monkeypatch):

@@ -22,12 +22,15 @@ from analyticup.checks.models import (
     backbone_bytes,
     cpu_run_bytes,
     download_bytes,
+    state_bytes,
     training_bytes,
 )
+from analyticup.checks.timing import rows_and_languages
 from analyticup.engine.workers import cores
 from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision, cpu_has_bf16
 from analyticup.model.compiling import compiler_fault
+from analyticup.model.pins import CONVERTED_DTYPE, converted_folder
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import MachineSettings, Settings
@@ -39,6 +42,8 @@ from analyticup.verdict import Verdict
 _TABLE_COPIES: Final = 6
 # All tables of the sample corpus together stay below this (assumed).
 _SAMPLE_BYTES: Final = 50e6
+# Its rows, all splits of both tasks and what is made of them (counted: 2,400).
+_SAMPLE_ROWS: Final = 2_500
 # Above this share of the free memory, weights leave little for the rest of the work (assumed).
 _TIGHT: Final = 0.7
 # Weights on their way to a GPU pass through main memory file by file, of so many bytes at most, as large models are
@@ -204,14 +209,20 @@ def loaded_dtype(model: Model, settings: Settings, device: str) -> str:
     return dtype_on(device)
 
 
-def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
+def disk_findings(settings: Settings, models: list[Model], machine: Machine) -> Iterable[Finding]:
     """What the run would write against what is free, added up per disk."""
-    tables = _table_bytes(settings) + adapter_bytes(settings, models[0])
+    backbone, cache = models[0], resolve(settings.paths.cache)
+    dtype = loaded_dtype(backbone, settings, machine.device)
+    states = state_bytes(settings, backbone, _rows(settings), DTYPE_BYTES[dtype])
+    tables = _table_bytes(settings) + adapter_bytes(settings, backbone) + states
     wanted = [(resolve(settings.paths.artifacts), tables)]
     for model in models:
+        widened = model.kind == "gguf" and dtype != CONVERTED_DTYPE
+        if widened and (model.folder is None or not converted_folder(model.name, cache, dtype).is_dir()):
+            wanted.append((cache, DTYPE_BYTES[dtype] * (model.parameters or 0.0)))
         if model.folder is None and model.kind == "gguf":
             # The assembled GGUF file is next to its bf16 copy until the conversion ends.
-            wanted.append((resolve(settings.paths.cache), 3 * (model.parameters or 0.0)))
+            wanted.append((cache, 3 * (model.parameters or 0.0)))
         elif model.folder is None and model.kind == "hub":
             wanted.append((Path(constants.HF_HUB_CACHE), download_bytes(model)))
     by_disk: dict[int, list[tuple[Path, float]]] = {}
@@ -226,9 +237,20 @@ def disk_findings(settings: Settings, models: list[Model]) -> Iterable[Finding]:
         yield Finding(verdict, text)
 
 
+def _rows(settings: Settings) -> float:
+    """Rows of the given files, or of the sample corpus; those that stages make are few beside them."""
+    if settings.data.dir is None:
+        return _SAMPLE_ROWS
+    return sum(rows_and_languages(path)[0] for path in _data_files(settings))
+
+
 def _table_bytes(settings: Settings) -> float:
     if settings.data.dir is None:
         return _SAMPLE_BYTES
-    folder = Path(settings.data.dir).expanduser()
-    names = [f"{split}_{task}.txt" for task in settings.tasks for split in ("train", "dev", "test")]
-    return _TABLE_COPIES * sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    return _TABLE_COPIES * sum(path.stat().st_size for path in _data_files(settings))
+
+
+def _data_files(settings: Settings) -> list[Path]:
+    folder = Path(settings.data.dir or "").expanduser()
+    paths = [folder / f"{split}_{task}.txt" for task in settings.tasks for split in ("train", "dev", "test")]
+    return [path for path in paths if path.is_file()]

@@ -190,6 +190,13 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
     return 4.0 * count * adapters(shape, settings.model.lora.r, trained_layers(settings, shape))
 
 
+def state_bytes(settings: Settings, model: Model, rows: float, value_bytes: int) -> float:
+    """On disk while a run lasts: the states below the adapters of so many prompts; 0 where all layers are trained."""
+    if not model.parameters or trained_layers(settings, shape := shape_of(model)) == shape.layers:
+        return 0.0
+    return rows * _TYPICAL_TOKENS * shape.width * value_bytes
+
+
 def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     """Estimate of the most resident bytes of a run on a CPU, over all its processes; mapped weights count for each.
 

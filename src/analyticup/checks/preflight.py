@@ -38,7 +38,7 @@ def findings(settings: Settings) -> list[Finding]:
         lambda: device_findings(settings, machine),
         lambda: memory_findings(settings, models, machine),
         lambda: time_findings(settings, models[0].parameters, machine.device == "cuda"),
-        lambda: disk_findings(settings, models),
+        lambda: disk_findings(settings, models, machine),
         lambda: access_findings(settings),
         lambda: tracking_findings(settings),
     ]
@@ -63,7 +63,7 @@ def blockers(settings: Settings, loads_models: bool = True) -> list[Finding]:
             lambda: row_findings(settings),
             lambda: device_findings(settings, machine),
             lambda: memory_findings(settings, models, machine),
-            lambda: disk_findings(settings, models),
+            lambda: disk_findings(settings, models, machine),
         ]
     found = list(dict.fromkeys(finding for check in checks for finding in _all_of(check)))
     return [one for one in found if one.verdict == Verdict.FAIL or one.text.startswith(SLOW)]

@@ -77,9 +77,9 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
 def task_rows(own: Settings, task: str) -> tuple[float, float]:
     """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
     folder, n = Path(own.data.dir or "").expanduser(), own.folds.n
-    given, known = _rows(folder / f"train_{task}.txt")
+    given, known = rows_and_languages(folder / f"train_{task}.txt")
     given = min(given, own.data.train_rows or given)
-    others = [_rows(folder / f"{split}_{task}.txt") for split in ("dev", "test")]
+    others = [rows_and_languages(folder / f"{split}_{task}.txt") for split in ("dev", "test")]
     rows = float(given)
     if own.translate.enabled:
         asked = set(own.translate.languages or set().union(*(languages for _, languages in others)) - known)
@@ -95,7 +95,7 @@ def task_rows(own: Settings, task: str) -> tuple[float, float]:
     return trained, scored
 
 
-def _rows(path: Path) -> tuple[int, set[str]]:
+def rows_and_languages(path: Path) -> tuple[int, set[str]]:
     """Lines of a file and the languages in them; none of one that is absent."""
     count, languages = 0, set()
     for line in _lines(path):
