@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ SOUND = {
 }
 
 
-def data(folder: Path, **changed) -> Path:
+def data(folder: Path, settings: Any = None, **changed) -> Path:
     for name, content in (SOUND | {name.replace("__", ".") + ".txt": value for name, value in changed.items()}).items():
         path = folder / name
         if callable(content):
@@ -178,6 +179,9 @@ def of_files(name: str) -> dict[str, tuple[dict, str]]:
     }
 
 
+ROWS_20, LABELS_20 = "".join(line(number) for number in range(1, 21)), labels(*range(1, 21))
+TRUTH = {"settings": ["filter.enabled=true"]}
+# The settings that a case needs are among what it changes.
 FAULTS: dict[str, tuple[dict, str]] = {
     **of_files("train_QC"),
     **of_files("dev_QC"),
@@ -205,6 +209,20 @@ FAULTS: dict[str, tuple[dict, str]] = {
     "a label twice": ({"dev_QC__labels": labels(1, 1)}, "duplicate id"),
     "empty label file": ({"dev_QC__labels": ""}, "the label file has no rows"),
     "labels without ids": ({"dev_QC__labels": '{"label": 1}\n'}, "id is not a whole number"),
+    "labels that say they are the other task's": (
+        {"dev_QC__labels": labels(1, 2, 3, 4, task="QI")},
+        'dev_QC.labels.txt:1: task is "QI"; give the label file of QC',
+    ),
+    "a copy of the other task's labels": (
+        {"dev_QC": ROWS_20, "dev_QC__labels": LABELS_20, "dev_QI__labels": "\n".join(reversed(LABELS_20.split("\n")))},
+        "hold the same labels",
+    ),
+    "a copy of the other split's labels": (
+        {"dev_QC": ROWS_20, "dev_QC__labels": LABELS_20, "test_QC__labels": LABELS_20},
+        "hold the same labels",
+    ),
+    "true labels with a broken line": ({"train_QC__truth": labels(1) + "1\t0\n"} | TRUTH, "train_QC.truth.txt:2"),
+    "true labels of other rows": ({"train_QC__truth": labels(77)} | TRUTH, "none of its 1 ids is one of"),
 }
 
 
@@ -213,7 +231,8 @@ def test_what_a_run_would_refuse_is_found_by_check(tmp_path, changed, says):
     folder = tmp_path / "data"
     folder.mkdir()
     data(folder, **changed)
-    failing = [finding.text for finding in row_findings(settings(folder)) if finding.verdict == Verdict.FAIL]
+    found = row_findings(settings(folder, *changed.get("settings", [])))
+    failing = list({finding.text for finding in found if finding.verdict == Verdict.FAIL})
     assert len(failing) == 1 and says in failing[0] and "\n" not in failing[0]
 
 
@@ -253,6 +272,12 @@ ACCEPTED: dict[str, dict] = {
     "labels for some rows": {"dev_QC__labels": labels(2, 3)},
     "labels for some rows, with extra ids": {"dev_QC__labels": labels(3, 77)},
     "labels without their file": {"dev_QC": None},
+    "labels of all rows with label 1, in two files": {
+        "dev_QC__labels": labels(1, 3, 5, 7),
+        "test_QC__labels": labels(1, 3, 5, 7),
+    },
+    "labels that say whose they are": {"dev_QC__labels": labels(1, 2, 3, 4, task="QC")},
+    "broken true labels that nothing reads": {"train_QC__truth": "{"},
     "a link to a file": {"test_QC": lambda path: path.symlink_to(path.with_name("dev_QC.txt"))},
 }
 
@@ -262,12 +287,12 @@ def test_what_a_run_takes_is_not_refused(tmp_path, changed):
     data(tmp_path, **changed)
     found = list(row_findings(settings(tmp_path, "folds.n=2")))
     assert [finding.text for finding in found if finding.verdict == Verdict.FAIL] == []
-    told = [finding for finding in found if "labels of" in finding.text]
+    told = [finding for finding in found if "dev_QC.labels.txt: labels of" in finding.text]
     if changed.get("dev_QC__labels"):
         (finding,) = told
-        some = changed["dev_QC__labels"] in (labels(2, 3), labels(3, 77))
-        assert finding.verdict == (Verdict.NOTE if some else Verdict.OK)
-        count = {labels(2, 3): 2, labels(3, 77): 1}.get(changed["dev_QC__labels"], 4)
+        some = {labels(2, 3): 2, labels(3, 77): 1, labels(1, 3, 5, 7): 2}
+        count = some.get(changed["dev_QC__labels"], 4)
+        assert finding.verdict == (Verdict.NOTE if count < 4 else Verdict.OK)
         assert f"labels of {count} of 4 rows" in finding.text
 
 
@@ -277,6 +302,12 @@ def test_labels_are_those_of_the_rows(tmp_path):
     assert labels_of(path, [1, 2, 3], "rows") == {1: 1, 3: 1}
     with pytest.raises(UserError, match="none of its 3 ids is one of rows"):
         labels_of(path, [2], "rows")
+
+
+def test_labels_with_the_ids_of_another_file_are_noticed(tmp_path):
+    data(tmp_path, dev_QC__labels=labels(1, 2, 3))
+    notes = [finding.text for finding in row_findings(settings(tmp_path)) if finding.verdict == Verdict.NOTE]
+    assert len(notes) == 2 and f"its ids are those of {tmp_path / 'test_QC.txt'}" in notes[1]
 
 
 @pytest.mark.parametrize("content", ["{}\n", "\n", "a\rb\n", "\r\n", "\0", "{\0}\n", "ab\0\n"])

@@ -41,7 +41,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     # Whole files are in test_odd_data.py; these hold a row or so.
     monkeypatch.setattr(preflight, "row_findings", lambda _: [])
@@ -657,6 +657,15 @@ def test_tracking_online_needs_a_login(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x")
     level, text = only(look(tmp_path, online), "tracking: online")
     assert level == "OK" and "x" not in text.replace("project", "").split()
+
+
+@pytest.mark.parametrize("wish", ["WANDB_MODE=offline", "WANDB_MODE=dryrun", "WANDB_DISABLED=true"])
+def test_nothing_is_sent_against_a_wish(tmp_path, monkeypatch, wish):
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    monkeypatch.setenv(*wish.split("="))
+    level, text = only(look(tmp_path, "tracking.mode=online"), "tracking.mode = online")
+    assert level == "FAIL" and wish in text
+    assert only(look(tmp_path, "tracking.mode=offline"), "tracking: offline")[0] == "OK"
 
 
 def test_tracking_online_needs_a_host_that_answers(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import os
@@ -215,6 +216,11 @@ def line(number: int, content: bytes) -> Callable[[list[bytes]], list[bytes]]:
     return lambda lines: [*lines[: number - 1], content, *lines[number:]]
 
 
+def whole(change: Callable[[bytes], bytes]) -> Callable[[list[bytes]], list[bytes]]:
+    """Another form of the file, as the lines that it seems to have."""
+    return lambda lines: change(b"\n".join(lines) + b"\n").split(b"\n")
+
+
 def order(*numbers: int) -> Callable[[list[bytes]], list[bytes]]:
     return lambda lines: [lines[number - 1] for number in numbers]
 
@@ -294,6 +300,10 @@ FAULTS: list[tuple[str, Callable[[list[bytes]], list[bytes]], list[tuple[str, in
     ("invalid UTF-8", line(6, b'{"id": 60, "\xff": 1}'), here(6, "invalid UTF-8 at byte 13") + missing(6)),
     ("key twice", put(6, '"id": 60', '"id": 60, "prediction": 0'), here(6, 'key "prediction" is given twice')),
     ("key twice, same value", put(6, '"id": 60', '"id": 60, "id": 60'), here(6, 'key "id" is given twice')),
+    ("UTF-16", whole(lambda text: text.decode().encode("utf-16")), here(1, "the file is in UTF-16; save it as UTF-8")),
+    ("UTF-16, big end first", whole(lambda text: text.decode().encode("utf-16-be")), here(1, "in UTF-16")),
+    ("gzip", whole(gzip.compress), here(1, "the file is compressed by gzip; unpack it (gunzip)")),
+    ("zip", whole(lambda text: b"PK\3\4" + text), here(1, "the file is a zip archive")),
     ("empty file", lambda lines: [], here(1, "the file is empty") + missing(1, 2, 3, 4, 5, 6)),
     (
         "several at once",
@@ -349,6 +359,9 @@ def test_input_of_the_other_task_is_the_one_problem(tmp_path: Path, source: Path
     [
         (b"", ": the input file has no rows"),
         (b'{"id": 1', ":1: broken JSON"),
+        ('{"id": 1}\n'.encode("utf-16"), ": the file is in UTF-16; save it as UTF-8"),
+        (gzip.compress(b'{"id": 1}\n'), ": the file is compressed by gzip; unpack it (gunzip)"),
+        (b'{"id": 1}\r{"id": 2}\r', ": the file has lines that end in CR alone"),
         (
             b'\n{"task": "QI", "id": 1, "language": "en", "origin_query": "q"}',
             ":2: no text in field item_title",

@@ -166,6 +166,39 @@ def test_the_run_of_a_killed_process_is_closed_with_what_it_had_written(tmp_path
     assert found.exit == 1 and found.run.display_name == "name" and found.history["loss"][:3] == [0, 1, 2]
 
 
+STRANGE = {
+    **{
+        "WANDB_MODE": "online",
+        "WANDB_DISABLED": "true",
+        "WANDB_DIR": "/proc/nowhere",
+        "WANDB_CACHE_DIR": "/proc/nowhere",
+    },
+    **{"WANDB_PROJECT": "theirs", "WANDB_NAME": "theirs", "WANDB_RUN_ID": "theirs", "WANDB_RUN_GROUP": "theirs"},
+    **{"WANDB_RESUME": "must", "WANDB_SWEEP_ID": "theirs", "WANDB_JOB_TYPE": "theirs", "WANDB_TAGS": "theirs"},
+    **{"WANDB_NOTES": "theirs", "WANDB_SERVICE": "2-1-tcp-localhost-1", "WANDB_BASE_URL": "http://127.0.0.1:9"},
+}
+SHORT = f"""
+from analyticup import __main__
+__main__.have_a_home()
+{ENDLESS.replace("range(1000)", "range(2)").replace("time.sleep(600)", "log_lineage(run, [], [Made('train', 't', 'i' * 64)])")}
+""".replace("import tracked_run", "import Made, log_lineage, tracked_run")
+
+
+def test_the_settings_decide_and_not_the_surroundings(tmp_path):
+    """Variables of others, and no home folder: the user's number has no name."""
+    environment = {name: value for name, value in alone(PYTHONPATH=str(ROOT / "src")).items() if name != "HOME"}
+    code = "import pwd\npwd.getpwuid = {}.__getitem__\n" + SHORT
+    command = [sys.executable, "-c", code, str(tmp_path / "mine")]
+    done = subprocess.run(command, env=environment | STRANGE, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "logged\n"), done.stderr
+    (path,) = files(tmp_path / "mine")
+    found = read(path)
+    assert found.exit == 0 and found.history["loss"] == [0, 1] and [one.name for one in found.artifacts] == ["t"]
+    assert (found.run.display_name, found.run.run_group, found.run.job_type) == ("name", "group", "train")
+    assert b"theirs" not in path.read_bytes()
+    assert [one.name for one in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_run_that_was_cut_off_is_uploaded_whole_with_its_lineage(tmp_path):
     with tracked_run(OFFLINE, tmp_path, "mine-1", "mine/QC/train", {"a": {"b": 1}}, "train", ["mine"]) as run:
         run.log({"loss": 1})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -219,27 +221,57 @@ def main(arguments: list[str]) -> int:
     from analyticup.errors import CheckFailed, UserError, machine_trouble
 
     try:
+        _refuse_deleted_folder()
         module, _, function = command.run.partition(":")
-        return getattr(import_module(module), function)(options)
+        code = getattr(import_module(module), function)(options)
+        # What cannot be written is found here, and not by Python at the exit.
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"error: {error}".replace("\n", "\nerror: "), file=sys.stderr)
+        _say(f"error: {error}".replace("\n", "\nerror: "))
         return 2
     except CheckFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
+        _say(f"failed: {error}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted; finished stages are kept, the same command resumes from there", file=sys.stderr)
+        _say("interrupted; finished stages are kept, the same command resumes from there")
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        # `plan | head` has shown what was wanted.
         return 1
     except Exception as error:
         # A full disk, a folder without write access, a model hub out of reach: the machine's fault, not the kit's.
         trouble = machine_trouble(error)
         if trouble is None:
             raise
-        print(f"error: {trouble}", file=sys.stderr)
+        _say(f"error: {trouble}")
         return 2
+    finally:
+        _drop_what_nobody_reads()
+
+
+def _refuse_deleted_folder() -> None:
+    """Libraries look for the current folder, and end the process where there is none."""
+    from analyticup.errors import UserError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted; change to one that is there and run again") from None
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drop_what_nobody_reads() -> None:
+    """What is left for a stream that takes nothing more would fail once more at the exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -251,6 +283,24 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if rest:
         options.overrides += rest
     return options
+
+
+def open_closed_streams() -> None:
+    """Opens closed standard streams to nowhere: the next file would take the place of one, and get what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def have_a_home() -> None:
+    """A user without HOME and without a name has no home folder: libraries would end, or make a folder called ~."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/nonexistent"
 
 
 def _show_what_the_terminal_can() -> None:
@@ -280,6 +330,8 @@ def heed_sigterm() -> None:
 
 
 if __name__ == "__main__":
+    open_closed_streams()
+    have_a_home()
     heed_sigterm()
     _show_what_the_terminal_can()
     sys.exit(main(sys.argv[1:]))

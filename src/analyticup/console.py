@@ -10,6 +10,7 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.execution import Done
 from analyticup.engine.files import clean_cache, lock, remove_unfinished
 from analyticup.engine.graph import Status
+from analyticup.errors import ADVICE, UserError
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings
 from analyticup.verdict import Verdict
@@ -28,6 +29,8 @@ def exclusive_run(settings: Settings, console: Console) -> Iterator[None]:
             console.print(f"removed {name}, left half-made by an interrupted run")
         try:
             yield
+        except BrokenPipeError:
+            raise UserError(f"nobody reads this program's output any more, so it ended; {ADVICE}") from None
         finally:
             # What the stages shared.
             remove_unfinished(artifacts)

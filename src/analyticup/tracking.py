@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ KINDS = {
     **dict.fromkeys(("filter_model", "train"), "adapters"),
     **dict.fromkeys(("predict", "ensemble", "threshold"), "scores"),
     "submit": "submission",
+}
+# Variables that say whose account it is, and how to reach it.
+HEEDED = {
+    *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CREDENTIALS_FILE"),
+    *("WANDB_INSECURE_DISABLE_SSL", "WANDB_HTTP_TIMEOUT", "WANDB_INIT_TIMEOUT", "WANDB_FILE_PUSHER_TIMEOUT"),
 }
 # The format of W&B's files is that of LevelDB's log: a header, then blocks of records in pieces.
 _HEADER, _BLOCK, _PIECE = 7, 32768, struct.Struct("<IHB")
@@ -64,12 +70,13 @@ def tracked_run(
     if settings.mode == "disabled":
         yield None
         return
-    import wandb
-
     folder.mkdir(parents=True, exist_ok=True)
+    _leave_no_say_to_the_surroundings()
     # W&B would otherwise keep its own cache and log folders in the user's home.
     for variable in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(variable, str(folder / "wandb"))
+    import wandb
+
     run = wandb.init(
         project=settings.project,
         entity=settings.entity,
@@ -92,6 +99,14 @@ def tracked_run(
         run.finish(exit_code=int(failed))
         if failed and settings.mode == "offline":
             print(f"{name}: its W&B run is closed, in {place}", file=sys.stderr, flush=True)
+
+
+@cache
+def _leave_no_say_to_the_surroundings() -> None:
+    """Forgets W&B's variables but those of the account: the settings say what a run is called, where it is written and
+    whether it is sent. Once, as W&B sets some itself."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name not in HEEDED]:
+        del os.environ[name]
 
 
 def log_lineage(run: Run, used: Iterable[Made], made: Iterable[Made]) -> None:

@@ -37,6 +37,12 @@ def tracking_findings(settings: Settings) -> Iterable[Finding]:
     elif mode == "offline":
         folder = resolve(settings.paths.artifacts) / "wandb"
         yield Finding(Verdict.OK, f"tracking: offline: runs are kept in {folder}, nothing leaves this machine")
+    elif wish := _wish_to_stay():
+        yield Finding(
+            Verdict.FAIL,
+            f"tracking.mode = online, but {wish} is set: nothing is sent against it; unset it, or use "
+            f"tracking.mode=offline",
+        )
     elif not _has_wandb_login():
         yield Finding(
             Verdict.FAIL,
@@ -47,6 +53,13 @@ def tracking_findings(settings: Settings) -> Iterable[Finding]:
         yield Finding(Verdict.FAIL, f"tracking.mode = online: {fault}; fix the network, or use tracking.mode=offline")
     else:
         yield Finding(Verdict.OK, f"tracking: online, project {settings.tracking.project}, {_wandb_host()[0]} answers")
+
+
+def _wish_to_stay() -> str:
+    """The variable, with its value, that would keep other programs from sending anything to W&B; "" = none."""
+    given = {name: os.environ.get(name, "") for name in ("WANDB_MODE", "WANDB_DISABLED")}
+    off = {"WANDB_MODE": ("offline", "dryrun", "disabled"), "WANDB_DISABLED": ("true", "1", "yes", "on")}
+    return next((f"{name}={value}" for name, value in given.items() if value.lower() in off[name]), "")
 
 
 def _wandb_host() -> tuple[str, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,19 +13,22 @@ from pandas import DataFrame
 
 from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
-from analyticup.corpus.official import SCORED_SPLITS, raw_files
+from analyticup.corpus.official import SCORED_SPLITS, label_names, raw_files
 from analyticup.corpus.rows import SPLITS, original_id, read_split
 from analyticup.corpus.stage import whole_queries
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
 from analyticup.seeds import derive_seed
 from analyticup.settings.loading import task_settings
-from analyticup.settings.schema import Settings
-from analyticup.submission.score import labels_of
+from analyticup.settings.schema import TASKS, Settings
+from analyticup.submission.records import input_rows
+from analyticup.submission.score import labels_of, read_labels
 from analyticup.training.folds import assign_folds, divisible_groups
 from analyticup.verdict import Verdict
 
 _FEW_GROUPS: Final = 100
+# So many labels of each kind are not equal in two files by chance (assumed).
+_NOT_BY_CHANCE: Final = 8
 
 
 def row_findings(settings: Settings) -> Iterable[Finding]:
@@ -73,20 +77,21 @@ def _of_task(own: Settings, task: str, files: dict[str, Path]) -> Iterable[Findi
             yield from look.found
             progress.advance()
     if "train" in tables:
+        if own.data.train_rows:
+            tables["train"] = whole_queries(tables["train"], own.data.train_rows, own.seed)
         with _faults_found() as look:
             yield _divided(own, task, tables["train"])
         yield from look.found
-    for split in SCORED_SPLITS:
-        path = files.get(f"{split}_{task}.labels.txt")
-        if path is not None and split in tables:
+    for name in label_names(task):
+        split = name.partition("_")[0]
+        # The report reads those of the training rows where a filter has judged them.
+        if name in files and split in tables and (split != "train" or own.filter.enabled):
             with _faults_found() as look:
-                yield _labelled(path, task, files[f"{split}_{task}.txt"], tables[split])
+                yield from _labelled(files[name], task, files[f"{split}_{task}.txt"], tables[split])
             yield from look.found
 
 
 def _divided(own: Settings, task: str, rows: DataFrame) -> Finding:
-    if own.data.train_rows:
-        rows = whole_queries(rows, own.data.train_rows, own.seed)
     if own.negatives.enabled and rows.loc[rows["label"] == 0, "group"].nunique() < 2:
         return Finding(Verdict.NOTE, f"data {task}: hardly a row has label 0: the folds depend on `negatives`")
     # With this many groups a division is never in doubt, and takes long.
@@ -97,8 +102,37 @@ def _divided(own: Settings, task: str, rows: DataFrame) -> Finding:
     return Finding(Verdict.OK, f"data {task}: {text}")
 
 
-def _labelled(path: Path, task: str, rows_path: Path, rows: DataFrame) -> Finding:
+def _labelled(path: Path, task: str, rows_path: Path, rows: DataFrame) -> Iterable[Finding]:
     ids = [original_id(name) for name in rows["row_id"]]
-    known = labels_of(path, ids, str(rows_path))
+    known, labels = labels_of(path, ids, str(rows_path), task), read_labels(path)
     verdict = Verdict.OK if len(known) == len(ids) else Verdict.NOTE
-    return Finding(verdict, f"data {task}: {path}: labels of {len(known):,} of {len(ids):,} rows; figures are of those")
+    yield Finding(verdict, f"data {task}: {path}: labels of {len(known):,} of {len(ids):,} rows; figures are of those")
+    others = [path.with_name(name) for each in TASKS for name in label_names(each) if name != path.name]
+    if twin := next((other for other in others if _is_copy(labels, other)), None):
+        # The same text for both, which is shown once.
+        one, other = sorted((path, twin))
+        yield Finding(
+            Verdict.FAIL, f"data: {one} and {other.name} hold the same labels; give each the labels of its own rows"
+        )
+    elif labels.keys() != set(ids) and (owner := _owner_of(labels, rows_path)):
+        yield Finding(
+            Verdict.NOTE, f"data {task}: {path}: its ids are those of {owner}; see that its labels are {rows_path}'s"
+        )
+
+
+def _is_copy(labels: Mapping[int, int], other: Path) -> bool:
+    """Whether another label file says the same, and not by chance."""
+    if not other.is_file() or min(Counter(labels.values()).values()) < _NOT_BY_CHANCE or len(set(labels.values())) < 2:
+        return False
+    with suppress(UserError):
+        return read_labels(other) == labels
+    return False
+
+
+def _owner_of(labels: Mapping[int, int], rows_path: Path) -> Path | None:
+    """Another file of rows whose ids are just those of the labels."""
+    for other in (rows_path.with_name(f"{split}_{task}.txt") for task in TASKS for split in SCORED_SPLITS):
+        with suppress(UserError):
+            if other != rows_path and other.is_file() and labels.keys() == input_rows(other).keys():
+                return other
+    return None

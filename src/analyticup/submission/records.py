@@ -57,9 +57,11 @@ def input_rows(path: Path, task: str | None = None) -> dict[int, dict[str, Any]]
     return rows
 
 
-def read_bits(path: Path, field: str, what: str) -> dict[int, int]:
+def read_bits(path: Path, field: str, what: str, task: str | None = None) -> dict[int, int]:
     bits = {}
     for number, record in read_records(path, what):
+        if task and record.get("task", task) != task:
+            raise UserError(f"{path}:{number}: task is {show_value(record['task'])}; give the {what} of {task}")
         value = record.get(field)
         if type(value) is not int or value not in (0, 1):
             raise UserError(f"{path}:{number}: {field} is not the integer 0 or 1; repair the {what}")

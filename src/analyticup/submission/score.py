@@ -52,15 +52,16 @@ class Scores:
     overall: Figures
 
 
-def read_labels(path: Path) -> dict[int, int]:
-    """Labels by id, from lines with `id` and `label` (0 or 1), others ignored. UserError with file:line."""
-    return read_bits(path, "label", "label file")
+def read_labels(path: Path, task: str | None = None) -> dict[int, int]:
+    """Labels by id, from lines with `id` and `label` (0 or 1); of other fields, `task` must be this one where it is
+    given. UserError with file:line."""
+    return read_bits(path, "label", "label file", task)
 
 
-def labels_of(path: Path, rows: Collection[int], rows_name: str) -> dict[int, int]:
+def labels_of(path: Path, rows: Collection[int], rows_name: str, task: str | None = None) -> dict[int, int]:
     """The labels of those of `rows` (ids) that have one in the file; labels of other ids are left out. UserError as
     `read_labels`, and where no id is common to both."""
-    labels = read_labels(path)
+    labels = read_labels(path, task)
     known = {row_id: labels[row_id] for row_id in rows if row_id in labels}
     if rows and not known:
         raise UserError(f"{path}: none of its {len(labels)} ids is one of {rows_name}; give the labels of that file")

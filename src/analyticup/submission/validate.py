@@ -34,6 +34,8 @@ def validate_submission(task: str, input_file: Path, submission_file: Path) -> l
     if foreign:
         return foreign
     content = read_bytes(submission_file)
+    if form := _other_form(content):
+        return [Problem(1, form)]
     problems = [] if content else [Problem(1, "the file is empty")]
     if content[:3] == b"\xef\xbb\xbf":
         problems.append(Problem(1, "byte order mark before the first object"))
@@ -59,6 +61,24 @@ def format_problems(problems: Sequence[Problem]) -> str:
         return "no problems"
     listed = [f"{problem.file} line {problem.line}: {problem.what}" for problem in problems]
     return "\n".join([*listed, f"{len(listed)} problem{'s' if len(listed) > 1 else ''}"])
+
+
+# First bytes of files that hold no line of JSON in UTF-8; that begins with a bracket, and has no NUL.
+_OTHER_FORMS = {
+    b"\x1f\x8b": "compressed by gzip; unpack it (gunzip)",
+    b"PK\x03\x04": "a zip archive; unpack it and give the file that is in it",
+    b"\xff\xfe": "in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "in UTF-16; save it as UTF-8",
+    b"{\0": "in UTF-16; save it as UTF-8",
+    b"\0{": "in UTF-16; save it as UTF-8",
+}
+
+
+def _other_form(content: bytes) -> str:
+    """What a file is of which every line would be wrong; "" for another one."""
+    if b"\n" not in content and b"\r" in content.rstrip(b"\r"):
+        return "the file has lines that end in CR alone; they must end in LF"
+    return next((f"the file is {form}" for begin, form in _OTHER_FORMS.items() if content.startswith(begin)), "")
 
 
 class _Object(dict):  # type: ignore[type-arg]
@@ -149,6 +169,8 @@ def _expected_rows(path: Path, task: str, target: str) -> tuple[dict[int, dict[s
     rows: dict[int, dict[str, Any]] = {}
     foreign: list[tuple[int, str]] = []
     content = read_bytes(path)
+    if form := _other_form(content):
+        raise UserError(f"{path}: {form}")
     content = content[3:] if content[:3] == b"\xef\xbb\xbf" else content
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip() == b"":
