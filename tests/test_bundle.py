@@ -28,11 +28,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analyticup.__main__ import main
 from analyticup.augmentation.embedders import load_embedder
+from analyticup.checks.weights import adapter_findings
 from analyticup.engine.artifacts import sealed
 from analyticup.engine.checksums import SUMS, write_sums
 from analyticup.model.backbone import load_adapter, random_qwen3, random_tokenizer
 from analyticup.pipeline import build
 from analyticup.settings.loading import load_settings
+from analyticup.verdict import Verdict
 
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2", "negatives.enabled=false", "QC.negatives.enabled=false")
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -353,6 +355,26 @@ def test_merged_weights_score_as_the_adapter_does(bundle: Path, tmp_path: Path, 
     with torch.no_grad():
         assert_same_sums(AutoModelForCausalLM.from_pretrained(out)(prompt).logits, apart(prompt).logits)
     assert len(AutoTokenizer.from_pretrained(out)) == len(random_tokenizer())
+
+
+def test_an_adapter_is_not_put_onto_another_base_of_the_same_shapes(bundle: Path, tmp_path: Path, capsys) -> None:
+    base = tmp_path / "base"
+    random_qwen3(len(random_tokenizer())).save_pretrained(base)
+    random_tokenizer().save_pretrained(base)
+    out, other = tmp_path / "merged", f"model.backbone={base}"
+    command = ["merge", str(bundle), "--adapter", "train-QC-fold0", "--out", str(out), *places(tmp_path)]
+    assert main([*command, other]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train-QC-fold0: was trained on another base model than model.backbone = " in line and not out.exists()
+
+    def failing(*more: str) -> list[str]:
+        given = [*TINY, "tasks=[QC]", f"model.adapters={bundle}", *more]
+        found = adapter_findings(load_settings(SAMPLE, given))
+        return [finding.text for finding in found if finding.verdict == Verdict.FAIL]
+
+    (line,) = failing(other)
+    assert "train-QC-fold0: trained with another base model (model.backbone, model.revision);" in line
+    assert failing() == [] and "its record is missing" in failing("folds.n=3")[0]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from analyticup.checks.machine import SLOW, device_findings, disk_findings, look
 from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
 from analyticup.checks.rows import row_findings, rows_beyond_the_first
 from analyticup.checks.timing import time_findings
-from analyticup.checks.weights import weight_findings
+from analyticup.checks.weights import adapter_findings, weight_findings
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.errors import UserError
 from analyticup.model.backbone import NO_BITSANDBYTES
@@ -34,6 +34,7 @@ def findings(settings: Settings) -> list[Finding]:
         lambda: settings_findings(settings),
         lambda: model_findings(models),
         lambda: weight_findings(settings, models),
+        lambda: adapter_findings(settings),
         lambda: label_word_findings(settings, models[0]),
         lambda: device_findings(settings, machine),
         lambda: memory_findings(settings, models, machine),
@@ -60,6 +61,7 @@ def blockers(settings: Settings, loads_models: bool = True) -> list[Finding]:
             lambda: settings_findings(settings),
             lambda: model_findings(looked_at),
             lambda: weight_findings(settings, looked_at),
+            lambda: adapter_findings(settings),
             lambda: row_findings(settings),
             lambda: device_findings(settings, machine),
             lambda: memory_findings(settings, models, machine),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import transformers
 
 from analyticup.augmentation.translators import TRANSLATORS
 from analyticup.checks.finding import Finding
 from analyticup.checks.models import Model, weight_files
+from analyticup.engine.graph import Part
 from analyticup.errors import UserError
 from analyticup.model.backbone import lora_targets, random_qwen3
 from analyticup.model.gguf import quiet_transformers
 from analyticup.model.weights import check_files, check_vocabulary
+from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import Settings
+from analyticup.training.adopt import published_training
+from analyticup.training.published import on_hub
 from analyticup.verdict import Verdict
 
 
@@ -23,6 +28,25 @@ def weight_findings(settings: Settings, models: list[Model]) -> Iterable[Finding
     for model in models:
         if model.kind == "random" or (model.folder is not None and weight_files(model.folder)):
             yield _of(settings, model)
+
+
+def adapter_findings(settings: Settings) -> Iterable[Finding]:
+    """Whether the adapters of `model.adapters` are whole, and of this base model and prompt, where they are on this
+    machine."""
+    adapters = settings.model.adapters
+    if adapters is None or on_hub(adapters):
+        return
+    for task in settings.tasks:
+        own = task_settings(settings, task)
+        try:
+            for fold in range(own.folds.n):
+                published_training(Path(adapters).expanduser(), f"train-{task}-{Part(fold)}", own)
+        except UserError as error:
+            yield Finding(Verdict.FAIL, str(error))
+        else:
+            yield Finding(
+                Verdict.OK, f"model.adapters: {task}: {own.folds.n} adapters of this base model in {adapters}"
+            )
 
 
 def _of(settings: Settings, model: Model) -> Finding:
