@@ -13,8 +13,8 @@ from tiny_runs import FEW_STEPS, ROOT, SAMPLE_ROWS, TINY, places
 
 from analyticup.__main__ import main
 from analyticup.engine.artifacts import Artifact, StageRecord
-from analyticup.experiments.ablation.output import to_csv, to_markdown
 from analyticup.experiments.ablation.table import PAPER_ROWS, TABLES
+from analyticup.experiments.compare.output import to_csv, to_markdown
 from analyticup.metrics import ALL, SEEN, UNSEEN
 from analyticup.report.figures import REPORT, Report
 from analyticup.results.paired import Row, Scored, make_table, read_run

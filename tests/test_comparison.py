@@ -13,11 +13,14 @@ import pytest
 from browser import CHROMIUM, Page
 from made_reports import made_report
 
+from analyticup.__main__ import main
 from analyticup.errors import UserError
+from analyticup.experiments.compare.command import compared_rows, paired_with_first, read_arguments
+from analyticup.experiments.compare.run import table_of
 from analyticup.report.figures import Report
 from analyticup.results import comparison
 from analyticup.results.comparison import compare_runs, comparison_html, comparison_path
-from analyticup.results.paired import RowRun, Scored
+from analyticup.results.paired import Row, RowRun, Scored
 from analyticup.settings.schema import Settings
 
 NAMES = ("base", "better", "same")
@@ -117,3 +120,42 @@ def test_a_browser_finds_no_fault_in_the_comparison(runs: list[Any], tmp_path: P
             assert page.problems == [] and page.ask("document.documentElement.scrollWidth") <= width
     finally:
         page.close()
+
+
+def test_configs_and_settings_are_told_apart(tmp_path: Path) -> None:
+    odd = tmp_path / "a=b.yaml"
+    odd.write_text("")
+    given = ["a.yaml", "train.lr=1", str(odd), "b.yaml"]
+    assert read_arguments(given) == ([Path("a.yaml"), odd, Path("b.yaml")], ["train.lr=1"])
+    with pytest.raises(UserError, match="name two config files or more"):
+        read_arguments(["a.yaml", "train.lr=1"])
+
+
+def test_each_config_is_held_against_the_first_that_has_its_task() -> None:
+    plans = {name: [Settings(tasks=tasks)] for name, tasks in (("a", ["QI"]), ("b", ["QC", "QI"]), ("c", ["QC"]))}
+    rows = [(row.task, row.config, row.parent) for row in compared_rows(plans)]
+    assert rows == [("QC", "b", None), ("QC", "c", "b"), ("QI", "a", None), ("QI", "b", "a")]
+
+
+def test_what_did_not_score_the_same_rows_has_figures_but_no_difference() -> None:
+    base, same, other = (Row("QC", name, name, parent) for name, parent in (("a", None), ("b", "a"), ("c", "a")))
+    own = scored(0.9)
+    shorter = replace(own, **{name: getattr(own, name)[:150] for name in ("queries", "languages", "labels")})
+    shorter = replace(shorter, scores=own.scores[:150], predictions=own.predictions[:150])
+    given = {base: scored(0.3), same: own, other: shorter}
+    runs, notes = paired_with_first({row: [RowRun("dev", one, True, [], {})] for row, one in given.items()})
+    assert notes == ["QC c: no difference to a: did not score the same rows (dev and dev)"]
+    gains = {(entry["config"], "gain" in entry["auc"]) for entry in table_of(runs)}
+    assert gains == {("a", False), ("b", True), ("c", False)}
+
+
+def test_two_configs_of_one_name_are_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    for path in (one, two):
+        path.write_text("name: twin")
+    assert main(["compare", str(one), "--seeds", "2", str(two), f"paths.artifacts={tmp_path / 'none'}"]) == 2
+    expected = f"error: {two}: another config is called 'twin' too; give it a `name:` of its own\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "none").exists()

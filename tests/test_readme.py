@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from analyticup.__main__ import COMMANDS, make_parser
+from analyticup.experiments.compare.command import read_arguments
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import Settings
 
@@ -114,6 +115,10 @@ def test_command_line_parses_and_its_settings_load(line: str, capsys: pytest.Cap
         config = PROJECT / (options.config or SAMPLE)
         assert config.is_file(), f"{line}: no {config}"
         load_settings(config, options.overrides)
+    if hasattr(options, "configs"):
+        configs, overrides = read_arguments(options.configs)
+        for config in configs:
+            load_settings(PROJECT / config, overrides)
 
 
 def test_tests_named_exist() -> None:

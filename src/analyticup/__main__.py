@@ -32,6 +32,14 @@ def _ablate(command: Parser) -> None:
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
 
 
+def _compare(command: Parser) -> None:
+    several = "YAML files, the first is what the others are compared with; and key=value, settings on top of each"
+    command.add_argument("configs", nargs="+", metavar="CONFIG", help=several)
+    command.add_argument("--seeds", type=int, default=1, metavar="N", help="train every config N times (default: 1)")
+    # What argparse leaves over, after an option.
+    command.set_defaults(overrides=[])
+
+
 def _bench(command: Parser) -> None:
     _settings(command, "small.yaml")
     parts = "of training,scoring,embedding,matmul,pipeline (default: all these); or gpu, alone"
@@ -157,6 +165,11 @@ COMMANDS = {
     ),
     "ablate": Command(
         "the rows of the paper's ablation, with intervals", "analyticup.experiments.ablation.run:ablate", _ablate
+    ),
+    "compare": Command(
+        "any configs on the same data in one table, with differences to the first",
+        "analyticup.experiments.compare.command:compare",
+        _compare,
     ),
     "bench": Command(
         "speed and memory next to the usual tools, in one table", "analyticup.experiments.bench.command:bench", _bench

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from analyticup.engine.job import given_files
 from analyticup.errors import UserError
 from analyticup.metrics import ALL
@@ -17,7 +15,7 @@ from analyticup.report.page import Figure, Grid, Section, between, render
 from analyticup.report.tables import number
 from analyticup.results.finished import Finished
 from analyticup.results.page import changed_settings, value_text
-from analyticup.results.paired import Entry, Row, RowRun, make_table, read_run
+from analyticup.results.paired import Entry, Row, RowRun, cost, difference, make_table, read_run
 
 # Of each language group, in the order in which they are shown.
 SHOWN = {"f1": "F1", "auc": "ROC-AUC"}
@@ -73,12 +71,8 @@ def _read(task: str, run: Finished) -> RowRun:
 def _fault(read: Mapping[str, RowRun]) -> str:
     """Why the rows of these runs cannot be paired; "" where they can."""
     (first, base), *others = read.items()
-    for name, run in others:
-        own, usual = run.scored, base.scored
-        same = own.queries == usual.queries and own.languages == usual.languages
-        if run.split != base.split or not same or not np.array_equal(own.labels, usual.labels):
-            return f"{name} and {first} did not score the same rows ({run.split} and {base.split})"
-    return ""
+    faults = ((name, difference(run, base)) for name, run in others)
+    return next((f"{name} and {first} {fault}" for name, fault in faults if fault), "")
 
 
 def comparison_html(found: Comparison) -> str:
@@ -196,10 +190,9 @@ def _settings(found: Comparison) -> Figure:
 def _cost(found: Comparison) -> Figure:
     rows = []
     for name, run in found.runs.items():
-        records = [artifact.record for artifact in run.artifacts.values()]
-        peak = max(record.memory for record in records)
+        _, peak = cost(run.artifacts.values())
         git = str(run.manifest.environment.get("git", "unknown"))[:12]
-        rows.append([name, git, str(len(records)), f"{run.manifest.seconds:.0f}", f"{peak / 1e9:.2f}"])
+        rows.append([name, git, str(len(run.artifacts)), f"{run.manifest.seconds:.0f}", f"{peak / 1e9:.2f}"])
     return Figure(
         "Runs", grid=Grid(["run", "git revision", "stages", "seconds", "highest peak, GB"], rows, 2), wide=True
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -57,6 +57,9 @@ class RowRun:
     filter_quality: list[FilterQuality]
     # sha256 of the files that were read.
     data: dict[str, str]
+    # Of the task's stages when they were made: their seconds, and the most resident bytes of one.
+    seconds: float = 0.0
+    memory: int = 0
 
 
 def read_run(task: str, artifacts: Mapping[str, Artifact], raw: Mapping[str, Path]) -> RowRun:
@@ -70,13 +73,31 @@ def read_run(task: str, artifacts: Mapping[str, Artifact], raw: Mapping[str, Pat
         scored = _labelled(task, split, artifacts, raw, frozenset(train["language"]), decision)
     else:
         scored = _out_of_fold(task, artifacts, train, decision)
+    seconds, memory = cost([artifact for artifact in artifacts.values() if artifact.record.task == task])
     return RowRun(
         split=split or "out-of-fold train",
         scored=scored,
         chosen=decision.mode == "sweep",
         filter_quality=report.filter.get(task, []),
         data=data_sha256(artifacts),
+        seconds=seconds,
+        memory=memory,
     )
+
+
+def cost(artifacts: Collection[Artifact]) -> tuple[float, int]:
+    """(seconds of these stages, most resident bytes of one), as they were when the stages were made."""
+    records = [artifact.record for artifact in artifacts]
+    return sum(record.seconds for record in records), max((record.memory for record in records), default=0)
+
+
+def difference(run: RowRun, base: RowRun) -> str:
+    """Why the two cannot be paired, row by row; "" where they can."""
+    own, usual = run.scored, base.scored
+    same = own.queries == usual.queries and own.languages == usual.languages
+    if run.split == base.split and same and np.array_equal(own.labels, usual.labels):
+        return ""
+    return f"did not score the same rows ({run.split} and {base.split})"
 
 
 def _labelled(

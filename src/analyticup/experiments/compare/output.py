@@ -1,13 +1,15 @@
-"""What `ablate` writes and shows: the table as Markdown, CSV, JSON and in W&B, and the pictures."""
+"""What `compare` and `ablate` write and show: the table as Markdown, CSV, JSON and in W&B, and the pictures."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from analyticup.engine.files import json_text, write_atomically
@@ -25,59 +27,86 @@ LONG_COLUMNS = (
     *("task", "config", "row", "languages", "rows", "seeds", "floor_f1", "figure"),
     *("value", "low", "high", "seed_sd", "gain", "gain_low", "gain_high", "inside_noise"),
 )
+COST_COLUMNS = ("task", "row", "seconds", "peak GB")
 
 
-def ablation_name(settings: Settings, table: str) -> str:
-    """Name of the output folder and of the entry in configs/expected.yaml."""
-    return f"ablation-{settings.name}" if table == "paper" else f"ablation-{table}-{settings.name}"
+@dataclass(frozen=True)
+class Told:
+    """What is said above a table: the configs, the overrides on top of them, what a gain is a difference to, and what
+    else is to know."""
+
+    configs: str
+    overrides: Sequence[str]
+    parent: str
+    notes: Sequence[str] = ()
 
 
 def write(
     folder: Path,
+    file: str,
     name: str,
     settings: Settings,
     table: Sequence[Entry],
-    rows: Sequence[Row],
-    runs: Mapping[str, Sequence[RowRun]],
-    overrides: Sequence[str],
+    runs: Mapping[Row, Sequence[RowRun]],
+    told: Told,
 ) -> None:
+    """Writes table.md, table.csv and `file`, the same as JSON, into the folder; logs the table in W&B as `name`.
+    `settings` are those of the first row."""
     every = [run for seeds in runs.values() for run in seeds]
     scored_on = ", ".join(sorted({run.split for run in every}))
-    telling = [text for text in overrides if not run_only(text.partition("=")[0])]
+    telling = [text for text in told.overrides if not run_only(text.partition("=")[0])]
     given = f" with {' '.join(telling)}" if telling else ""
-    about = (
-        f"`configs/{settings.name}.yaml`{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: "
-        f"95 % bootstrap interval over queries. A gain is the paired difference to the row that it builds on."
+    about = " ".join(
+        [
+            f"{told.configs}{given}, scored on {scored_on} rows, {table[0]['seeds']} seed(s). In brackets: 95 % "
+            f"bootstrap interval over queries. A gain is the paired difference to {told.parent}.",
+            *(f"{note}." for note in told.notes),
+        ]
     )
-    quality = filter_quality(rows, runs)
+    quality = filter_quality(runs)
+    costs = [cost_cells(row, seeds) for row, seeds in runs.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    text = to_markdown(table, about)
+    text = f"{to_markdown(table, about)}\n{_ABOUT_COST}\n\n{markdown_table(COST_COLUMNS, costs)}"
     if quality:
         text += "\n" + markdown_table(list(quality[0]), map(tables.cells, quality))
     write_atomically(folder / "table.md", text)
     write_atomically(folder / "table.csv", to_csv(table))
-    content = {"about": about, "config": settings.model_dump(), "overrides": list(overrides), "table": table}
+    content = {"about": about, "config": settings.model_dump(), "overrides": list(told.overrides), "table": table}
+    content["cost"] = [dict(zip(COST_COLUMNS, cells, strict=True)) for cells in costs]
     content |= {"filter": quality} if quality else {}
-    write_atomically(folder / "ablation.json", json_text(content))
-    for task in settings.tasks:
-        if drawn := [run[0] for row in rows if row.task == task and (run := runs[row.config])[0].chosen]:
-            draw_thresholds(task, drawn[-1].scored, folder / f"{task}.png")
+    write_atomically(folder / file, json_text(content))
     log_table(settings, resolve(settings.paths.artifacts), name, LONG_COLUMNS, long_rows(table))
 
 
-def show(console: Console, table: Sequence[Entry], rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]) -> None:
-    shown = plain_table("ablation (95 % bootstrap intervals over queries)", COLUMNS, left=3)
+_ABOUT_COST = (
+    "Seconds of a task's stages when they were made, the mean over the seeds, and the highest peak of one. What rows "
+    "share counts for each of them."
+)
+
+
+def show(console: Console, title: str, table: Sequence[Entry], runs: Mapping[Row, Sequence[RowRun]]) -> None:
+    shown = plain_table(f"{title} (95 % bootstrap intervals over queries)", COLUMNS, left=3)
     for entry in table:
         shown.add_row(*cells(entry))
     console.print(shown)
-    quality = filter_quality(rows, runs)
+    cost = plain_table("time and memory of the stages when they were made", COST_COLUMNS, left=2)
+    for row, seeds in runs.items():
+        cost.add_row(*cost_cells(row, seeds))
+    console.print(cost)
+    quality = filter_quality(runs)
     if quality:
         console.print(filter_table("suspects against the labels that are known to be wrong", quality, left=2))
 
 
-def filter_quality(rows: Sequence[Row], runs: Mapping[str, Sequence[RowRun]]) -> list[dict[str, Any]]:
+def cost_cells(row: Row, seeds: Sequence[RowRun]) -> list[str]:
+    """The texts of COST_COLUMNS."""
+    seconds, peak = float(np.mean([run.seconds for run in seeds])), max(run.memory for run in seeds)
+    return [row.task, row.title, f"{seconds:.0f}", f"{peak / 1e9:.2f}"]
+
+
+def filter_quality(runs: Mapping[Row, Sequence[RowRun]]) -> list[dict[str, Any]]:
     """How each filter found the labels that are known to be wrong, by rule, for the first seed of every row."""
-    return [{"row": row.title, **entry} for row in rows for entry in runs[row.config][0].filter_quality]
+    return [{"row": row.title, **entry} for row, seeds in runs.items() for entry in seeds[0].filter_quality]
 
 
 def cells(entry: Entry) -> list[str]:
@@ -130,12 +159,8 @@ def to_csv(table: Sequence[Entry]) -> str:
 
 def draw_thresholds(task: str, scored: Scored, path: Path) -> None:
     """Figure 2 of the paper for this run: F1 over threshold out of fold (where it is chosen) and on the scored rows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    figure = _figure(6, 4)
     grid = [entry["threshold"] for entry in scored.sweep]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(grid, [entry["f1"] for entry in scored.sweep], label="out of fold")
     axes.plot(grid, f1_at_thresholds(scored.labels, scored.scores, grid), label="scored rows")
@@ -143,3 +168,30 @@ def draw_thresholds(task: str, scored: Scored, path: Path) -> None:
     axes.set(title=f"{task}: F1 over threshold", xlabel="threshold", ylabel="F1 of the positive class")
     axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def draw_figures(task: str, table: Sequence[Entry], path: Path) -> None:
+    """F1 and ROC-AUC of one task's entries with their intervals, and each group's floor."""
+    figure = _figure(10, 1.2 + 0.28 * len(table))
+    names = [f"{entry['row']}: {entry['languages']}" for entry in table]
+    for axes, (name, title) in zip(figure.subplots(1, 2, sharey=True), (("f1", "F1"), ("auc", "ROC-AUC")), strict=True):
+        found: list[Any] = [entry[name] for entry in table]  # type: ignore[literal-required]
+        for place, one in enumerate(found):
+            axes.plot([one["low"], one["high"]], [place, place], color="tab:blue")
+        axes.plot([one["value"] for one in found], range(len(table)), "o", color="tab:blue")
+        floors = [entry["floor_f1"] if name == "f1" else 0.5 for entry in table]
+        axes.plot(floors, range(len(table)), "|", color="black", label="floor" if name == "f1" else "chance")
+        axes.set(title=f"{task}: {title}, 95 % intervals", yticks=range(len(table)), yticklabels=names)
+        axes.legend()
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _figure(width: float, height: float) -> Any:
+    # Only here: the import takes a second.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

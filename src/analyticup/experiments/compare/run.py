@@ -1,0 +1,65 @@
+"""What `compare` and `ablate` share: each row of a table is trained for every seed, and stages that rows have in common
+only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from analyticup.console import exclusive_run, show_execution
+from analyticup.engine.environment import describe
+from analyticup.engine.execution import execute
+from analyticup.engine.job import given_files
+from analyticup.engine.workers import Runner, make_runner
+from analyticup.errors import UserError
+from analyticup.pipeline import MODELS, build
+from analyticup.results.paired import Entry, Row, RowRun, make_table, read_run
+from analyticup.settings.paths import PROJECT
+from analyticup.settings.schema import Settings
+
+# The runs of each row of a table, one per seed.
+Runs = dict[Row, list[RowRun]]
+
+
+def seeded(first: Settings, seeds: int) -> list[Settings]:
+    """The settings with `seeds` seeds from their own on; UserError for less than one."""
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be at least 1")
+    return [first.replace(seed=first.seed + number) for number in range(seeds)]
+
+
+def run_rows(plans: Mapping[str, Sequence[Settings]], rows: Sequence[Row], console: Console) -> Runs:
+    """Runs what is not cached. `plans`: what `rows` call a config, and its settings, one per seed.
+
+    Where the runs write and on what they are executed is what the first of them says.
+    """
+    first = next(iter(plans.values()))[0]
+    alike = {name: getattr(first, name) for name in ("paths", "machine", "tracking")}
+    found: dict[Row, list[RowRun]] = {row: [] for row in rows}
+    with exclusive_run(first, console), make_runner(first, MODELS) as runner:
+        for config, seeds in plans.items():
+            own = [row for row in rows if row.config == config]
+            for settings in seeds:
+                console.print(f"{config}, seed {settings.seed}: {', '.join(row.task for row in own)}", style="bold")
+                for row, run in zip(own, _run(own, settings.replace(**alike), runner, console), strict=True):
+                    found[row].append(run)
+    return found
+
+
+def _run(rows: Sequence[Row], settings: Settings, runner: Runner, console: Console) -> list[RowRun]:
+    nodes, artifacts = build(settings), {}
+    steps = execute(settings, nodes, describe(PROJECT), runner)
+    show_execution(console, steps, [node.title for node in nodes], artifacts)
+    files = given_files(settings, nodes[-1].file_hashes, artifacts.get("sample-all"))
+    return [read_run(row.task, artifacts, files) for row in rows]
+
+
+def table_of(runs: Mapping[Row, Sequence[RowRun]]) -> list[Entry]:
+    """The entries of all rows, task by task in the order of the rows."""
+    table: list[Entry] = []
+    for task in dict.fromkeys(row.task for row in runs):
+        own = {row: [run.scored for run in seeds] for row, seeds in runs.items() if row.task == task}
+        table += make_table({row.config: seeds for row, seeds in own.items()}, list(own))
+    return table
