@@ -25,9 +25,8 @@ from analyticup.checks.footprint import (
 from analyticup.engine.artifacts import Unusable
 from analyticup.engine.files import read_json
 from analyticup.errors import UserError
-from analyticup.model.backbone import random_tokenizer
 from analyticup.model.pins import (
-    RANDOM_QWEN3,
+    RANDOM_MODELS,
     converted_folder,
     existing_folder,
     gguf_sha256,
@@ -37,6 +36,7 @@ from analyticup.model.pins import (
     source_kind,
 )
 from analyticup.model.prompt import PromptEncoder
+from analyticup.model.stand_ins import random_tokenizer
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.terminal import size_text
@@ -277,8 +277,8 @@ def model_findings(models: list[Model]) -> Iterable[Finding]:
 
 
 def _random(model: Model) -> Finding:
-    if model.name != RANDOM_QWEN3:
-        return Finding(Verdict.FAIL, f"{model.use}: {model.name} is not known; there is {RANDOM_QWEN3}")
+    if model.name not in RANDOM_MODELS:
+        return Finding(Verdict.FAIL, f"{model.use}: {model.name} is not known; there is {', '.join(RANDOM_MODELS)}")
     return Finding(Verdict.NOTE, f"{model.use}: {model.name} is a tiny random model for tests; its scores mean nothing")
 
 
@@ -330,7 +330,10 @@ def _hub(model: Model) -> Finding:
 
 
 def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding]:
-    """Per task, whether the label words are a token each, where the tokenizer is on this machine already."""
+    """Per task, whether the label words are a token each, where the tokenizer is on this machine already. None
+    for a classifier, which needs no words."""
+    if settings.model.head == "classifier":
+        return
     # Without these files Transformers makes up an empty tokenizer.
     here = backbone.folder is not None and any((backbone.folder / name).is_file() for name in _TOKENIZER_FILES)
     if backbone.kind == "random":

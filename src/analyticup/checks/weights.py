@@ -12,8 +12,9 @@ from analyticup.checks.finding import Finding
 from analyticup.checks.models import Model, weight_files
 from analyticup.engine.graph import Part
 from analyticup.errors import UserError
-from analyticup.model.backbone import lora_targets, random_qwen3
+from analyticup.model.backbone import AUTO_CLASSES, lora_targets
 from analyticup.model.gguf import quiet_transformers
+from analyticup.model.stand_ins import random_model
 from analyticup.model.weights import check_files, check_vocabulary
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import Settings
@@ -53,9 +54,9 @@ def _of(settings: Settings, model: Model) -> Finding:
     what = f"{model.key}.{'backbone' if model.use == 'backbone' else 'model'} = {model.name}"
     try:
         if model.kind == "random":
-            lora_targets(random_qwen3(8), settings.model.lora)
+            lora_targets(random_model(model.name, 8, AUTO_CLASSES[settings.model.head]), settings.model.lora)
             return Finding(Verdict.OK, f"{model.use}: LoRA targets: {settings.model.lora.targets}")
-        loaded = check_files(_auto_class(model), str(model.folder), what, local_files_only=True)
+        loaded = check_files(_auto_class(settings, model), str(model.folder), what, local_files_only=True)
         if (tokenizer := _tokenizer(model)) is not None:
             check_vocabulary(loaded, tokenizer, what)
         if model.use == "backbone":
@@ -66,12 +67,12 @@ def _of(settings: Settings, model: Model) -> Finding:
     return Finding(Verdict.OK, f"{model.use}: {model.folder}: {tensors} tensors, as config.json asks for")
 
 
-def _auto_class(model: Model) -> type:
+def _auto_class(settings: Settings, model: Model) -> type:
     """The class of Transformers that a run loads it with."""
     if model.use == "translator":
         (name,) = {kind.auto_class for kind, section in TRANSLATORS.values() if model.key == f"translate.{section}"}
         return getattr(transformers, name)
-    return transformers.AutoModelForCausalLM if model.use == "backbone" else transformers.AutoModel
+    return AUTO_CLASSES[settings.model.head] if model.use == "backbone" else transformers.AutoModel
 
 
 def _tokenizer(model: Model) -> transformers.PreTrainedTokenizerBase | None:

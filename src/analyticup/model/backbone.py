@@ -6,31 +6,43 @@ import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from analyticup.errors import UserError
 from analyticup.model.gguf import converted_gguf, quiet_transformers
-from analyticup.model.pins import CONVERTED_DTYPE, checked_kind, loadable, source_kind
+from analyticup.model.heads import (
+    head_names,
+    is_encoder,
+    is_encoder_at,
+    layers_of,
+    layers_path,
+    start_heads,
+    without_dropout,
+)
+from analyticup.model.pins import CONVERTED_DTYPE, RANDOM_MODELS, checked_kind, loadable, source_kind
+from analyticup.model.stand_ins import random_model, random_tokenizer
 from analyticup.model.weights import load_whole
 from analyticup.settings.schema import LoraSettings, ModelSettings
 
+# The class of Transformers that loads the backbone, by `model.head`.
+AUTO_CLASSES = {"label_word": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 NO_BITSANDBYTES = (
     "model.quantisation = nf4: bitsandbytes is not installed; run: pip install bitsandbytes (the version in "
     ".ci/requirements-gpu.txt)"
@@ -77,7 +89,7 @@ def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerB
     """The whole tokenizer, as Transformers loads it."""
     quiet_transformers()
     if source_kind(settings) == "random":
-        return random_tokenizer()
+        return random_tokenizer(pairs=is_encoder_at(settings.backbone, None))
     return AutoTokenizer.from_pretrained(
         local_folder(settings, cache), revision=settings.revision, trust_remote_code=False
     )
@@ -86,32 +98,48 @@ def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerB
 def load_backbone(
     settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool = False, device: str = "cpu"
 ) -> PreTrainedModel:
-    """The frozen causal language model, in eval mode, on the device (cpu, cuda or mps), to which each weight goes
-    straight; UserError as from `load_whole`.
+    """The frozen backbone, in eval mode, on the device (cpu, cuda or mps), to which each weight goes straight: a causal
+    language model, or with `model.head=classifier` a model with a head for two classes, whose start values
+    `add_adapter` draws. UserError as from `load_whole`, and for an encoder without that head.
 
     `converted` says that the folder is a copy of a GGUF file, which was checked when it was made and is hashed before
     each use: its weights are mapped, and not all of them need be read.
     """
     quiet_transformers()
+    # A head that is in no file draws its values, which must not move what a training draws.
+    with torch.random.fork_rng():
+        model = _loaded(settings, cache, dtype, converted, device)
+    if not is_encoder(model.config):
+        return model
+    if settings.head != "classifier":
+        raise UserError(
+            f"model.backbone = {settings.backbone}: {model.config.model_type} is an encoder, which says no next word; "
+            f"set model.head=classifier"
+        )
+    return without_dropout(model)
+
+
+def _loaded(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool, device: str) -> PreTrainedModel:
+    auto_class: Any = AUTO_CLASSES[settings.head]
     if settings.quantisation != "none" and source_kind(settings) not in ("local", "hub"):
         raise UserError(
             f"model.quantisation = {settings.quantisation}: only for a local folder or a hub id, and model.backbone = "
             f"{settings.backbone} is neither; set it to none"
         )
     if source_kind(settings) == "random":
-        model = random_qwen3(len(load_tokenizer(settings, cache)))
+        model = random_model(settings.backbone, len(load_tokenizer(settings, cache)), auto_class)
         return model.to(device, dtype).eval()
     place, options = local_folder(settings, cache), {"revision": settings.revision, "dtype": dtype}
+    if settings.head == "classifier":
+        options["num_labels"] = 2
     if settings.quantisation == "nf4":
         options["quantization_config"] = _nf4(dtype)
     if device != "cpu" or settings.quantisation != "none":
         # Without it Transformers maps the file, which is what a CPU wants.
         options["device_map"] = {"": device}
     if converted or source_kind(settings) == "gguf":
-        return AutoModelForCausalLM.from_pretrained(
-            place, trust_remote_code=False, use_safetensors=True, **options
-        ).eval()
-    model = load_whole(AutoModelForCausalLM, place, f"model.backbone = {place}", use_safetensors=True, **options)
+        return auto_class.from_pretrained(place, trust_remote_code=False, use_safetensors=True, **options).eval()
+    model = load_whole(auto_class, place, f"model.backbone = {place}", use_safetensors=True, **options)
     for part in model.modules():
         # On a CPU with bf16, bitsandbytes (0.50.2) packs weights for inference at the first pass in eval mode, and a
         # training on packed weights has wrong gradients, without a word.
@@ -132,55 +160,33 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def random_qwen3(vocabulary: int) -> PreTrainedModel:
-    """A random two-layer Qwen3, the architecture of the paper's model, for tests of the code path."""
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Qwen3ForCausalLM(config)
-
-
-def random_tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer that knows the two label words as single tokens; no download, no training."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
-    merges: list[tuple[str, str]] = []
-    for word in ("Ġyes", "Ġno"):
-        for end in range(2, len(word) + 1):
-            merges.append((word[: end - 1], word[end - 1]))
-            vocabulary.setdefault(word[:end], len(vocabulary))
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    """A random two-layer Qwen3, the architecture of the paper's model."""
+    return random_model(RANDOM_MODELS[0], vocabulary, AutoModelForCausalLM)
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> PeftModel:
-    """A fresh LoRA adapter in float32 on the frozen backbone; its start values depend only on the seed.
+    """A fresh LoRA adapter in float32 on the frozen backbone, and the head of a classifier; start values depend only on
+    the seed. With `model.lora.enabled=false` copies of all of an encoder's weights, which are trained instead.
 
-    Raises UserError where a target is the name of no linear module.
+    Raises UserError where a target is the name of no linear module, and for a decoder without LoRA.
     """
-    frozen = frozen_layers(model, settings)
+    frozen, heads = frozen_layers(model, settings), head_names(model)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=lora_targets(model, settings),
-        layers_to_transform=list(range(frozen, len(model.get_decoder().layers))) if frozen else None,
-        task_type="CAUSAL_LM",
+        target_modules=lora_targets(model, settings) if settings.enabled else DUMMY_TARGET_MODULES,
+        layers_to_transform=list(range(frozen, len(layers_of(model)))) if frozen else None,
+        modules_to_save=(heads if settings.enabled else [model.base_model_prefix, *heads]) or None,
+        task_type="SEQ_CLS" if heads else "CAUSAL_LM",
     )
+    if not settings.enabled and not is_encoder(model.config):
+        raise UserError("model.lora.enabled = false: all weights are trained for encoders only; set it to true")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _without_input_casts(get_peft_model(model, config))
+        adapted = _without_input_casts(get_peft_model(model, config))
+        start_heads(adapted, heads, model.config.initializer_range)
+        return adapted
 
 
 def _without_input_casts(model: PeftModel) -> PeftModel:
@@ -205,8 +211,12 @@ def merge_into_copies(model: PeftModel) -> None:
 
 
 def bare(model: PreTrainedModel) -> PreTrainedModel:
-    """Takes off the model what a training or scoring put on it: adapters, merged, fused or neither, and
+    """Takes off the model what a training or scoring put on it: adapters, merged, fused or neither, heads, and
     recomputation."""
+    for name, part in list(model.named_modules()):
+        if isinstance(part, AuxiliaryTrainingWrapper):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, part.original_module)
     if (hook := vars(model.get_decoder()).pop("fills_adapters", None)) is not None:
         hook.remove()
     for name, layer in list(model.named_modules()):
@@ -225,21 +235,26 @@ def bare(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def frozen_layers(model: PreTrainedModel, settings: LoraSettings) -> int:
-    """Number of layers below the lowest adapter; 0 where `layers` is null or names all of them."""
-    return max(0, len(model.get_decoder().layers) - settings.layers) if settings.layers else 0
+    """Number of layers below the lowest adapter; 0 where `layers` is null or names all of them. UserError for an
+    encoder, whose layers all get adapters."""
+    if settings.layers and is_encoder(model.config):
+        raise UserError(f"model.lora.layers = {settings.layers}: only for decoders; set it to null")
+    return max(0, len(layers_of(model)) - settings.layers) if settings.layers else 0
 
 
 def lora_targets(model: PreTrainedModel, settings: LoraSettings) -> str | list[str]:
     """PEFT's `target_modules`; raises UserError where a target is the name of no linear module of an adapted layer."""
     frozen = frozen_layers(model, settings)
-    if settings.targets == "all-linear" and not frozen:
+    heads, encoder = head_names(model), is_encoder(model.config)
+    if settings.targets == "all-linear" and not frozen and not heads:
         return settings.targets
-    modules = model.get_decoder().layers[frozen:].named_modules()
+    modules = layers_of(model)[frozen:].named_modules()
     there = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
     ends = sorted({name.rpartition(".")[2] for name in there})
     if settings.targets == "all-linear":
-        # PEFT takes no "all-linear" together with a choice of layers.
-        return ends
+        # PEFT takes no "all-linear" together with a choice of layers, and would take the heads' too. In full, as an
+        # encoder's head has names that its layers have.
+        return [f"{layers_path(model)}.{name}" for name in there] if encoder else ends
     targets = sorted({part.strip() for part in settings.targets.split(",")})
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in there)]
     if unknown:
@@ -247,6 +262,9 @@ def lora_targets(model: PreTrainedModel, settings: LoraSettings) -> str | list[s
             f"model.lora.targets: no linear module of the layers is called {', '.join(map(repr, unknown))}; "
             f"there are {', '.join(ends)}"
         )
+    if encoder:
+        meant = [name for name in there if any(f".{name}".endswith(f".{target}") for target in targets)]
+        return [f"{layers_path(model)}.{name}" for name in meant]
     return targets
 
 
@@ -265,9 +283,10 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """A saved adapter on its backbone; raises UserError where any adapter tensor is missing or left over."""
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "task_type")
-    known = {key: saved[key] for key in names}
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "modules_to_save", "task_type")
+    known = {key: saved.get(key) for key in names}
     adapted = _without_input_casts(get_peft_model(model, LoraConfig(**known)))
+    start_heads(adapted, [], 0.0)
     fill_adapter(adapted, folder)
     return adapted.eval()
 
@@ -288,7 +307,7 @@ def fill_adapter(model: PeftModel, folder: Path) -> None:
     bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if bad:
         raise UserError(f"{folder}: adapter has values that are no finite numbers ({bad[0]}); delete it and run again")
-    missing = [key for key in result.missing_keys if "lora_" in key]
+    missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
     if missing or result.unexpected_keys:
         raise UserError(
             f"{folder}: adapter does not fit the backbone ({len(missing)} tensors missing, "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from analyticup.errors import UserError
 from analyticup.model.drawing import draw_by_batch, random_state, set_random_state
 from analyticup.model.frozen import only_layers
+from analyticup.model.heads import encoder_logits, head_names, is_encoder
 from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
 from analyticup.model.passes import Passes, fitting
 from analyticup.model.prompt import LabelWords
@@ -25,20 +26,28 @@ UNSEEN = 32
 
 
 def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int = 0) -> Tensor:
-    """Hidden state at the label position, [rows, width]; the output matrix is never applied elsewhere.
+    """Hidden state at the label position, [rows, width]; the output matrix is never applied elsewhere. Of a classifier
+    its logits, [rows, 2].
 
     `batch` as from `collate`: ids [rows, tokens] right-padded, or the states [rows, tokens, width] that come out of the
     first `frozen_layers` layers; last [rows] is the index of the last prompt token. Or as from `collate_packed`.
     """
-    matrix, run = output_matrix(model), decoder(model)
+    base = model.get_base_model()
+    matrix = base.get_input_embeddings().weight
     # The adapter's weights, gradients and optimiser state are float32; its products take the backbone's dtype.
     casting = torch.autocast(matrix.device.type, dtype=matrix.dtype, enabled=matrix.dtype == torch.bfloat16)
+    if is_encoder(base.config):
+        with casting:
+            return encoder_logits(base, batch)
+    run = decoder(model)
     with casting, only_layers(run, frozen_layers, len(run.layers)):
         inputs = {"inputs_embeds": batch["states"]} if frozen_layers else {"input_ids": batch["ids"]}
         hidden = run(**inputs, **batch.get("packed", {}), use_cache=False).last_hidden_state
     if "packed" in batch:
-        return hidden[0, batch["last"]]
-    return hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
+        found = hidden[0, batch["last"]]
+    else:
+        found = hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
+    return base.score(found.float()) if head_names(base) else found
 
 
 def reference_margins(model: PeftModel, batch: Mapping[str, Any], words: LabelWords, frozen_layers: int = 0) -> Tensor:
@@ -71,8 +80,11 @@ def recompute(model: PeftModel, wanted: bool) -> None:
 
 
 def output_matrix(model: PeftModel) -> Tensor:
-    """The output matrix [vocabulary, width]."""
-    return model.get_base_model().get_output_embeddings().weight
+    """The output matrix [vocabulary, width]; of a classifier, whose hidden state is its logits, the identity [2, 2]."""
+    base = model.get_base_model()
+    if head_names(base):
+        return torch.eye(2, device=base.device)
+    return base.get_output_embeddings().weight
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:

@@ -19,7 +19,8 @@ from analyticup.settings.schema import ModelSettings
 
 GGUF = "gguf:"
 RANDOM = "random:"
-RANDOM_QWEN3 = "random:qwen3"
+# By the architecture's name in Transformers, but that Gemma's has no _text.
+RANDOM_MODELS: Final = ("random:qwen3", "random:qwen2", "random:gemma3", "random:xlm-roberta", "random:deberta-v2")
 # Raised when the conversion (`converted_gguf`) changes what it writes, so that old copies are not used.
 CONVERSION_VERSION = 1
 # What a GGUF file is converted to. The copy in float32 holds the same values, so neither is part of an identity.
@@ -60,8 +61,8 @@ def identity(settings: ModelSettings) -> dict[str, Any]:
 def checked_kind(settings: ModelSettings) -> str:
     """`source_kind`; raises UserError for an unknown name or an unpinned hub model."""
     kind, name = source_kind(settings), settings.backbone
-    if kind == "random" and name != RANDOM_QWEN3:
-        raise UserError(f"model.backbone: {name} is not known; there is {RANDOM_QWEN3}")
+    if kind == "random" and name not in RANDOM_MODELS:
+        raise UserError(f"model.backbone: {name} is not known; there is {', '.join(RANDOM_MODELS)}")
     if kind == "hub" and not is_hub_id(name):
         raise UserError(f"model.backbone: {name} is neither a folder nor a hub id (owner/name)")
     if kind == "hub" and not is_commit(settings.revision):
@@ -70,6 +71,12 @@ def checked_kind(settings: ModelSettings) -> str:
             f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
         )
     return kind
+
+
+def random_kind(backbone: str) -> str:
+    """The architecture of one of RANDOM_MODELS, as Transformers calls it."""
+    kind = backbone.removeprefix(RANDOM)
+    return "gemma3_text" if kind == "gemma3" else kind
 
 
 def gguf_sha256(backbone: str) -> str:

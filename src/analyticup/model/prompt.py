@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, Protocol
 
 from analyticup.errors import UserError
@@ -118,3 +119,25 @@ class PromptEncoder:
         if ids[0] == ids[1]:
             raise UserError(f"prompt: label words {words[0]!r} and {words[1]!r} are the same token; make them differ")
         return LabelWords(negative=ids[0][0], positive=ids[1][0])
+
+
+class PairEncoder(PromptEncoder):
+    """Encodes query and target as an encoder's tokenizer joins two texts, e.g. `<s> query </s></s> target </s>`.
+
+    `prompt.template` is not used. As in a prompt, no text of a user can become a special token.
+    """
+
+    def __init__(self, tokenizer: Any, settings: PromptSettings) -> None:
+        super().__init__(tokenizer, settings.replace(template="{query}{target}"))
+
+    @cached_property
+    def fixed(self) -> tuple[list[int], list[int], list[int]]:
+        """Ids of the special tokens before, between and after the two texts; UserError where there are none."""
+        joined = self.tokenizer("a", "b", return_special_tokens_mask=True)
+        pairs = zip(joined["special_tokens_mask"], joined["input_ids"], strict=True)
+        runs = [(bool(special), [id for _, id in run]) for special, run in groupby(pairs, key=lambda pair: pair[0])]
+        if [special for special, _ in runs] != [True, False, True, False, True]:
+            raise UserError(
+                "model.backbone: its tokenizer puts no special tokens around two texts; is it an encoder's?"
+            )
+        return runs[0][1], runs[2][1], runs[4][1]

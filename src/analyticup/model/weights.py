@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from analyticup.errors import UserError, machine_trouble
 
-# Encoders are published with heads, and with or without a pooler, that embedders do not use.
+# Models are published with heads, and with or without a pooler, that embedders and classifiers do not use; a classifier
+# gets a new head.
 _BESIDE_AN_ENCODER: Final = re.compile(
-    r"(^|\.)(pooler|cls|classifier|lm_head|predictions)\.|(position_ids|\.inv_freq)$"
+    r"(^|\.)(pooler|cls|classifier|score|lm_head|(lm_|mask_)?predictions)\.|(position_ids|\.inv_freq)$"
 )
 _SHOWN: Final = 4
 
@@ -74,12 +75,12 @@ def _loaded(auto_class: Any, place: str, what: str, **options: Any) -> Any:
             raise
         fault = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{what} cannot be loaded ({type(error).__name__}: {fault}); {_GET_AGAIN}") from error
-    _refuse(report, what, encoder=auto_class is AutoModel)
+    _refuse(report, what, headless=auto_class in (AutoModel, AutoModelForSequenceClassification))
     return model
 
 
-def _refuse(report: dict[str, Any], what: str, encoder: bool) -> None:
-    beside = _BESIDE_AN_ENCODER.search if encoder else lambda name: None
+def _refuse(report: dict[str, Any], what: str, headless: bool) -> None:
+    beside = _BESIDE_AN_ENCODER.search if headless else lambda name: None
     faults = {
         "missing": [name for name in report["missing_keys"] if not beside(name)],
         "not part of the model": [name for name in report["unexpected_keys"] if not beside(name)],

@@ -212,6 +212,7 @@ def _check_across(values: Mapping[str, Given]) -> list[str]:
         own = Settings.model_validate(_view(values, task), context=problems)
         if task in own.tasks:
             problems += _threshold_problems(own, task)
+            problems += _head_problems(own, task)
         errors += [_placed(problem, values, task) for problem in problems]
     for name in ("relations", "same_leaf"):
         if given := values.get(f"QI.negatives.{name}"):
@@ -233,6 +234,15 @@ def _threshold_problems(own: Settings, task: str) -> Iterator[str]:
         yield (
             f"ensemble.method = rank makes scores that are not probabilities, but {wrong} for {task} compares them "
             f"with one; use threshold.mode = sweep, or another method"
+        )
+
+
+def _head_problems(own: Settings, task: str) -> Iterator[str]:
+    """What a head for two classes has no sense for."""
+    if own.model.head == "classifier" and own.train.objective == "dpo":
+        yield (
+            f"train.objective = dpo compares with the model before training, but model.head = classifier is new then "
+            f"({task}); use label_nll"
         )
 
 

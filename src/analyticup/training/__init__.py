@@ -18,8 +18,14 @@ def training_settings(settings: Settings) -> dict[str, Any]:
     model = decisive(settings.model)
     # What two of these name is in the weights; with the third nothing is trained.
     del model["backbone"], model["revision"], model["adapters"]
-    if model["quantisation"] == "none":
-        del model["quantisation"]
+    # As when there was no other.
+    for own, name, usual in (
+        (model, "quantisation", "none"),
+        (model, "head", "label_word"),
+        (model["lora"], "enabled", True),
+    ):
+        if own[name] == usual:
+            del own[name]
     return {
         "weights": identity(settings.model),
         **model,

@@ -19,6 +19,7 @@ from analyticup.model.checkpoint import StepCheckpoint, resumption
 from analyticup.model.compiling import compiled
 from analyticup.model.data import FoldData, scoring_loader
 from analyticup.model.fused import fuse_adapters
+from analyticup.model.heads import layers_of
 from analyticup.model.module import LabelWordModule, decoder, recompute
 from analyticup.model.packing import shares_in_training
 from analyticup.model.passes import Cutter
@@ -73,7 +74,7 @@ def train_fold(
     rows, scored = (
         with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)
     )
-    train, packing = settings.train, settings.model.packing
+    train, packing = settings.train, source.packing
     limit = source.memory_limits["training"]
     cut = Cutter(rows, source.pad_id, packing, shares_in_training(settings.model), train.max_batch_tokens, limit)
     to_score = Cutter(scored, source.pad_id, packing, limit=limit)
@@ -83,13 +84,13 @@ def train_fold(
     recompute(model, settings.model.gradient_checkpointing)
     if source.machine.device == "cuda" and train.compile_min_steps is None:
         fuse_adapters(model)
-    module = LabelWordModule(model.train(), encoder.label_words(), train, steps, frozen, description)
+    module = LabelWordModule(model.train(), source.words(settings), train, steps, frozen, description)
     resumed = resumption(checkpoint, module, train.accumulate, description)
     data.start = resumed.start
     callbacks = [Progress(description, steps, scored), *resumed.callbacks]
     if tracked is not None:
         callbacks.append(_telemetry(held_out, to_score, settings, cut, seed))
-    with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, steps, gradients=True):
+    with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, steps, gradients=True):
         trainer = make_trainer(source.machine, tracked, callbacks, settings, resumed.plugins)
         with interruptible():
             trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
@@ -124,11 +125,10 @@ def score_rows(
     distinct = with_states(distinct, model, frozen, source, description)
     if source.machine.device == "cuda" and settings.predict.compile_min_rows is None:
         fuse_adapters(model)
-    cut = Cutter(distinct, source.pad_id, settings.model.packing, limit=source.memory_limits["scoring"])
+    cut = Cutter(distinct, source.pad_id, source.packing, limit=source.memory_limits["scoring"])
     loader = scoring_loader(cut, settings.predict.max_batch_tokens)
-    words = encoder.label_words()
-    module = LabelWordModule(model, words, settings.train, 1, frozen, description)
-    with quiet_lightning(), compiled(decoder(model).layers[frozen:], settings, len(place), gradients=False):
+    module = LabelWordModule(model, source.words(settings), settings.train, 1, frozen, description)
+    with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, len(place), gradients=False):
         trainer = make_trainer(source.machine, None, [Progress(description, 0, distinct)], settings)
         with interruptible():
             outputs = trainer.predict(module, loader)

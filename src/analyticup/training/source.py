@@ -17,10 +17,11 @@ from analyticup.engine.memory import let_go
 from analyticup.errors import UserError
 from analyticup.model.backbone import bare, choose_precision, load_backbone, load_tokenizer, local_folder
 from analyticup.model.frozen import FrozenStates
+from analyticup.model.heads import CLASSES, is_encoder_at
 from analyticup.model.packing import enable_packing
 from analyticup.model.passes import MemoryLimit
 from analyticup.model.pins import identity, source_kind
-from analyticup.model.prompt import PromptEncoder, TextTokens
+from analyticup.model.prompt import LabelWords, PairEncoder, PromptEncoder, TextTokens
 from analyticup.model.tokens import KeptTokens
 from analyticup.model.weights import check_vocabulary
 from analyticup.settings.paths import resolve
@@ -74,8 +75,8 @@ class ModelSource:
         decides = {"model": identity(self.settings), "dtype": self.dtype, "device": self.machine.device}
         if self.settings.quantisation != "none":
             decides["quantisation"] = self.settings.quantisation
-        name = f"states-{fingerprint({**decides, 'packing': self.settings.packing})[:16]}.sqlite"
-        return FrozenStates(self.settings.packing, self.scratch and self.scratch / name)
+        name = f"states-{fingerprint({**decides, 'packing': self.packing})[:16]}.sqlite"
+        return FrozenStates(self.packing, self.scratch and self.scratch / name)
 
     @cached_property
     def tokenizer(self) -> TextTokens:
@@ -94,10 +95,25 @@ class ModelSource:
         """That of the backbone's weights."""
         return choose_precision(self.settings.dtype, self.machine.device).dtype
 
+    @cached_property
+    def reads_pairs(self) -> bool:
+        """Whether the backbone is an encoder with a head."""
+        return self.settings.head == "classifier" and is_encoder_at(self._located.backbone, self.settings.revision)
+
+    @property
+    def packing(self) -> bool:
+        """Whether prompts of a batch are packed, which only decoders can."""
+        return self.settings.packing and not self.reads_pairs
+
     def encoder(self, settings: Settings) -> PromptEncoder:
         if settings.prompt not in self._encoders:
-            self._encoders[settings.prompt] = PromptEncoder(self.tokenizer, settings.prompt)
+            kind = PairEncoder if self.reads_pairs else PromptEncoder
+            self._encoders[settings.prompt] = kind(self.tokenizer, settings.prompt)
         return self._encoders[settings.prompt]
+
+    def words(self, settings: Settings) -> LabelWords:
+        """The label words, or the two classes of a head; raises UserError as `label_words` does."""
+        return CLASSES if self.settings.head == "classifier" else self.encoder(settings).label_words()
 
     def backbone(self) -> Any:
         """The backbone without adapters, on the machine's device. It is loaded once and stays until `release`; the
@@ -111,8 +127,11 @@ class ModelSource:
         model = load_backbone(self._located, self.cache, dtype, converted, device)
         if isinstance(self.tokenizer, PreTrainedTokenizerBase):
             check_vocabulary(model, self.tokenizer, f"model.backbone = {self.settings.backbone}")
-        if self.settings.packing:
+        if self.packing:
             enable_packing(model)
+        if self.reads_pairs:
+            # What token types are told by.
+            model.config.sep_token_id = self.tokenizer.sep_token_id
         self._backbone = model
         return model
 

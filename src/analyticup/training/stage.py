@@ -84,7 +84,8 @@ def _collapse(model: PeftModel, margins: np.ndarray) -> Counts:
     """What a training that led nowhere looks like, where it did."""
     found: Counts = {}
     # The matrices B start at zero, and only a step that changes nothing leaves them there.
-    if not any(value.any() for name, value in model.named_parameters() if "lora_B" in name):
+    ups = [value for name, value in model.named_parameters() if "lora_B" in name]
+    if ups and not any(value.any() for value in ups):
         found["collapsed"] = "the adapter is as it was before training"
     elif len(margins) > 1 and np.ptp(margins) <= _ALIKE * max(1.0, np.abs(margins).max()):
         found["collapsed"] = "all held-out rows have the same score"
