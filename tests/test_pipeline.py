@@ -191,7 +191,7 @@ def test_a_leaking_fold_stops_the_run(
 ) -> None:
     import numpy as np
 
-    def leak(rows, n: int, seed: int) -> np.ndarray:
+    def leak(rows, n: int, *_: object) -> np.ndarray:
         return np.arange(len(rows)) % n
 
     monkeypatch.setattr(stage, "assign_folds", leak)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
-from analyticup.augmentation import NEGATIVES, TRANSLATE
+from analyticup.augmentation import NEGATIVES, PIVOT, TRANSLATE
 from analyticup.corpus import INGEST, SAMPLE
 from analyticup.corpus.official import hash_files, label_names, row_names
 from analyticup.engine.files import file_sha256
@@ -22,7 +23,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import decisions_name
 from analyticup.settings.schema import TASKS, Settings
 from analyticup.submission import SUBMIT
-from analyticup.training import ADOPT, FOLDS, PREDICT, TRAIN
+from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TRAIN
 
 # What loads the models of a run, for the processes that its stages run in.
 MODELS = "analyticup.training.source:model_source"
@@ -76,8 +77,10 @@ class _Whole:
 
     def by_task(self, stages: Callable[[TaskStages], dict[str, Node]]) -> dict[str, Node]:
         ends: dict[str, Node] = {}
+        tasks: dict[str, TaskStages] = {}
         for task in self.settings.tasks:
-            own = TaskStages(self.graph, task, task_settings(self.settings, task), self.sample)
+            tasks[task] = TaskStages(self.graph, task, task_settings(self.settings, task), self.sample, tasks)
+        for task, own in tasks.items():
             ends |= {f"{name}-{task}": node for name, node in stages(own).items()}
         return ends
 
@@ -87,10 +90,12 @@ class _Whole:
 
 
 class TaskStages:
-    """The stages of one task."""
+    """The stages of one task; `tasks` are those of all tasks of the run."""
 
-    def __init__(self, graph: Graph, task: str, own: Settings, sample: Mapping[str, Node]) -> None:
-        self.graph, self.task, self.own, self.sample = graph, task, own, sample
+    def __init__(
+        self, graph: Graph, task: str, own: Settings, sample: Mapping[str, Node], tasks: Mapping[str, TaskStages]
+    ) -> None:
+        self.graph, self.task, self.own, self.sample, self.tasks = graph, task, own, sample, tasks
         self.folds = range(own.folds.n)
 
     def add(
@@ -98,12 +103,32 @@ class TaskStages:
     ) -> Node:
         return self.graph.add(stage, self.own, self.task, inputs, part, files)
 
+    @cached_property
+    def ingest(self) -> Node:
+        return self.add(INGEST, self.sample, files=row_names(self.task))
+
+    @cached_property
+    def translated(self) -> Node:
+        """The original rows, and those that are translated."""
+        if not self.own.translate.enabled or self.own.model.adapters is not None:
+            return self.ingest
+        return self.add(TRANSLATE, {"rows": self.ingest})
+
+    @cached_property
+    def pivot(self) -> dict[str, Node]:
+        """What the models read in the place of queries, where that is not the query; negatives bring no new ones."""
+        if self.own.prompt.pivot == "none":
+            return {}
+        return {"pivot": self.add(PIVOT, {"rows": self.translated, "ingest": self.ingest})}
+
     def all(self) -> dict[str, Node]:
-        ingest = self.add(INGEST, self.sample, files=row_names(self.task))
+        ingest = self.ingest
         used = {"ingest": ingest}
         trained = self.trained(used)
         scored = {
-            f"predict-fold{n}": self.add(PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"]}, Part(n))
+            f"predict-fold{n}": self.add(
+                PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"], **self.pivot}, Part(n)
+            )
             for n in self.folds
         }
         known = {}
@@ -126,24 +151,35 @@ class TaskStages:
         own = self.own
         if own.model.adapters is not None:
             return {f"train-fold{n}": self.add(ADOPT, {}, Part(n)) for n in self.folds}
-        rows = used["ingest"]
+        rows = self.translated
         if own.translate.enabled:
-            rows = used["translate"] = self.add(TRANSLATE, {"rows": rows})
+            used["translate"] = rows
+        used |= self.pivot
         if own.negatives.enabled:
             rows = used["negatives"] = self.add(NEGATIVES, {"rows": rows, **self.guard(rows)})
         folds = used["folds"] = self.add(FOLDS, {"rows": rows})
-        training = {"rows": rows, "folds": folds}
+        training = {"rows": rows, "folds": folds, **self.pivot}
         if own.filter.enabled or decisions_name(self.task) in self.graph.hashes:
             training["filter"] = used["filter"] = self.filtered(training)
-        return {f"train-fold{n}": self.add(TRAIN, training, Part(n)) for n in self.folds}
+        start = {n: self.start(n, rows, folds) for n in self.folds}
+        return {f"train-fold{n}": self.add(TRAIN, {**training, **start[n]}, Part(n)) for n in self.folds}
+
+    def start(self, fold: int, rows: Node, folds: Node) -> dict[str, Node]:
+        """What a fold's training starts from, where that is not the base: the other task's original rows."""
+        if self.own.train.start_from == "base":
+            return {}
+        (other,) = (stages for task, stages in self.tasks.items() if task != self.task)
+        inputs = {"rows": other.ingest, "other_rows": rows, "folds": folds, **other.pivot}
+        return {"start": other.add(PRETRAIN, inputs, Part(fold, f"before-{self.task}"))}
 
     def guard(self, rows: Node) -> dict[str, Node]:
         """Models trained on the rows so far, which refuse a candidate negative that they take for a positive."""
         if self.own.negatives.guard_above is None:
             return {}
-        training = {"rows": rows, "folds": self.add(FOLDS, {"rows": rows}, Part(purpose="guard"))}
+        folds = self.add(FOLDS, {"rows": rows}, Part(purpose="guard"))
+        training = {"rows": rows, "folds": folds, **self.pivot}
         judges = {f"judge-fold{n}": self.add(JUDGE, training, Part(n, "guard")) for n in self.folds}
-        return {"folds": training["folds"], **judges}
+        return {"folds": folds, **self.pivot, **judges}
 
     def filtered(self, training: Mapping[str, Node]) -> Node:
         """The last round's rows; each round's judges, or voters, know only what the round before has left.
@@ -162,7 +198,7 @@ class TaskStages:
         if not self.own.filter.enabled:
             return {}
         if scores == "neighbours":
-            voters = {name: node for name, node in given.items() if name != "folds"}
+            voters = {name: node for name, node in given.items() if name not in ("folds", "pivot")}
             return {"neighbours": self.add(NEIGHBOURS, voters, Part(purpose="filter", round=turn))}
         by_fold = {f"fold{n}": Part(n, round=turn) for n in self.folds}
         parts = {"all": Part(purpose="all", round=turn)} if scores == "in-sample" else by_fold

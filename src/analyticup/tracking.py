@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # What a stage's folder is in W&B.
 KINDS = {
-    **dict.fromkeys(("ingest", "translate", "negatives", "filter"), "rows"),
-    **dict.fromkeys(("filter_model", "train"), "adapters"),
+    **dict.fromkeys(("ingest", "translate", "pivot", "negatives", "filter"), "rows"),
+    **dict.fromkeys(("filter_model", "pretrain", "train"), "adapters"),
     **dict.fromkeys(("predict", "ensemble", "threshold"), "scores"),
     "submit": "submission",
 }

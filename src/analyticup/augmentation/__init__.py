@@ -29,6 +29,16 @@ def translate_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+def pivot_settings(own: Settings) -> dict[str, Any]:
+    translator = translator_identity(own.translate, own.embedder)
+    return {"pivot": own.prompt.pivot, "translator": own.translate.translator, **translator}
+
+
+def translates(own: Settings) -> bool:
+    """Whether a task asks its translator for anything."""
+    return own.translate.enabled or own.prompt.pivot != "none"
+
+
 def negatives_settings(own: Settings) -> dict[str, Any]:
     guard = scoring_settings(own, "compile_min_rows") if own.negatives.guard_above is not None else {}
     negatives = decisive(own.negatives)
@@ -39,4 +49,5 @@ def negatives_settings(own: Settings) -> dict[str, Any]:
 
 
 TRANSLATE = Stage("translate", version=2, run="analyticup.augmentation.stage:translate", settings=translate_settings)
+PIVOT = Stage("pivot", version=1, run="analyticup.augmentation.stage:pivot", settings=pivot_settings)
 NEGATIVES = Stage("negatives", version=2, run="analyticup.augmentation.stage:negatives", settings=negatives_settings)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,18 @@ from analyticup.augmentation.negatives import REMOVED, sample_negatives
 from analyticup.augmentation.translate import missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
-from analyticup.augmentation.translators.base import Tools
+from analyticup.augmentation.translators.base import Tools, Translator
 from analyticup.corpus.rows import load_rows
-from analyticup.corpus.tables import FOLDS, load_table, save_with_new_rows, scored_splits, training_rows
+from analyticup.corpus.tables import (
+    FOLDS,
+    PIVOT_TABLE,
+    as_read,
+    load_table,
+    save_table,
+    save_with_new_rows,
+    scored_splits,
+    training_rows,
+)
 from analyticup.corpus.text import normalise
 from analyticup.engine.job import Counts, Job
 from analyticup.metrics import sigmoid
@@ -35,15 +45,7 @@ def translate(job: Job) -> Counts:
     languages = settings.translate.languages
     if languages is None:
         languages = missing_languages(rows, *splits.values())
-    pool = {
-        language: sorted(
-            {query for frame in splits.values() for query in frame["query"][frame["language"] == language]}
-        )
-        for language in languages
-    }
-    machine = job.source.machine
-    tools = Tools(job.cache, machine, pool, lambda: load_embedder(settings.embedder, job.cache, machine))
-    translator = build_translator(settings.translate, tools)
+    translator = _translator(job, splits, languages)
     seed = derive_seed(settings.seed, "translate", job.task)
     new_rows, counts, pairs = translate_rows(rows, settings.translate, translator, languages, seed)
     save_with_new_rows(rows, new_rows, job.out)
@@ -64,6 +66,39 @@ def translate(job: Job) -> Counts:
         others = ~rows["language"].isin(settings.translate.source_languages)
         found["left out by translate.source_languages"] = int(others.sum())
     return found
+
+
+def _translator(job: Job, splits: Mapping[str, DataFrame], languages: Iterable[str]) -> Translator:
+    settings, machine = job.settings, job.source.machine
+    pool = {
+        language: sorted(
+            {query for frame in splits.values() for query in frame["query"][frame["language"] == language]}
+        )
+        for language in languages
+    }
+    tools = Tools(job.cache, machine, pool, lambda: load_embedder(settings.embedder, job.cache, machine))
+    return build_translator(settings.translate, tools)
+
+
+def pivot(job: Job) -> Counts:
+    """Writes what the model reads in the place of a query, `prompt.pivot`, for each query of training, dev and test
+    that has a translation other than itself."""
+    wanted, splits = job.settings.prompt.pivot, scored_splits(job.inputs["ingest"])
+    tables = [training_rows(job.inputs["rows"]), *splits.values()]
+    asked = {pair for rows in tables for pair in zip(rows["language"], rows["query"], strict=True)}
+    pairs = sorted(pair for pair in asked if pair[0] != wanted and normalise(pair[1]))
+    translator = _translator(job, splits, [wanted])
+    sources = [language for language, _ in pairs] if translator.uses_source else None
+    answers = translator.translate([query for _, query in pairs], wanted, sources) if pairs else []
+    found = {
+        pair: f"{pair[1]} - {answer.text}"
+        for pair, answer in zip(pairs, answers, strict=True)
+        if answer.text is not None and normalise(answer.text) not in ("", normalise(pair[1]))
+    }
+    columns = {"language": [pair[0] for pair in found], "query": [pair[1] for pair in found]}
+    save_table({**columns, "read": list(found.values())}, job.out / PIVOT_TABLE)
+    refused = Counter(answer.refused or "empty" for answer in answers if answer.text is None)
+    return {"asked": len(pairs), "found": len(found), "refused": dict(sorted(refused.items()))}
 
 
 def negatives(job: Job) -> Counts:
@@ -101,18 +136,21 @@ def _out_of_fold_scorer(job: Job, rows: DataFrame) -> Callable[[list[tuple[str, 
     fold_of = load_table(job.inputs["folds"].file(FOLDS)).set_index("row_id")["fold"]
     # Folds never divide the rows of a query.
     fold_of_query = dict(zip(rows["query"].map(normalise), rows["row_id"].map(fold_of), strict=True))
+    language_of_query = dict(zip(rows["query"], rows["language"], strict=True))
     folders = {fold: job.inputs[f"judge-fold{fold}"].folder for fold in range(job.settings.folds.n)}
     model = load_adapter(job.source.backbone(), folders[0])
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         table = pd.DataFrame(pairs, columns=["query", "target"]).assign(label=pd.NA)
+        languages = table["query"].map(language_of_query)
         folds = table["query"].map(normalise).map(fold_of_query)
         scores = np.empty(len(table))
         for fold in sorted(set(folds)):
             own = (folds == fold).to_numpy()
             fill_adapter(model, folders[fold])
             title = f"negatives {job.task} guard fold{fold}"
-            scores[own] = sigmoid(score_rows(table[own], model, job.settings, job.source, title))
+            read = as_read(table[own].assign(language=languages[own]), job.inputs)
+            scores[own] = sigmoid(score_rows(read, model, job.settings, job.source, title))
         return scores.tolist()
 
     return score

@@ -12,6 +12,7 @@ from typing import Any, Final
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer
 
+from analyticup.augmentation import translates
 from analyticup.augmentation.translators import translation_models, translator_of
 from analyticup.checks.finding import Finding
 from analyticup.checks.footprint import (
@@ -100,16 +101,16 @@ def needed_models(settings: Settings, cache: Path) -> list[Model]:
         own = task_settings(settings, task)
         if own.embedder.kind == "sentence-transformers" and uses_embedder(own):
             found.append(_model("embedder", "embedder", own.embedder.model, own.embedder.revision))
-        if own.translate.enabled:
+        if translates(own):
             found += [_model("translator", *model) for model in translation_models(own.translate)]
     return list(dict.fromkeys(found))
 
 
 def uses_embedder(settings: Settings) -> bool:
     """Whether a task with these settings embeds anything."""
-    translates = settings.translate.enabled and translator_of(settings.translate)[0].uses_embedder
+    mines = translates(settings) and translator_of(settings.translate)[0].uses_embedder
     votes = settings.filter.enabled and settings.filter.scores == "neighbours"
-    return translates or settings.negatives.enabled or votes or settings.ensemble.method == "stack"
+    return mines or settings.negatives.enabled or votes or settings.ensemble.method == "stack"
 
 
 def _backbone(settings: ModelSettings, cache: Path) -> Model:

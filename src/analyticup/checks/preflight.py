@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
+from analyticup.augmentation import translates
 from analyticup.augmentation.translators import translator_of
 from analyticup.checks.access import access_findings, tracking_findings
 from analyticup.checks.data import data_findings
@@ -86,7 +87,7 @@ def settings_findings(settings: Settings) -> Iterable[Finding]:
         yield Finding(Verdict.FAIL, NO_BITSANDBYTES)
     for task in settings.tasks:
         own = task_settings(settings, task)
-        translator = own.translate.translator if own.translate.enabled else ""
+        translator = own.translate.translator if translates(own) else ""
         kind = own.embedder.kind
         if uses_embedder(own) and find_spec(kind.replace("-", "_")) is None:
             yield Finding(

@@ -95,8 +95,8 @@ def _divided(own: Settings, task: str, rows: DataFrame) -> Finding:
     if own.negatives.enabled and rows.loc[rows["label"] == 0, "group"].nunique() < 2:
         return Finding(Verdict.NOTE, f"data {task}: hardly a row has label 0: the folds depend on `negatives`")
     # With this many groups a division is never in doubt, and takes long.
-    if len(set(divisible_groups(rows, own.folds.n).tolist())) < _FEW_GROUPS:
-        assign_folds(rows, own.folds.n, derive_seed(own.seed, "folds", task))
+    if len(set(divisible_groups(rows, own.folds.n, own.folds.group_by).tolist())) < _FEW_GROUPS:
+        assign_folds(rows, own.folds.n, derive_seed(own.seed, "folds", task), own.folds.group_by)
     queries, positive = rows["group"].nunique(), int(rows["label"].sum())
     text = f"{len(rows):,} training rows, {positive:,} with label 1, of {queries:,} queries, in {own.folds.n} folds"
     return Finding(Verdict.OK, f"data {task}: {text}")

@@ -14,6 +14,7 @@ from analyticup.engine.graph import Part
 from analyticup.errors import UserError
 from analyticup.model.backbone import AUTO_CLASSES, lora_targets
 from analyticup.model.gguf import quiet_transformers
+from analyticup.model.pins import RANDOM_MODELS
 from analyticup.model.stand_ins import random_model
 from analyticup.model.weights import check_files, check_vocabulary
 from analyticup.settings.loading import task_settings
@@ -27,7 +28,8 @@ def weight_findings(settings: Settings, models: list[Model]) -> Iterable[Finding
     """One per model that is on this machine; NaN and infinite weights are seen only when a run loads it."""
     quiet_transformers()
     for model in models:
-        if model.kind == "random" or (model.folder is not None and weight_files(model.folder)):
+        # `model_findings` says of an unknown random model.
+        if model.name in RANDOM_MODELS or (model.folder is not None and weight_files(model.folder)):
             yield _of(settings, model)
 
 

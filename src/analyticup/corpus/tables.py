@@ -17,6 +17,8 @@ from analyticup.engine.artifacts import Artifact
 
 ROWS = "rows.parquet"
 FOLDS = "folds.parquet"
+# What the model reads in the place of a query, by language and query.
+PIVOT_TABLE = "pivot.parquet"
 
 
 def scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
@@ -34,6 +36,16 @@ def training_rows(artifact: Artifact) -> DataFrame:
     """The training rows that an ingest, translate, negatives or filter artifact holds."""
     path = artifact.file(ROWS)
     return load_rows(path if path.exists() else artifact.file("train.parquet"))
+
+
+def as_read(rows: DataFrame, inputs: Mapping[str, Artifact]) -> DataFrame:
+    """The rows with the queries that the model reads: those of the pivot artifact, where one is among the inputs."""
+    if "pivot" not in inputs:
+        return rows
+    table = load_table(inputs["pivot"].file(PIVOT_TABLE))
+    read = dict(zip(zip(table["language"], table["query"], strict=True), table["read"], strict=True))
+    pairs = zip(rows["language"], rows["query"], strict=True)
+    return rows.assign(query=[read.get(pair, pair[1]) for pair in pairs])
 
 
 def save_table(columns: Mapping[str, Any], path: Path) -> None:

@@ -213,6 +213,7 @@ def _check_across(values: Mapping[str, Given]) -> list[str]:
         if task in own.tasks:
             problems += _threshold_problems(own, task)
             problems += _head_problems(own, task)
+            problems += _together_problems(own, task)
         errors += [_placed(problem, values, task) for problem in problems]
     for name in ("relations", "same_leaf"):
         if given := values.get(f"QI.negatives.{name}"):
@@ -244,6 +245,20 @@ def _head_problems(own: Settings, task: str) -> Iterator[str]:
             f"train.objective = dpo compares with the model before training, but model.head = classifier is new then "
             f"({task}); use label_nll"
         )
+
+
+def _together_problems(own: Settings, task: str) -> Iterator[str]:
+    """What another setting has to allow."""
+    if own.train.start_from == "other_task" and len(own.tasks) < len(TASKS):
+        yield f"train.start_from = other_task needs the rows of both tasks; set tasks=[{', '.join(TASKS)}]"
+    if own.prompt.pivot != "none" and own.translate.translator == "seq2seq" and not own.translate.seq2seq.model:
+        yield f"prompt.pivot = {own.prompt.pivot} translates with translate.seq2seq.model; set that"
+    if own.folds.group_by == "query":
+        return
+    if task == "QI":
+        yield f"folds.group_by = {own.folds.group_by}: the targets of QI are titles, not category paths; set it for QC"
+    elif own.negatives.enabled and own.negatives.guard_above is not None:
+        yield "negatives.guard_above needs folds that divide no query; set folds.group_by to query, or it to null"
 
 
 def _placed(problem: str, values: Mapping[str, Given], task: str | None) -> str:

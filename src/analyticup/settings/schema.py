@@ -38,6 +38,8 @@ NLLB_CODES = (
     *("en=eng_Latn", "fr=fra_Latn", "es=spa_Latn", "ko=kor_Hang", "pt=por_Latn", "ja=jpn_Jpan", "th=tha_Thai"),
     *("de=deu_Latn", "it=ita_Latn", "pl=pol_Latn", "ar=arb_Arab", "vn=vie_Latn", "id=ind_Latn"),
 )
+# Of `folds.group_by`.
+PATH_PREFIX = "path_prefix:"
 # Read once for both tasks, though their section may differ between tasks.
 COMMON_KEYS = ("data.dir", "data.sample.")
 # Neither a path nor a UTF-8 file, such as a record of the settings, takes these.
@@ -86,6 +88,12 @@ def _each_once(tasks: list[str]) -> list[str]:
     if not tasks or len(set(tasks)) != len(tasks):
         raise _refused("name QC, QI or both, each once")
     return tasks
+
+
+def _grouping(name: str) -> str:
+    if name != "query" and not re.fullmatch(f"{PATH_PREFIX}[1-9]", name):
+        raise _refused(f"must be query, or {PATH_PREFIX} and a number of levels from 1 to 9, e.g. {PATH_PREFIX}3")
+    return name
 
 
 def _prompt(template: str) -> str:
@@ -254,6 +262,11 @@ class PromptSettings(Section):
         "Query: {query}\nItem: {target}\nRelevant:",
         description="The whole prompt; the label word follows it, after a blank. {query} and {target} in either order.",
     )
+    # As the winner does; translated by translate.translator, whether rows are translated or not. Rows in English, and
+    # queries that the translator refuses, stay as they are (assumed).
+    pivot: Literal["none", "en"] = Field(
+        "none", description="en = {query} is the query, ` - ` and its English translation."
+    )
     positive_word: Text = Field("yes", description="Label word of 1.")
     negative_word: Text = Field("no", description="Label word of 0.")
     max_query_tokens: int = Field(64, ge=1, description="Longer queries are cut.")
@@ -294,9 +307,12 @@ class Seq2SeqSettings(Section):
 
     model: Text | None = Field(None, description="A hub id, a local folder, or folders named by {source} and {target}.")
     revision: Text | None = Field(None, description="Commit of a hub id.")
-    beams: int = Field(4, ge=1, description="Beams of the search.")
+    beams: int = Field(4, ge=1, description="Beams of the search; 1 = greedy.")
     batch_size: RunOnly[int] = Field(32, ge=1, description="Queries in one batch.")
     max_new_tokens: int = Field(96, ge=1, description="A translation is at most this long.")
+    prefix: Text = Field(
+        "", description="Before each text, for models that are told so: `<2{target}> ` for MADLAD; {target} = its code."
+    )
     # Models of one pair of languages have no names for them.
     codes: OneOrMore[Text] = Field(
         list(NLLB_CODES), description="Language = its name within a model of many languages (here NLLB's)."
@@ -422,8 +438,12 @@ class NeighbourSettings(Section):
 
 
 class FoldSettings(Section):
-    """Cross-validation over queries."""
+    """Cross-validation."""
 
+    # The winner grouped QC by the first three levels of the path: a query may then be on both sides of a fold.
+    group_by: Annotated[Text, AfterValidator(_grouping)] = Field(
+        "query", description="What stays in one fold: a query, or by path_prefix:K rows with the same first K levels."
+    )
     n: int = Field(2, ge=2, le=100, description="Number of folds, and of models.")
 
 
@@ -464,6 +484,10 @@ class TrainSettings(Section):
     # label_nll = Eq. 1 of the paper; two_way = only the two label words; dpo = a row of its Table 3, whose form is
     # assumed: label word over other word, against the base model.
     objective: Literal["label_nll", "two_way", "dpo"] = Field("label_nll", description="The loss.")
+    # The winner trains on the other task first; see training/stage.py on leakage.
+    start_from: Literal["base", "other_task"] = Field(
+        "base", description="other_task = each fold's adapter is trained on the other task's rows before."
+    )
     # Assumed; the rival EAR-MP smoothed with 0.05. At 0.5 the targets no longer know the label.
     label_smoothing: Number = Field(
         0.0, ge=0, le=0.49, description="Probability that a row's target gives to the other label word."

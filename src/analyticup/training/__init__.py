@@ -11,11 +11,15 @@ from analyticup.training.published import adapters_identity
 
 
 def fold_settings(own: Settings) -> dict[str, Any]:
-    return {**decisive(own.folds), "seed": own.seed}
+    folds = decisive(own.folds)
+    if folds["group_by"] == "query":
+        # As when there was no other.
+        del folds["group_by"]
+    return {**folds, "seed": own.seed}
 
 
 def training_settings(settings: Settings) -> dict[str, Any]:
-    model = decisive(settings.model)
+    model, prompt, train = decisive(settings.model), decisive(settings.prompt), decisive(settings.train)
     # What two of these name is in the weights; with the third nothing is trained.
     del model["backbone"], model["revision"], model["adapters"]
     # As when there was no other.
@@ -23,16 +27,24 @@ def training_settings(settings: Settings) -> dict[str, Any]:
         (model, "quantisation", "none"),
         (model, "head", "label_word"),
         (model["lora"], "enabled", True),
+        (prompt, "pivot", "none"),
+        (train, "start_from", "base"),
     ):
         if own[name] == usual:
             del own[name]
     return {
         "weights": identity(settings.model),
         **model,
-        "prompt": decisive(settings.prompt),
-        "train": decisive(settings.train),
+        "prompt": prompt,
+        "train": train,
         "seed": settings.seed,
     }
+
+
+def pretraining_settings(own: Settings) -> dict[str, Any]:
+    found = training_settings(own)
+    found["train"].pop("start_from", None)
+    return found
 
 
 def adopted_settings(own: Settings) -> dict[str, Any]:
@@ -52,6 +64,8 @@ def predict_settings(own: Settings) -> dict[str, Any]:
 
 
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
+# Before TRAIN, on the other task's rows, where `train.start_from` says so.
+PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
 TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
 # In the place of TRAIN where adapters are given.
 ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning
@@ -13,7 +14,7 @@ from pandas import DataFrame
 from peft import PeftModel
 
 from analyticup.errors import UserError
-from analyticup.model.backbone import add_adapter, frozen_layers
+from analyticup.model.backbone import add_adapter, fill_adapter, frozen_layers
 from analyticup.model.batches import EncodedRows, batch_limits
 from analyticup.model.checkpoint import StepCheckpoint, resumption
 from analyticup.model.compiling import compiled
@@ -58,11 +59,13 @@ def train_fold(
     description: str,
     tracked: Run | None,
     checkpoint: StepCheckpoint | None = None,
+    start: Path | None = None,
 ) -> tuple[PeftModel, np.ndarray]:
     """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
 
     Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine, also where an
-    interrupted training resumes from its `checkpoint`. Raises UserError where the training rows lack one of the labels.
+    interrupted training resumes from its `checkpoint`. `start` is the folder of an adapter to start from.
+    Raises UserError where the training rows lack one of the labels.
     """
     labels = set(training["label"].dropna().astype(int))
     if labels != {0, 1}:
@@ -70,6 +73,8 @@ def train_fold(
     encoder = source.encoder(settings)
     lightning.seed_everything(seed, verbose=False)
     model = add_adapter(source.backbone(), settings.model.lora, seed)
+    if start is not None:
+        fill_adapter(model, start)
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     rows, scored = (
         with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)

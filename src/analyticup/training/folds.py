@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -13,23 +13,27 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
+from analyticup.corpus.taxonomy import path_levels
 from analyticup.corpus.text import normalise
 from analyticup.errors import CheckFailed, UserError
+from analyticup.settings.schema import PATH_PREFIX
 
 
-def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
+def assign_folds(rows: DataFrame, n: int, seed: int, group_by: str = "query") -> np.ndarray:
     """Fold 0..n-1 of each row, int64 [rows]; scikit-learn's StratifiedGroupKFold over tied queries.
 
-    Groups are what `tied_groups` ties together; strata are language x label of the original rows. Derived rows go
+    Groups are what `tied_groups` ties together; strata are language x label of the original rows. `group_by`
+    "path_prefix:K" groups by the first K levels of the category path instead, with the top level in the strata, as the
+    competition's winner did; a query may then be in several folds. Derived rows go
     with their group, so that they are trained on only where their source is. Where that leaves a fold without rows, or
     puts all rows of a label into one fold, whole groups are moved. Raises UserError where no division can help,
     CheckFailed where the result would leak.
     """
-    groups = divisible_groups(rows, n)
+    groups = divisible_groups(rows, n, group_by)
     original = (rows["origin"] == "original").to_numpy()
     # Sorted by content, so that the order of the input file changes nothing but the order of the output.
     order = np.argsort(rows["row_id"].to_numpy(dtype=str)[original], kind="stable")
-    strata = _strata(rows[original], n)[order]
+    strata = _strata(rows[original], n, group_by != "query")[order]
     splitter = StratifiedGroupKFold(n_splits=n, shuffle=True, random_state=seed)
     fold_of_group: dict[int, int] = {}
     with warnings.catch_warnings():
@@ -40,25 +44,46 @@ def assign_folds(rows: DataFrame, n: int, seed: int) -> np.ndarray:
     _mend(fold_of_group, groups, original, rows["label"].to_numpy(dtype=int), n)
     folds = np.array([fold_of_group[group] for group in groups.tolist()], dtype=np.int64)
     for fold in range(n):
-        check_no_leakage(rows[folds != fold], rows[folds == fold])
+        check_no_leakage(rows[folds != fold], rows[folds == fold], group_by)
     return folds
 
 
-def divisible_groups(rows: DataFrame, n: int) -> np.ndarray:
-    """`tied_groups`; raises UserError where they cannot be divided into n folds, both labels outside of each, whatever
-    the sizes of the groups."""
-    groups, labels = tied_groups(rows), rows["label"].to_numpy(dtype=int)
+def divisible_groups(rows: DataFrame, n: int, group_by: str = "query") -> np.ndarray:
+    """`tied_groups`, or the groups of `group_by`; raises UserError where they cannot be divided into n folds, both
+    labels outside of each, whatever the sizes of the groups."""
+    by_query, labels = group_by == "query", rows["label"].to_numpy(dtype=int)
+    groups = tied_groups(rows) if by_query else _prefix_groups(rows, group_by)
+    one, many = ("query", "queries") if by_query else ("path prefix", "path prefixes")
     distinct = len(np.unique(groups[(rows["origin"] == "original").to_numpy()]))
     if distinct < n:
-        raise UserError(f"folds.n = {n}: only {distinct} distinct queries to divide; lower folds.n or bring more rows")
+        raise UserError(f"folds.n = {n}: only {distinct} distinct {many} to divide; lower folds.n or bring more rows")
     for label in (0, 1):
         having = len(np.unique(groups[labels == label]))
         if having < 2:
             raise UserError(
-                f"folds: {'only one query has' if having else 'no query has'} training rows with label {label}, so "
-                f"that a fold's training would have none; bring rows of both labels, of two queries or more each"
+                f"folds: {'only' if having else 'no'} {'one ' * having}{one} has training rows with label {label}, so "
+                f"that a fold's training would have none; bring rows of both labels, of two {many} or more each"
             )
     return groups
+
+
+def _prefix_groups(rows: DataFrame, group_by: str) -> np.ndarray:
+    """Group number of each row: the first levels of its path, of a derived row those of the original row it comes
+    from."""
+    prefixes = _prefixes(rows["target"], group_by)
+    own = dict(zip(rows["row_id"], prefixes, strict=True))
+    found, _ = pd.factorize(np.array([own[_root(name)] for name in rows["row_id"]], dtype=object), sort=True)
+    return found
+
+
+def _prefixes(paths: Iterable[str], group_by: str) -> list[str]:
+    levels = int(group_by.removeprefix(PATH_PREFIX))
+    return ["\x1f".join(path_levels(path)[:levels]) for path in paths]
+
+
+def _root(row_id: str) -> str:
+    """The original row that a row is, or was made from."""
+    return row_id.partition("/")[0]
 
 
 def _mend(fold_of_group: dict[int, int], groups: np.ndarray, original: np.ndarray, labels: np.ndarray, n: int) -> None:
@@ -100,10 +125,12 @@ def _moved(fold: np.ndarray, size: np.ndarray, holders: Mapping[int, np.ndarray]
     )
 
 
-def _strata(rows: DataFrame, n: int) -> np.ndarray:
-    """Language x label of each row; coarser where no such stratum has n rows, which the splitter would refuse."""
+def _strata(rows: DataFrame, n: int, by_top: bool = False) -> np.ndarray:
+    """Language x label of each row, `by_top` x the path's top level; coarser where no such stratum has n rows, which
+    the splitter would refuse."""
     labels = rows["label"].astype(str)
-    for strata in (rows["language"] + "/" + labels, labels):
+    finest = [rows["language"] + "/" + labels + "/" + _prefixes(rows["target"], f"{PATH_PREFIX}1")] if by_top else []
+    for strata in (*finest, rows["language"] + "/" + labels, labels):
         if strata.value_counts().max() >= n:
             return strata.to_numpy(dtype=str)
     return np.zeros(len(rows), dtype=int)
@@ -129,15 +156,23 @@ def _keys(queries: Series) -> np.ndarray:
     return np.array([normalise(text) for text in distinct], dtype=object)[place]
 
 
-def check_no_leakage(training: DataFrame, scored: DataFrame) -> None:
-    """Raises CheckFailed where the two share a group or a normalised query, naming the first."""
-    for what, ours, theirs in (
-        ("group", set(training["group"]), set(scored["group"])),
-        ("query", set(map(normalise, set(training["query"]))), set(map(normalise, set(scored["query"])))),
-    ):
+def check_no_leakage(training: DataFrame, scored: DataFrame, group_by: str = "query") -> None:
+    """Raises CheckFailed where the two share a group or a normalised query, naming the first; with folds by path
+    prefix, where their original rows share a prefix, or a row comes from one that is scored."""
+    if group_by == "query":
+        looked_at = [
+            ("groups", set(training["group"]), set(scored["group"])),
+            ("queries", set(map(normalise, set(training["query"]))), set(map(normalise, set(scored["query"])))),
+        ]
+    else:
+        sides = [rows[rows["origin"] == "original"] for rows in (training, scored)]
+        prefixes = [set(_prefixes(rows["target"], group_by)) for rows in sides]
+        roots = [set(map(_root, rows["row_id"])) for rows in (training, scored)]
+        looked_at = [("path prefixes", *prefixes), ("source rows", *roots)]
+    for what, ours, theirs in looked_at:
         shared = sorted(ours & theirs)
         if shared:
             raise CheckFailed(
-                f"leakage: {len(shared)} {what}s are both in the training rows and in the rows they are scored on, "
+                f"leakage: {len(shared)} {what} are both in the training rows and in the rows they are scored on, "
                 f"e.g. {shared[0]!r}; the folds must not be used"
             )

@@ -10,7 +10,7 @@ import numpy as np
 from pandas import DataFrame
 from peft import PeftModel
 
-from analyticup.corpus.tables import FOLDS, load_table, save_table, scored_splits, training_rows
+from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table, scored_splits, training_rows
 from analyticup.engine.artifacts import fingerprint
 from analyticup.engine.job import Counts, Job, tracked_stage
 from analyticup.metrics import binary_metrics
@@ -23,14 +23,14 @@ from analyticup.training.folds import assign_folds, check_no_leakage
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
 # Of a training, by its purpose.
-JOB_TYPES = {"filter": "judge", "train": "train"}
+JOB_TYPES = {"filter": "judge", "pretrain": "train", "train": "train"}
 
 
 def folds(job: Job) -> Counts:
     """Writes the fold of every training row; counts original and all rows of each."""
     rows = training_rows(job.inputs["rows"])
     n = job.settings.folds.n
-    fold = assign_folds(rows, n, derive_seed(job.settings.seed, "folds", job.task))
+    fold = assign_folds(rows, n, derive_seed(job.settings.seed, "folds", job.task), job.settings.folds.group_by)
     save_table({"row_id": rows["row_id"].tolist(), "fold": fold}, job.out / FOLDS)
     original = (rows["origin"] == "original").to_numpy()
     sizes = {
@@ -39,12 +39,27 @@ def folds(job: Job) -> Counts:
     return {"rows": len(rows), **sizes}
 
 
-def with_folds(job: Job) -> tuple[DataFrame, DataFrame]:
-    """(rows before filtering, rows to train on), both with their fold."""
+def with_folds(job: Job, rows: str = "rows") -> tuple[DataFrame, DataFrame]:
+    """(rows before filtering, rows to train on), both with their fold; the first from the input called `rows`."""
     fold_of = load_table(job.inputs["folds"].file(FOLDS)).set_index("row_id")["fold"]
-    before = training_rows(job.inputs["rows"])
+    before = training_rows(job.inputs[rows])
     after = training_rows(job.inputs["filter"]) if "filter" in job.inputs else before
     return tuple(rows.assign(fold=rows["row_id"].map(fold_of)) for rows in (before, after))
+
+
+def pretrain(job: Job) -> Counts:
+    """What a fold of the other task starts from: an adapter for this task's original rows.
+
+    The two tasks have queries in common, and a label of one says something about the other. So the rows whose query is
+    among those that the fold holds out, by `group` as the folds are made, are left out.
+    """
+    rows = training_rows(job.inputs["rows"])
+    held_out, _ = with_folds(job, rows="other_rows")
+    held_out = held_out[(held_out["fold"] == job.fold) & (held_out["origin"] == "original")]
+    left = rows[~rows["group"].isin(set(held_out["group"]))]
+    check_no_leakage(left, held_out)
+    counts = train_adapter(job, left, left.head(0), "pretrain")
+    return {**counts, "left out, as the fold holds out their query": len(rows) - len(left)}
 
 
 def train(job: Job) -> Counts:
@@ -57,17 +72,21 @@ def train(job: Job) -> Counts:
 def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
     """Trains an adapter on `training`; writes it and the margins of `held_out`; with `check` they share no query."""
     if check:
-        check_no_leakage(training, held_out)
+        check_no_leakage(training, held_out, job.settings.folds.group_by)
+    training, held_out = as_read(training, job.inputs), as_read(held_out, job.inputs)
+    start = job.inputs["start"].folder if "start" in job.inputs else None
     settings, part = job.settings, str(job.part)
     seed = derive_seed(settings.seed, purpose, job.task, part)
     rows = {"trained on": len(training), "held out": len(held_out)}
     description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
     with tracked_stage(job, JOB_TYPES[purpose], rows) as tracked:
-        model, margins = train_fold(training, held_out, settings, job.source, seed, description, tracked, checkpoint)
+        model, margins = train_fold(
+            training, held_out, settings, job.source, seed, description, tracked, checkpoint, start
+        )
     save_adapter(model, job.out, settings.model.backbone)
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
     save_table(columns, job.out / "held_out.parquet")
-    figures = _held_out_figures(held_out, margins)
+    figures = _held_out_figures(held_out, margins) if len(held_out) else {}
     return {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
 
 
@@ -116,7 +135,7 @@ def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
     if job.settings.predict.merge_adapters:
         merge_into_copies(model)
     for split, rows in splits.items():
-        margins = score_rows(rows, model, job.settings, job.source, f"predict {job.title} {split}")
+        margins = score_rows(as_read(rows, job.inputs), model, job.settings, job.source, f"predict {job.title} {split}")
         save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
     return counts

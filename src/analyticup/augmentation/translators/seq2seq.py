@@ -57,7 +57,8 @@ class Seq2SeqTranslator(GeneratingTranslator[Seq2SeqSettings]):
 
     @classmethod
     def _how(cls, settings: Seq2SeqSettings) -> str:
-        return f"codes={sorted(_codes(settings).items())}"
+        prefix = f",prefix={settings.prefix!r}" if settings.prefix else ""
+        return f"codes={sorted(_codes(settings).items())}{prefix}"
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
@@ -90,7 +91,9 @@ class Seq2SeqTranslator(GeneratingTranslator[Seq2SeqSettings]):
         self._load(model)
         languages = self._languages(source, target)
         # A line break may mean the end of the text to the model.
-        lines = [" ".join(text.split()) for text in texts]
+        prefix = self._settings.prefix
+        prefix = prefix.replace("{target}", self._code(target)) if "{target}" in prefix else prefix
+        lines = [prefix + " ".join(text.split()) for text in texts]
         inputs = self._tokenizer(lines, return_tensors="pt", padding=True, truncation=True)
         return self._decode(self._generate(inputs, **languages))
 
