@@ -29,7 +29,12 @@ BASES = {
     "paths": ["tasks=[QC]"],
 }
 BASE_OF = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
-BASE_OF |= {"folds.group_by": "paths", "neighbours.": "stack", "ensemble.stack_features": "stack"}
+BASE_OF |= {
+    "folds.group_by": "paths",
+    "prompt.level_marker": "paths",
+    "neighbours.": "stack",
+    "ensemble.stack_features": "stack",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def _translator(job: Job, splits: Mapping[str, DataFrame], languages: Iterable[s
 def pivot(job: Job) -> Counts:
     """Writes what the model reads in the place of a query, `prompt.pivot`, for each query of training, dev and test
     that has a translation other than itself."""
-    wanted, splits = job.settings.prompt.pivot, scored_splits(job.inputs["ingest"])
+    wanted, splits = "en", scored_splits(job.inputs["ingest"])
     tables = [training_rows(job.inputs["rows"]), *splits.values()]
     asked = {pair for rows in tables for pair in zip(rows["language"], rows["query"], strict=True)}
     pairs = sorted(pair for pair in asked if pair[0] != wanted and normalise(pair[1]))
@@ -91,7 +91,7 @@ def pivot(job: Job) -> Counts:
     sources = [language for language, _ in pairs] if translator.uses_source else None
     answers = translator.translate([query for _, query in pairs], wanted, sources) if pairs else []
     found = {
-        pair: f"{pair[1]} - {answer.text}"
+        pair: answer.text if job.settings.prompt.pivot == "en_only" else f"{pair[1]} - {answer.text}"
         for pair, answer in zip(pairs, answers, strict=True)
         if answer.text is not None and normalise(answer.text) not in ("", normalise(pair[1]))
     }

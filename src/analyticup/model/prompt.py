@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Protocol
 
+from analyticup.corpus.taxonomy import split_path
 from analyticup.errors import UserError
 from analyticup.settings.schema import PromptSettings
 
@@ -76,6 +77,8 @@ class PromptEncoder:
         Queries and targets have the same length n; returns n lists, each at most
         `max_query_tokens + max_target_tokens` longer than the fixed words.
         """
+        if marker := self.settings.level_marker:
+            targets = [_marked(target, marker) for target in targets]
         limits = (self.settings.max_query_tokens, self.settings.max_target_tokens)
         # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
         cut = [
@@ -119,6 +122,12 @@ class PromptEncoder:
         if ids[0] == ids[1]:
             raise UserError(f"prompt: label words {words[0]!r} and {words[1]!r} are the same token; make them differ")
         return LabelWords(negative=ids[0][0], positive=ids[1][0])
+
+
+def _marked(path: str, marker: str) -> str:
+    """`[L1] shoes [L2] red shoes` from `shoes,red shoes`."""
+    levels = enumerate(split_path(path), 1)
+    return " ".join(f"{marker.replace('{n}', str(number))} {level}" for number, level in levels)
 
 
 class PairEncoder(PromptEncoder):

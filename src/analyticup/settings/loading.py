@@ -253,6 +253,8 @@ def _together_problems(own: Settings, task: str) -> Iterator[str]:
         yield f"train.start_from = other_task needs the rows of both tasks; set tasks=[{', '.join(TASKS)}]"
     if own.prompt.pivot != "none" and own.translate.translator == "seq2seq" and not own.translate.seq2seq.model:
         yield f"prompt.pivot = {own.prompt.pivot} translates with translate.seq2seq.model; set that"
+    if task == "QI" and own.prompt.level_marker is not None:
+        yield "prompt.level_marker: the targets of QI are titles, not category paths; set it for QC"
     if own.folds.group_by == "query":
         return
     if task == "QI":

@@ -264,8 +264,12 @@ class PromptSettings(Section):
     )
     # As the winner does; translated by translate.translator, whether rows are translated or not. Rows in English, and
     # queries that the translator refuses, stay as they are (assumed).
-    pivot: Literal["none", "en"] = Field(
-        "none", description="en = {query} is the query, ` - ` and its English translation."
+    pivot: Literal["none", "en", "en_only"] = Field(
+        "none", description="en = {query} is the query, ` - ` and its English translation; en_only = the translation."
+    )
+    # As a rival's hierarchy tokens, whose form is assumed.
+    level_marker: Text | None = Field(
+        None, description="QC: stands before each level of a path in the prompt, e.g. `[L{n}]`; {n} = its number."
     )
     positive_word: Text = Field("yes", description="Label word of 1.")
     negative_word: Text = Field("no", description="Label word of 0.")

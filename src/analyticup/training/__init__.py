@@ -28,6 +28,7 @@ def training_settings(settings: Settings) -> dict[str, Any]:
         (model, "head", "label_word"),
         (model["lora"], "enabled", True),
         (prompt, "pivot", "none"),
+        (prompt, "level_marker", None),
         (train, "start_from", "base"),
     ):
         if own[name] == usual:
