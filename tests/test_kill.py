@@ -43,6 +43,8 @@ TINY = [
     "QI.translate.rows_per_language=4",
     "QI.data.train_rows=44",
     "train.batch_rows=8",
+    # The run that is not killed has one.
+    "QI.predict.shards=3",
     # More than eight batches of them.
     "embedder.batch_size=1",
 ]
@@ -120,6 +122,7 @@ POINTS = [
     Point(WRITE, "artifacts/.unfinished-filter_model-QI-fold1", goes_on="epoch 2"),
     stage("filter", "QI"),
     step(4, "train-QI-fold1", "batch 3 of epoch 1"),
+    Point(RUNS["predict"], "shard=Shard(number=1, of=3)", when="after"),
     stage("predict", "QI", 0),
     stage("threshold", "QI"),
     Point("analyticup.submission.write:zip_submission"),
@@ -221,7 +224,7 @@ def place(server: Server, tmp_path: Path) -> Place:
 def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A run that nothing interrupts, and that writes no step checkpoint."""
     place = Place(tmp_path_factory.mktemp("whole") / "place", server)
-    assert place.run(more=("machine.checkpoint_minutes=0",)) == 0, place.printed()[-2000:]
+    assert place.run(more=("machine.checkpoint_minutes=0", "QI.predict.shards=1")) == 0, place.printed()[-2000:]
     return place
 
 

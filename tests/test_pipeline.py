@@ -125,7 +125,8 @@ def test_a_lost_fold_runs_again_with_what_follows_and_gives_the_same_bytes(
     before = digests(copy / "submissions" / "sample")
     kept = digests(copy / "artifacts")
     shutil.rmtree(one(copy, "train-QC-fold0-*"))
-    assert run_main(copy) == 0
+    # The scores come in shards this time.
+    assert run_main(copy, "predict.shards=3") == 0
     lines = capsys.readouterr().out.splitlines()
     ran = {line.split("] ")[1].split(":")[0] for line in lines if ": running" in line}
     followers = {"train-QC-fold0", "predict-QC-fold0", "ensemble-QC", "threshold-QC", "submit-all", "report-all"}
@@ -136,6 +137,9 @@ def test_a_lost_fold_runs_again_with_what_follows_and_gives_the_same_bytes(
     again = digests(copy / "artifacts")
     adapters = [name for name in kept if name.endswith("adapter_model.safetensors")]
     assert len(adapters) == 6 and all(again[name] == kept[name] for name in adapters)
+    scores = [name for name in kept if name.startswith("predict-") and name.endswith(".parquet")]
+    assert len(scores) == 8 and all(again[name] == kept[name] for name in scores)
+    assert not (copy / "artifacts" / "shards").exists()
 
 
 def test_plan_lists_every_stage_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

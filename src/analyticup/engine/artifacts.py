@@ -121,7 +121,8 @@ class StageRecord(_RecordFile):
     `code` (version of the stage's code), `settings` and `raw` (official file name -> sha256) are part of the identity.
     `inputs` are the digests of the folders it was made from, `input_folders` their names, both by the input's name;
     `counts` is what the stage returned, `started` when it did by the clock (seconds since 1970), `seconds` the time it
-    took, `memory` the most resident bytes of its process, those that it started included.
+    took, `memory` the most resident bytes of its process, those that it started included; of one that was made in
+    shards, their first start, and the sum and the most of theirs.
     """
 
     stage: str = ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from analyticup.engine.artifacts import Artifact, StageRecord, fingerprint, read_artifact
 from analyticup.engine.files import discard, publish_folder, tidy
-from analyticup.engine.graph import Node, Status, inspect_node
+from analyticup.engine.graph import WHOLE, Node, Status, inspect_node, inspect_shards, shards_folder
 from analyticup.engine.job import Job, given_files
 from analyticup.engine.memory import Watch, peak, reset_peak
 from analyticup.engine.workers import Runner, imported
@@ -41,7 +41,8 @@ def execute(
     given: Sequence[Status] = (),
 ) -> Iterator[Status | Done]:
     """Runs what is not cached, in list order, as soon as a node's inputs are done and a worker is free. Yields a Status
-    before each node and a Done after it.
+    before each node and a Done after it. A node that is cut starts with its shards, which are no nodes of the run:
+    nothing is yielded for them.
 
     `environment` (versions, git revision) goes into the records. When a stage runs again, so does all that depends on
     it. Several runs may share a `runner`, and with it what it has loaded. `given` are inputs that are not among the
@@ -65,40 +66,66 @@ class _Execution:
         self.running: dict[Future[Artifact], Status] = {}
         self.found: dict[str, Status] = {}
         self.ran: set[str] = set()
+        # Of nodes whose shards are made, and of the shards: what is known before they start.
+        self.begun: dict[str, Status] = {}
 
     def steps(self) -> Iterator[Status | Done]:
         while self.waiting or self.running:
             while len(self.running) < self.runner.count and (node := self._next()) is not None:
+                if node.identity in self.begun:
+                    self._start(self.begun[node.identity])
+                    continue
                 status = inspect_node(node, self.artifacts / node.name, self.found, self.ran)
                 yield status
                 if status.artifact is not None:
                     yield self._done(status, status.artifact)
+                elif node.shards:
+                    self._begin(status)
                 else:
                     self._start(status)
             for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                 status = self.running.pop(future)
                 with _naming(status.node):
                     artifact = future.result()
+                if status.node.part.shard != WHOLE:
+                    self._keep(status, artifact)
+                    continue
                 self.ran.add(status.node.identity)
                 yield self._done(status, artifact)
-        tidy(_resume_file(self.artifacts, "").parent)
+        for shared in (_resume_file(self.artifacts, ""), shards_folder(self.artifacts / "none")):
+            tidy(shared.parent)
 
     def _next(self) -> Node | None:
-        """The first node whose inputs are all there."""
+        """The first node whose inputs are all there, and its shards where they were begun."""
         for place, node in enumerate(self.waiting):
-            if all(other.identity in self.found for other in node.inputs.values()):
+            needed = [*node.inputs.values(), *(node.shards if node.identity in self.begun else ())]
+            if all(other.identity in self.found for other in needed):
                 return self.waiting.pop(place)
         return None
 
+    def _begin(self, status: Status) -> None:
+        """Puts a node's shards before all that waits, and itself behind them."""
+        shards = inspect_shards(status.node, status.folder, self.found, self.ran)
+        for shard in shards:
+            if shard.artifact is not None:
+                self._keep(shard, shard.artifact)
+        missing = [shard for shard in shards if shard.artifact is None]
+        self.begun |= {one.node.identity: one for one in [status, *missing]}
+        self.waiting[:0] = [*(shard.node for shard in missing), status.node]
+
     def _start(self, status: Status) -> None:
         inputs = {name: self.found[other.identity].artifact for name, other in status.node.inputs.items()}
-        call = partial(_run, status.node, status.folder, inputs, self.settings, self.group, self.tags, self.environment)
-        self.running[self.runner.submit(call, self.settings)] = status
+        shards = tuple(self.found[shard.identity].artifact for shard in status.node.shards)
+        given = (inputs, shards, self.settings, self.group, self.tags, self.environment)
+        self.running[self.runner.submit(partial(_run, status.node, status.folder, *given), self.settings)] = status
+
+    def _keep(self, status: Status, artifact: Artifact) -> None:
+        self.found[status.node.identity] = Status(status.node, status.folder, artifact, status.reason)
 
     def _done(self, status: Status, artifact: Artifact) -> Done:
-        node = status.node
-        self.found[node.identity] = Status(node, status.folder, artifact, status.reason)
-        discard(_resume_file(self.artifacts, node.name))
+        self._keep(status, artifact)
+        for left in (_resume_file(self.artifacts, status.node.name), shards_folder(status.folder)):
+            discard(left)
         return Done(status, artifact, ran=status.artifact is None)
 
 
@@ -123,6 +150,7 @@ def _run(
     node: Node,
     folder: Path,
     inputs: Mapping[str, Artifact],
+    shards: tuple[Artifact, ...],
     settings: Settings,
     group: str,
     tags: tuple[str, ...],
@@ -134,6 +162,7 @@ def _run(
     digests = {name: artifact.digest for name, artifact in inputs.items()}
     resumes = {"node": node.identity, "inputs": digests, "packages": environment.get("packages", {})}
     own = task_settings(settings, node.task) if node.task in TASKS else settings
+    artifacts = resolve(settings.paths.artifacts)
     with _naming(node), publish_folder(folder) as scratch:
         job = Job(
             task=node.task,
@@ -143,13 +172,14 @@ def _run(
             out=scratch,
             files=given_files(own, node.file_hashes, inputs.get("sample")),
             cache=resolve(settings.paths.cache),
-            logs=resolve(settings.paths.artifacts),
+            logs=artifacts,
             group=group,
-            resume_file=_resume_file(folder.parent, node.name),
+            resume_file=_resume_file(artifacts, node.name),
             resume_identity=fingerprint(resumes),
             source=source,
             made=Made(node.stage.name, node.title, node.identity),
             tags=tags,
+            shards=shards,
         )
         with Watch() as watch:
             counts = imported(node.stage.run)(job)
@@ -164,10 +194,10 @@ def _run(
             inputs=digests,
             input_folders={name: artifact.folder.name for name, artifact in inputs.items()},
             counts=counts,
-            started=round(clock, 2),
-            seconds=round(time.monotonic() - started, 2),
+            started=round(min([clock, *(one.record.started for one in shards)]), 2),
+            seconds=round(time.monotonic() - started + sum(one.record.seconds for one in shards), 2),
             # The watch knows the processes that the stage started, but looks only now and then.
-            memory=max(peak(), watch.peak),
+            memory=max(peak(), watch.peak, *(one.record.memory for one in shards)),
             environment=dict(environment),
         )
         record.save(scratch)

@@ -177,9 +177,12 @@ def clean_cache(cache: Path) -> list[str]:
 
 
 def discard(path: Path) -> None:
-    """Removes a file that a stage resumes from, and what a killed write left of it."""
-    for file in (path, scratch_path(path)):
-        file.unlink(missing_ok=True)
+    """Removes a file or folder that a stage resumes from, and what a killed write left of it."""
+    for one in (path, scratch_path(path)):
+        if one.is_dir():
+            shutil.rmtree(one)
+        else:
+            one.unlink(missing_ok=True)
 
 
 def tidy(folder: Path) -> None:

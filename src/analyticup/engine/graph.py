@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from analyticup.engine.artifacts import Artifact, Unusable, fingerprint, read_artifact
 from analyticup.settings.schema import Settings
+
+Item = TypeVar("Item")
+# Below the folder of artifacts, a folder for each node whose shards are at work.
+SHARDS = "shards"
 
 
 def nothing(own: Settings) -> Mapping[str, Any]:
@@ -18,9 +22,26 @@ def nothing(own: Settings) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Into how many shards the work of a node is cut, and what decides which shard does what, besides their number."""
+
+    pieces: int = 1
+    by: Mapping[str, Any] = field(default_factory=dict)
+
+
+UNCUT = Cut()
+
+
+def uncut(own: Settings) -> Cut:
+    """For stages that do all their work at once."""
+    return UNCUT
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a room offers. `run` is "module:function", imported only where the stage runs, so that a plan is instant;
-    `settings` gives the part of a task's settings that decides the stage's bytes.
+    `settings` gives the part of a task's settings that decides the stage's bytes. With a `cut` it does its work in
+    shards and puts them together; neither its bytes nor its identity show how many there were.
 
     Raise `version` when the stage writes other bytes from the same settings and inputs.
     """
@@ -29,19 +50,39 @@ class Stage:
     version: int
     run: str
     settings: Callable[[Settings], Mapping[str, Any]] = nothing
+    cut: Callable[[Settings], Cut] = uncut
+
+
+class Shard(NamedTuple):
+    """Every `of`th piece of some work, from piece `number` (0 to of - 1) on."""
+
+    number: int
+    of: int
+
+    def take(self, pieces: Sequence[Item]) -> Sequence[Item]:
+        return pieces[self.number :: self.of]
+
+    def __str__(self) -> str:
+        return f"shard{self.number + 1}of{self.of}" if self.of > 1 else ""
+
+
+WHOLE = Shard(0, 1)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which of a task's nodes of one stage: the fold (None = none or all), what it is for, and the round from 1."""
+    """Which of a task's nodes of one stage: the fold (None = none or all), what it is for, the round from 1, and the
+    shard of its work."""
 
     fold: int | None = None
     purpose: str = ""
     round: int = 1
+    shard: Shard = WHOLE
 
     def __str__(self) -> str:
         fold = "" if self.fold is None else f"fold{self.fold}"
-        return "-".join(filter(None, (fold, self.purpose, f"round{self.round}" if self.round > 1 else "")))
+        turn = f"round{self.round}" if self.round > 1 else ""
+        return "-".join(filter(None, (fold, self.purpose, turn, str(self.shard))))
 
 
 @dataclass(frozen=True)
@@ -57,6 +98,16 @@ class Node:
     decides: Mapping[str, Any]
     inputs: Mapping[str, Node]
     file_hashes: Mapping[str, str]
+    cut: Cut = UNCUT
+
+    @cached_property
+    def shards(self) -> tuple[Node, ...]:
+        """The nodes that do its work, where it is cut: what they make is gone once this one is done."""
+        if self.cut.pieces == 1:
+            return ()
+        parts = [replace(self.part, shard=Shard(number, self.cut.pieces)) for number in range(self.cut.pieces)]
+        decides = {**self.decides, **self.cut.by}
+        return tuple(replace(self, part=part, decides=decides, cut=UNCUT) for part in parts)
 
     @property
     def title(self) -> str:
@@ -97,7 +148,8 @@ class Graph:
     ) -> Node:
         """A new node; of the official `files` those that are there enter its identity."""
         known = {name: self.hashes[name] for name in files if name in self.hashes}
-        self.nodes.append(Node(stage, task, part or Part(), stage.settings(own), dict(inputs or {}), known))
+        given = (stage.settings(own), dict(inputs or {}), known, stage.cut(own))
+        self.nodes.append(Node(stage, task, part or Part(), *given))
         return self.nodes[-1]
 
 
@@ -128,8 +180,26 @@ def inspect(nodes: Sequence[Node], artifacts: Path) -> list[Status]:
     return [found[node.identity] for node in nodes]
 
 
+def shards_folder(folder: Path) -> Path:
+    """Where the shards of the node with this folder are, however many there are."""
+    return folder.parent / SHARDS / folder.name
+
+
 def inspect_node(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str] = ()) -> Status:
     """The status of one node; `found` holds those of its inputs, `ran` the identities of what ran in this run."""
+    status = _inspect(node, folder, found, ran)
+    if status.artifact is not None or not node.shards:
+        return status
+    made = [one.artifact is not None for one in inspect_shards(node, folder, found, ran)]
+    return replace(status, reason=f"{status.reason}; {sum(made)} of {len(made)} shards are made")
+
+
+def inspect_shards(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str] = ()) -> list[Status]:
+    """The status of each of a node's shards; arguments as for `inspect_node`."""
+    return [_inspect(shard, shards_folder(folder) / str(shard.part.shard), found, ran) for shard in node.shards]
+
+
+def _inspect(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str]) -> Status:
     read = read_artifact(folder, node.identity)
     if isinstance(read, Unusable):
         return Status(node, folder, None, read.reason)

@@ -28,6 +28,9 @@ class Job:
 
     `group`, `tags` and `made` are what the run and this stage are called in W&B.
 
+    `shards` are those of its work, where it was done in several: the stage puts them together. In one of them
+    `part.shard` says which it is.
+
     `resume_file` is where a stage may keep what it resumes from after an interruption; the engine removes it when the
     stage is done. `resume_identity` hashes all that must be the same then, except the device.
     """
@@ -46,6 +49,7 @@ class Job:
     source: Any = field(repr=False)
     made: Made | None = None
     tags: tuple[str, ...] = ()
+    shards: tuple[Artifact, ...] = ()
 
     @property
     def fold(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from analyticup.model.batches import scoring_batches, training_batches
+from analyticup.model.batches import EncodedRows, scoring_batches, training_batches
 from analyticup.model.packing import packed_batches
 from analyticup.model.passes import Cutter
 
@@ -29,11 +29,14 @@ class _From:
         return self.total
 
 
+def batches_to_score(rows: EncodedRows, packing: bool, max_tokens: int) -> list[list[int]]:
+    """See `packed_batches` or `scoring_batches`."""
+    return packed_batches(rows.tokens, max_tokens) if packing else scoring_batches(rows.lengths(), max_tokens)
+
+
 def scoring_loader(cut: Cutter, max_tokens: int) -> Any:
-    """A DataLoader over the rows for scoring: see `packed_batches` or `scoring_batches`."""
-    tokens = cut.rows.tokens
-    batches = packed_batches(tokens, max_tokens) if cut.packing else scoring_batches(cut.lengths, max_tokens)
-    return step_loader(cut, [[batch] for batch in batches])
+    """A DataLoader over all rows for scoring."""
+    return step_loader(cut, [[batch] for batch in batches_to_score(cut.rows, cut.packing, max_tokens)])
 
 
 def step_loader(cut: Cutter, steps: Sequence[Sequence[Sequence[int]]], first: int = 0) -> Any:

@@ -531,6 +531,9 @@ class PredictSettings(Section):
     max_batch_tokens: RunOnly[int] = Field(
         4096, ge=1, description="Tokens in one forward pass as attention sees them: each prompt whole and padded."
     )
+    # A shard is kept until its fold is scored, so that an interrupted run resumes there; workers score several at once.
+    # It has whole batches, so the bytes are the same for any number.
+    shards: RunOnly[int] = Field(1, ge=1, le=1000, description="Parts in which a fold's dev and test rows are scored.")
     # Faster, but rounded to the backbone's dtype.
     merge_adapters: bool = Field(False, description="Add the adapters to the weights before dev and test are scored.")
     # It needs a C++ compiler.

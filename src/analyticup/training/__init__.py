@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analyticup.engine.graph import Stage
+from analyticup.engine.graph import Cut, Stage
 from analyticup.model.pins import identity
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training.published import adapters_identity
@@ -64,10 +64,15 @@ def predict_settings(own: Settings) -> dict[str, Any]:
     return scoring_settings(own, "merge_adapters", "compile_min_rows")
 
 
+def predict_cut(own: Settings) -> Cut:
+    """Shards have whole batches, so another size of these makes other shards."""
+    return Cut(own.predict.shards, {"max_batch_tokens": own.predict.max_batch_tokens})
+
+
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
 PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
 TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
 # In the place of TRAIN where adapters are given.
 ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings)
-PREDICT = Stage("predict", version=2, run="analyticup.training.stage:predict", settings=predict_settings)
+PREDICT = Stage("predict", 2, "analyticup.training.stage:predict", predict_settings, predict_cut)

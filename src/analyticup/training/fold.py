@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,13 @@ from lightning import Callback
 from pandas import DataFrame
 from peft import PeftModel
 
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, fill_adapter, frozen_layers
 from analyticup.model.batches import EncodedRows, batch_limits
 from analyticup.model.checkpoint import StepCheckpoint, resumption
 from analyticup.model.compiling import compiled
-from analyticup.model.data import FoldData, scoring_loader
+from analyticup.model.data import FoldData, batches_to_score, scoring_loader, step_loader
 from analyticup.model.fused import fuse_adapters
 from analyticup.model.heads import layers_of
 from analyticup.model.module import LabelWordModule, decoder, recompute
@@ -116,28 +118,43 @@ def _telemetry(held_out: DataFrame, to_score: Cutter, settings: Settings, cut: C
 
 
 def score_rows(
-    rows: DataFrame, model: PeftModel, settings: Settings, source: ModelSource, description: str
+    rows: DataFrame,
+    model: PeftModel,
+    settings: Settings,
+    source: ModelSource,
+    description: str,
+    shard: Shard = WHOLE,
 ) -> np.ndarray:
-    """Logit margins of the rows under one adapter, float32 [rows]; rows with equal prompts are scored once."""
+    """Logit margins of the rows under one adapter, float32 [rows]; rows with equal prompts are scored once.
+
+    NaN for rows that are not in the `shard`. It takes whole batches, cut from all rows, so that a score comes from the
+    same forward pass whatever the number of shards.
+    """
     if not len(rows):
         return np.zeros(0, dtype=np.float32)
     encoder = source.encoder(settings)
     encoded = encode_rows(rows, encoder)
     place: dict[tuple[int, ...], int] = {}
     which = np.array([place.setdefault(tuple(ids), len(place)) for ids in encoded.tokens])
-    distinct = EncodedRows(list(place), [-1] * len(place))
+    every = EncodedRows(list(place), [-1] * len(place))
+    batches = shard.take(batches_to_score(every, source.packing, settings.predict.max_batch_tokens))
+    own = sorted(chain.from_iterable(batches))
+    if not own:
+        return np.full(len(rows), np.nan, dtype=np.float32)
+    number = {row: at for at, row in enumerate(own)}
+    distinct = every.take(own)
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     distinct = with_states(distinct, model, frozen, source, description)
     if source.machine.device == "cuda" and settings.predict.compile_min_rows is None:
         fuse_adapters(model)
     cut = Cutter(distinct, source.pad_id, source.packing, limit=source.memory_limits["scoring"])
-    loader = scoring_loader(cut, settings.predict.max_batch_tokens)
+    loader = step_loader(cut, [[[number[row] for row in batch]] for batch in batches])
     module = LabelWordModule(model, source.words(settings), settings.train, 1, frozen, description)
     with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, len(place), gradients=False):
         trainer = make_trainer(source.machine, None, [Progress(description, 0, distinct)], settings)
         with interruptible():
             outputs = trainer.predict(module, loader)
-    margins = np.empty(len(place), dtype=np.float32)
+    margins = np.full(len(place), np.nan, dtype=np.float32)
     for numbers, values in outputs:
-        margins[numbers.numpy()] = values.numpy()
+        margins[np.array(own)[numbers.numpy()]] = values.numpy()
     return margins[which]

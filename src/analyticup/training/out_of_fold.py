@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from pandas import DataFrame
@@ -19,9 +19,12 @@ def gathered(rows: DataFrame, inputs: Mapping[str, Artifact], role: str) -> Data
     parts = [
         load_table(inputs[name].file("held_out.parquet")).assign(part=name.removeprefix(f"{role}-")) for name in names
     ]
+    return in_order(rows, parts, f"{role}: the folds' scores", "the folds do not fit the rows")[["margin", "part"]]
+
+
+def in_order(rows: DataFrame, parts: Sequence[DataFrame], what: str, fault: str) -> DataFrame:
+    """The scores in `parts` as one table, by row_id in the order of the rows; CheckFailed where a row has not one."""
     scored = pd.concat(parts).set_index("row_id")
     if not scored.index.is_unique or not rows["row_id"].isin(scored.index).all():
-        raise CheckFailed(
-            f"{role}: the folds' scores do not cover every row exactly once; the folds do not fit the rows"
-        )
-    return scored.loc[rows["row_id"], ["margin", "part"]]
+        raise CheckFailed(f"{what} do not cover every row exactly once; {fault}")
+    return scored.loc[rows["row_id"]]

@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table, scored_splits, training_rows
 from analyticup.engine.artifacts import fingerprint
+from analyticup.engine.graph import WHOLE
 from analyticup.engine.job import Counts, Job, tracked_stage
 from analyticup.metrics import binary_metrics
 from analyticup.model.backbone import load_adapter, merge_into_copies, save_adapter
@@ -19,6 +20,7 @@ from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.seeds import derive_seed
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
+from analyticup.training.out_of_fold import in_order
 
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
@@ -118,13 +120,15 @@ def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
 
 
 def predict(job: Job) -> Counts:
-    """Writes the margins of the dev and test rows under one fold's adapter."""
+    """Writes the margins of the dev and test rows under one fold's adapter, or of one shard of them."""
     splits = scored_splits(job.inputs["rows"])
+    if job.part.shard != WHOLE:
+        return _predict(job, splits)
     with tracked_stage(job, "predict", {name: len(rows) for name, rows in splits.items()}) as tracked:
         started = time.monotonic()
-        counts = _predict(job, splits)
+        counts = _from_shards(job, splits) if job.shards else _predict(job, splits)
         if tracked is not None:
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started + sum(shard.record.seconds for shard in job.shards)
             tracked.summary.update({"predict/rows_per_second": sum(counts.values()) / seconds})
     return counts
 
@@ -135,7 +139,21 @@ def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
     if job.settings.predict.merge_adapters:
         merge_into_copies(model)
     for split, rows in splits.items():
-        margins = score_rows(as_read(rows, job.inputs), model, job.settings, job.source, f"predict {job.title} {split}")
-        save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")
-        counts[split] = len(rows)
+        title, read = f"predict {job.title} {split}", as_read(rows, job.inputs)
+        margins = score_rows(read, model, job.settings, job.source, title, job.part.shard)
+        own = ~np.isnan(margins)
+        save_table({"row_id": rows["row_id"][own].tolist(), "margin": margins[own]}, job.out / f"{split}.parquet")
+        counts[split] = int(own.sum())
     return counts
+
+
+def _from_shards(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
+    """Writes what scoring all rows at once would write."""
+    for split, rows in splits.items():
+        parts = [load_table(shard.file(f"{split}.parquet")) for shard in job.shards]
+        scored = in_order(
+            rows, parts, f"predict {job.title} {split}: the shards", "delete the folder shards in paths.artifacts"
+        )
+        columns = {"row_id": rows["row_id"].tolist(), "margin": scored["margin"].to_numpy()}
+        save_table(columns, job.out / f"{split}.parquet")
+    return {split: len(rows) for split, rows in splits.items()}

@@ -21,6 +21,7 @@ from sklearn.utils import murmurhash3_32
 import analyticup.augmentation.stage as augmentation
 import analyticup.training.stage as training_stages
 from analyticup.augmentation.embedders import CachedEmbedder
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.experiments.bench.generated import romanised
 from analyticup.settings.schema import EmbedderSettings, Settings
 from analyticup.training import fold
@@ -84,10 +85,21 @@ class _FewRows:
         model, _ = self.train(few, held_out.head(TRAINED_ROWS), settings, source, seed, *rest)
         return model, invented_margins(held_out, seed)
 
-    def score_rows(self, rows: DataFrame, model: PeftModel, settings: Settings, source: ModelSource, title: str) -> Any:
+    def score_rows(
+        self,
+        rows: DataFrame,
+        model: PeftModel,
+        settings: Settings,
+        source: ModelSource,
+        title: str,
+        shard: Shard = WHOLE,
+    ) -> Any:
         fold.encode_rows(rows, source.encoder(settings))
         self.score(rows.head(SCORED_ROWS), model, settings, source, title)
-        return invented_margins(rows)
+        margins = np.full(len(rows), np.nan, dtype=np.float32)
+        own = list(shard.take(range(len(rows))))
+        margins[own] = invented_margins(rows)[own]
+        return margins
 
 
 def put_in() -> None:
