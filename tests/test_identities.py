@@ -127,12 +127,12 @@ PINNED = {
         "report-all": "a4b18bdeeb287ac5b535f7eac7028d496a4dff68c4283d317b9bdc6012216842",
     },
     "seedx": {
-        "translate-QI": "7fa0c0d605367fc7198f873c45f639854c4752511a97b6c4ae1bcb5d93b86814",
-        "report-all": "716f3f62a94fe048738c388eecc0e02e4fb169706bba0ecf6ee46fead57655c1",
+        "translate-QI": "38c45f8462001f828623d74c385ffa9cb0e19847424c2fd92976e38efe3b6dc9",
+        "report-all": "bc094acbce3b30813e26444dbaf1a6d07aa603251989274bd997b20c64e3ac66",
     },
     "seq2seq": {
-        "translate-QI": "948fa2080741bd55c8934c3785f7c33d5e36a6d2b0bc4d8436db536752f68345",
-        "report-all": "f678f3735a9686ddd3c4cb68f950e2a6a4a0d15b5f731035493bdd02f07af0cb",
+        "translate-QI": "b80d39062864e3f65e91207a17b190a5923910bd32c0c511b32034edcac90ec2",
+        "report-all": "590dda2865cb09e0b11268165fee1fc1d90e80aeaa13f7acfcd012d1725cc6d7",
     },
     "sample": {
         "translate-QI": "878889c8c12053ae18b9ddf782130107897f0379184f15be464d9b048b7f6e00",

@@ -112,6 +112,24 @@ def test_a_costly_translator_is_asked_for_the_sample_alone_and_a_selective_one_f
     assert selective_counts["de"]["kept"] == 8 and selective_counts["de"]["not sampled"] == 72
 
 
+def test_a_costly_translator_is_asked_anew_for_rows_that_gave_none():
+    rows, settings = rows_of(*MIXED), TranslateSettings(rows_per_language=20)
+    plain = StubTranslator()
+    translate_rows(rows, settings, plain, ["de"], seed=1)
+    refused = plain.asked[:7]
+    new, counts, _ = translate_rows(rows, settings, StubTranslator(dict.fromkeys(refused)), ["de"], seed=1)
+    assert counts["de"]["asked"] == 27 and counts["de"]["refused"] == 7 and counts["de"]["kept"] == 20
+    first, *_ = translate_rows(rows, settings, StubTranslator(), ["de"], seed=1)
+    assert new["label"].value_counts().to_dict() == first["label"].value_counts().to_dict()
+    # Until the pool is empty, or hope is lost.
+    few = StubTranslator(dict.fromkeys(plain.asked[:20]))
+    assert translate_rows(rows, settings.replace(rows_per_language=80), few, ["de"], seed=1)[1]["de"]["asked"] == 80
+    many = rows_of(*(("en", f"query {n}", "path", n % 2) for n in range(2000)))
+    nothing = StubTranslator({f"query {n}": None for n in range(2000)})
+    _, counts, _ = translate_rows(many, settings.replace(rows_per_language=300), nothing, ["de"], seed=1)
+    assert counts["de"]["asked"] == 600 and counts["de"]["kept"] == 0
+
+
 def test_a_selective_sample_is_drawn_from_what_could_be_translated():
     known = {f"en query {number}": f"anfrage {number}" for number in range(6)}
     answers = {query: known.get(query) for _, query, _, _ in MIXED}

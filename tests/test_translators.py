@@ -46,7 +46,7 @@ def test_each_is_built_and_identified_by_its_own_settings(name: str, tmp_path: P
     made: Translator = build_translator(settings, Tools(tmp_path, Machine("cpu", None), {}, NoEmbedder))
     assert isinstance(getattr(made, "inner", made), TRANSLATORS[name][0])
     common = {"languages", "positive_share", "rows_per_language", "seed", "source_languages", "translator", "volumes"}
-    of_its_own = {"lexicon": {"tables"}, "mined": {"mined", "embedder", "search"}}.get(name, {"model"})
+    of_its_own = {"lexicon": {"tables"}, "mined": {"mined", "embedder", "search"}}.get(name, {"model", "redraws"})
     assert set(_translate_identity(Settings(translate=settings))) == common | of_its_own
     assert list(tmp_path.iterdir()) == []
 

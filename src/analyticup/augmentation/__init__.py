@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from analyticup.augmentation.embedder_pin import embedder_identity
-from analyticup.augmentation.translators import translator_identity
+from analyticup.augmentation.translators import translator_identity, translator_of
 from analyticup.engine.graph import Stage
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training import scoring_settings
@@ -17,6 +17,8 @@ def embedder_settings(settings: Settings) -> dict[str, Any]:
 
 def translate_settings(settings: Settings) -> dict[str, Any]:
     own = settings.translate
+    # Since a costly translator is asked anew for rows that gave none, it makes more of them.
+    redraws = {} if translator_of(own)[0].selective else {"redraws": True}
     return {
         "translator": own.translator,
         "languages": own.languages,
@@ -26,6 +28,7 @@ def translate_settings(settings: Settings) -> dict[str, Any]:
         "positive_share": own.positive_share,
         "seed": settings.seed,
         **translator_identity(own, settings.embedder),
+        **redraws,
     }
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from pandas import DataFrame
 
@@ -22,6 +22,8 @@ from analyticup.errors import UserError
 from analyticup.seeds import proportional_quotas, seeded_key
 from analyticup.settings.schema import TranslateSettings, read_volumes
 
+# After so many rows in a row that give nothing, a costly translator is asked no more (assumed).
+_HOPELESS: Final = 200
 COUNTS = ("asked", "refused", "unchanged", "exists", "duplicate", "not sampled", "kept")
 
 
@@ -71,8 +73,9 @@ def translate_rows(
     """New rows for `languages`, made from the labelled original rows in other languages (`source_languages`).
 
     A selective translator is asked for every query, and at most `rows_per_language` rows (or those of `volumes`)
-    are drawn from what it could translate; a costly one is asked only for that sample. The order of `rows` changes
-    nothing, and a new row keeps the group of its source, so that no fold trains on it while judging its source.
+    are drawn from what it could translate; a costly one is asked only for that sample, and for the next row of its
+    label in place of each that gave none, until there is no other. The order of `rows` changes nothing, and a new row
+    keeps the group of its source, so that no fold trains on it while judging its source.
     Returns (rows table, language -> counts of rows, language -> pairs); per language `asked` equals the sum of the
     other COUNTS: "unchanged" equals its source, "exists" is among the given rows already (any label), "duplicate"
     came out twice, "not sampled" was more than asked for. Raises UserError where no labelled row is in one of the
@@ -89,10 +92,15 @@ def translate_rows(
     for language in dict.fromkeys(languages):
         limit = volumes.get(language, settings.rows_per_language)
         candidates = _candidates(originals, language, seed)
-        if not translator.selective:
-            candidates = _draw(candidates, limit, settings.positive_share)
-        translations = _ask(candidates, translator, language)
-        kept, count = _usable(candidates, translations, taken, key)
+        wanted = candidates if translator.selective else _draw(candidates, limit, settings.positive_share)
+        asked, translations = wanted, _ask(wanted, translator, language)
+        kept, count = _usable(asked, translations, taken, key)
+        while not translator.selective and (more := _in_place_of(wanted, kept, asked, candidates)):
+            asked, translations = [*asked, *more], translations | _ask(more, translator, language)
+            earlier = len(kept)
+            kept, count = _usable(asked, translations, taken, key)
+            if len(kept) == earlier and len(more) >= _HOPELESS:
+                break
         drawn = _draw(kept, limit, settings.positive_share)
         count["not sampled"] = len(kept) - len(drawn)
         count["kept"] = len(drawn)
@@ -120,6 +128,22 @@ def _candidates(originals: list[dict[str, Any]], language: str, seed: int) -> li
     rows = [row for row in originals if row["language"] != language]
     rows.sort(key=lambda row: seeded_key(seed, row["row_id"], language))
     return [_Candidate(row, f"{row['label']}/{row['language']}") for row in rows]
+
+
+def _in_place_of(
+    wanted: list[_Candidate], kept: list[_Candidate], asked: list[_Candidate], candidates: list[_Candidate]
+) -> list[_Candidate]:
+    """The next candidates that were not asked yet: of each label as many as are kept too few of those wanted."""
+    missing = Counter(one.row["label"] for one in wanted) - Counter(one.row["label"] for one in kept)
+    if not missing:
+        return []
+    names, found = {one.row["row_id"] for one in asked}, []
+    for candidate in candidates:
+        label = candidate.row["label"]
+        if missing[label] > 0 and candidate.row["row_id"] not in names:
+            missing[label] -= 1
+            found.append(candidate)
+    return found
 
 
 def _draw(candidates: list[_Candidate], limit: int, positive_share: float | None) -> list[_Candidate]:
