@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_ensemble import World
 from test_ensemble import settings as ensemble_settings
-from tiny_runs import FEW_STEPS, ROOT, SAMPLE_ROWS, TINY, places
+from tiny_runs import FEW_STEPS, FEW_TRANSLATIONS, ROOT, SAMPLE_ROWS, TINY, places
 
 from analyticup.__main__ import main
 from analyticup.engine.artifacts import Artifact, StageRecord
@@ -141,7 +141,14 @@ def test_markdown_and_csv_hold_every_entry():
 
 @pytest.mark.slow
 def test_the_command_writes_table_and_picture_and_shares_stages(tmp_path, capsys):
-    telling = ["tasks=[QI]", "model.backbone=random:qwen3", "model.lora.layers=1", *FEW_STEPS[:2], *SAMPLE_ROWS]
+    telling = [
+        "tasks=[QI]",
+        "model.backbone=random:qwen3",
+        "model.lora.layers=1",
+        *FEW_STEPS[:2],
+        *SAMPLE_ROWS,
+        FEW_TRANSLATIONS,
+    ]
     command = ["ablate", *telling, "machine.accelerator=cpu", "tracking.mode=disabled", *places(tmp_path)]
     assert main([*command, "--seeds", "2"]) == 0
     made = tmp_path / "submissions" / "ablation-sample"

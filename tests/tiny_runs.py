@@ -15,11 +15,12 @@ SAMPLE_ROWS = ["data.sample.train_queries=40", "data.sample.dev_queries=26", "da
 TINY_MODEL = ["model.backbone=random:qwen3", "model.lora.r=2", "machine.accelerator=cpu"]
 # A few optimiser steps: such a model learns nothing anyway.
 FEW_STEPS = ["train.epochs=1", "train.batch_rows=32", "QC.train.batch_rows=32"]
+FEW_TRANSLATIONS = "translate.rows_per_language=4"
 TINY = [
     *TINY_MODEL,
     *FEW_STEPS,
     *SAMPLE_ROWS,
-    "translate.rows_per_language=4",
+    FEW_TRANSLATIONS,
     "tracking.mode=disabled",
     # Tests replace functions of this process.
     "machine.workers=1",
