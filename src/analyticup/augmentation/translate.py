@@ -85,7 +85,7 @@ def translate_rows(
     # One language after the other asks for the same texts.
     key = cache(normalise)
     taken = {(key(query), key(target)) for query, target in zip(rows["query"], rows["target"], strict=True)}
-    originals = _source_rows(rows, settings.source_languages).to_dict("records")
+    originals = source_rows(rows, settings.source_languages).to_dict("records")
     new_rows: list[dict[str, Any]] = []
     counts: dict[str, dict[str, int]] = {}
     pairs: dict[str, Pairs] = {}
@@ -110,7 +110,8 @@ def translate_rows(
     return make_rows({name: [row[name] for row in new_rows] for name in COLUMNS}), counts, pairs
 
 
-def _source_rows(rows: DataFrame, languages: list[str] | None) -> DataFrame:
+def source_rows(rows: DataFrame, languages: list[str] | None) -> DataFrame:
+    """The labelled original rows that are translated; UserError where none is in one of the languages."""
     labelled = rows[(rows["origin"] == "original") & rows["label"].notna()]
     if languages is None:
         return labelled

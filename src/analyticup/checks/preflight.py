@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
 from analyticup.augmentation import translates
-from analyticup.augmentation.translators import translator_of
+from analyticup.augmentation.translators import unknown_languages
+from analyticup.augmentation.translators.seq2seq import checked_folders, has_placeholders
 from analyticup.checks.access import access_findings, tracking_findings
 from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
@@ -16,9 +17,8 @@ from analyticup.checks.models import label_word_findings, model_findings, needed
 from analyticup.checks.rows import row_findings, rows_beyond_the_first
 from analyticup.checks.timing import time_findings
 from analyticup.checks.weights import adapter_findings, weight_findings
-from analyticup.corpus.languages import LANGUAGES
 from analyticup.errors import UserError
-from analyticup.model.backbone import NO_BITSANDBYTES
+from analyticup.model.backbone import NO_BITSANDBYTES, NOT_MERGED, quantisation_fault
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
@@ -33,6 +33,7 @@ def findings(settings: Settings) -> list[Finding]:
         lambda: data_findings(settings),
         lambda: rows_beyond_the_first(settings),
         lambda: settings_findings(settings),
+        lambda: pair_findings(settings),
         lambda: model_findings(models),
         lambda: weight_findings(settings, models),
         lambda: adapter_findings(settings),
@@ -85,6 +86,8 @@ def settings_findings(settings: Settings) -> Iterable[Finding]:
     """Settings that are each fine but not together, or not with what is installed."""
     if settings.model.quantisation == "nf4" and find_spec("bitsandbytes") is None:
         yield Finding(Verdict.FAIL, NO_BITSANDBYTES)
+    if fault := quantisation_fault(settings.model):
+        yield Finding(Verdict.FAIL, fault)
     for task in settings.tasks:
         own = task_settings(settings, task)
         translator = own.translate.translator if translates(own) else ""
@@ -99,9 +102,17 @@ def settings_findings(settings: Settings) -> Iterable[Finding]:
                 f"{task}: translate.translator = lexicon knows only the words of the embedded sample corpus and will "
                 f"translate little of {settings.data.dir}; mined needs no translator at all",
             )
-        unknown = [code for code in own.translate.languages or [] if code not in LANGUAGES]
-        if unknown and own.translate.enabled and not translator_of(own.translate)[0].any_language:
-            yield Finding(
-                Verdict.FAIL,
-                f"{task}: translate.languages: {translator} does not know {', '.join(unknown)}; leave them out",
-            )
+        if own.predict.merge_adapters and settings.model.quantisation != "none":
+            yield Finding(Verdict.FAIL, f"{task}: {NOT_MERGED}")
+        if translator and (fault := unknown_languages(own.translate, own.translate.languages or [])):
+            yield Finding(Verdict.FAIL, f"{task}: translate.languages: {fault}; leave them out")
+
+
+def pair_findings(settings: Settings) -> Iterable[Finding]:
+    """Where a translator has a model per pair of languages: raises UserError for folders that a run would refuse."""
+    for task in settings.tasks:
+        own = task_settings(settings, task)
+        given = own.translate
+        if translates(own) and given.translator == "seq2seq" and has_placeholders(given.seq2seq.model or ""):
+            checked_folders(given.seq2seq.model or "", given.seq2seq.revision)
+    return ()

@@ -11,6 +11,8 @@ from typing import Final
 
 from pandas import DataFrame
 
+from analyticup.augmentation.translate import missing_languages, source_rows
+from analyticup.augmentation.translators import unknown_languages
 from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
 from analyticup.corpus.official import SCORED_SPLITS, label_names, raw_files
@@ -18,6 +20,8 @@ from analyticup.corpus.rows import SPLITS, original_id, read_split
 from analyticup.corpus.stage import whole_queries
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
+from analyticup.filtering import decision_files
+from analyticup.filtering.decisions import read_decisions
 from analyticup.seeds import derive_seed
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import TASKS, Settings
@@ -32,7 +36,12 @@ _NOT_BY_CHANCE: Final = 8
 
 
 def row_findings(settings: Settings) -> Iterable[Finding]:
-    """Reads every file of the run's tasks as the run will, divides the training rows into folds, and reads labels."""
+    """Reads every file of the run's tasks as the run will, divides the training rows into folds, and reads labels and
+    people's decisions."""
+    with _faults_found() as look:
+        for path in decision_files(settings).values():
+            read_decisions(path)
+    yield from look.found
     if settings.data.dir is None:
         return
     for task in settings.tasks:
@@ -45,7 +54,7 @@ def row_findings(settings: Settings) -> Iterable[Finding]:
 
 def rows_beyond_the_first(settings: Settings) -> Iterable[Finding]:
     """`row_findings` of the tasks that `data_findings` has nothing against, so that no fault is told twice."""
-    for task in settings.tasks if settings.data.dir is not None else []:
+    for task in settings.tasks:
         own = settings.replace(tasks=[task])
         if all(finding.verdict != Verdict.FAIL for finding in data_findings(own)):
             yield from row_findings(own)
@@ -82,6 +91,9 @@ def _of_task(own: Settings, task: str, files: dict[str, Path]) -> Iterable[Findi
         with _faults_found() as look:
             yield _divided(own, task, tables["train"])
         yield from look.found
+    with _faults_found() as look:
+        _translatable(own, task, tables)
+    yield from look.found
     for name in label_names(task):
         split = name.partition("_")[0]
         # The report reads those of the training rows where a filter has judged them.
@@ -91,7 +103,26 @@ def _of_task(own: Settings, task: str, files: dict[str, Path]) -> Iterable[Findi
             yield from look.found
 
 
+def _translatable(own: Settings, task: str, tables: Mapping[str, DataFrame]) -> None:
+    """Raises UserError where no row can be translated, or the translator knows no language that is asked for."""
+    if not own.translate.enabled or "train" not in tables:
+        return
+    source_rows(tables["train"], own.translate.source_languages)
+    wanted = own.translate.languages
+    if wanted is None:
+        wanted = missing_languages(tables["train"], *(tables[split] for split in SCORED_SPLITS if split in tables))
+    if fault := unknown_languages(own.translate, wanted):
+        raise UserError(f"{task}: {fault}; name those to translate to with {task}.translate.languages")
+
+
 def _divided(own: Settings, task: str, rows: DataFrame) -> Finding:
+    if own.ensemble.method == "stack" or (own.filter.enabled and own.filter.scores == "neighbours"):
+        held = [rows.loc[rows["label"] == label, "group"].nunique() for label in (0, 1)]
+        if min(held) < 2:
+            raise UserError(
+                f"data {task}: only {min(held)} queries have rows with label {int(held[1] < held[0])}: too few for a "
+                f"stack or a vote of neighbours; bring more rows, or take another ensemble.method and filter.scores"
+            )
     if own.negatives.enabled and rows.loc[rows["label"] == 0, "group"].nunique() < 2:
         return Finding(Verdict.NOTE, f"data {task}: hardly a row has label 0: the folds depend on `negatives`")
     # With this many groups a division is never in doubt, and takes long.

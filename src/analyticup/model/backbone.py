@@ -48,6 +48,8 @@ NO_BITSANDBYTES = (
     ".ci/requirements-gpu.txt)"
 )
 
+NOT_MERGED = "predict.merge_adapters: weights of 4 bits take no adapters; set it to false"
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -121,11 +123,8 @@ def load_backbone(
 
 def _loaded(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool, device: str) -> PreTrainedModel:
     auto_class: Any = AUTO_CLASSES[settings.head]
-    if settings.quantisation != "none" and source_kind(settings) not in ("local", "hub"):
-        raise UserError(
-            f"model.quantisation = {settings.quantisation}: only for a local folder or a hub id, and model.backbone = "
-            f"{settings.backbone} is neither; set it to none"
-        )
+    if fault := quantisation_fault(settings):
+        raise UserError(fault)
     if source_kind(settings) == "random":
         model = random_model(settings.backbone, len(load_tokenizer(settings, cache)), auto_class)
         return model.to(device, dtype).eval()
@@ -146,6 +145,16 @@ def _loaded(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted:
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
     return model
+
+
+def quantisation_fault(settings: ModelSettings) -> str:
+    """Why these weights cannot be quantised as the settings want; "" where they can, or need not."""
+    if settings.quantisation == "none" or source_kind(settings) in ("local", "hub"):
+        return ""
+    return (
+        f"model.quantisation = {settings.quantisation}: only for a local folder or a hub id, and model.backbone = "
+        f"{settings.backbone} is neither; set it to none"
+    )
 
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -203,7 +212,7 @@ def merge_into_copies(model: PeftModel) -> None:
         if isinstance(layer, LoraLayer) and not layer.merged:
             base = layer.get_base_layer()
             if not base.weight.is_floating_point():
-                raise UserError("predict.merge_adapters: weights of 4 bits take no adapters; set it to false")
+                raise UserError(NOT_MERGED)
             # In a tuple, or it would count as another parameter of the layer.
             layer.weights_before = (base.weight,)
             base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)

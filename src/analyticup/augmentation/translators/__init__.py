@@ -4,6 +4,7 @@ language model), `seq2seq` (a sequence-to-sequence model).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from analyticup.augmentation.translators.base import OfferedTranslator, Tools, Translator
@@ -11,6 +12,7 @@ from analyticup.augmentation.translators.lexicon import LexiconTranslator
 from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.augmentation.translators.seedx import SeedXTranslator
 from analyticup.augmentation.translators.seq2seq import Seq2SeqTranslator
+from analyticup.corpus.languages import LANGUAGES
 from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "translation_models",
     "translator_identity",
     "translator_of",
+    "unknown_languages",
 ]
 # Value of translate.translator -> its class and the section of `translate` with its settings ("" = none). Only what a
 # plan may import: models, numpy and pandas are imported where they are used.
@@ -58,3 +61,11 @@ def translation_models(settings: TranslateSettings) -> list[tuple[str, str, str 
     translator, section = translator_of(settings)
     key = f"translate.{TRANSLATORS[settings.translator][1]}"
     return [(key, name, section.revision) for name in translator.models(section)]
+
+
+def unknown_languages(settings: TranslateSettings, languages: Iterable[str]) -> str:
+    """Which of the languages the translator does not know, as a text; "" where it may know all."""
+    unknown = [code for code in languages if code not in LANGUAGES]
+    if not unknown or translator_of(settings)[0].any_language:
+        return ""
+    return f"{settings.translator} does not know {', '.join(unknown)}"

@@ -51,7 +51,7 @@ class Seq2SeqTranslator(GeneratingTranslator[Seq2SeqSettings]):
         if not has_placeholders(model):
             check_pinned(model, revision, key=_KEY)
             return model_identity(model, revision)
-        folders = _checked_folders(model, revision)
+        folders = checked_folders(model, revision)
         names = {folder: model_identity(str(folder), None) for folder in set(folders.values())}
         return ",".join(f"{source}-{target}={names[at]}" for (source, target), at in sorted(folders.items()))
 
@@ -136,7 +136,8 @@ def pair_folders(model: str) -> dict[tuple[str, str], Path]:
     return found
 
 
-def _checked_folders(model: str, revision: str | None) -> dict[tuple[str, str], Path]:
+def checked_folders(model: str, revision: str | None) -> dict[tuple[str, str], Path]:
+    """`pair_folders` of a name with placeholders; UserError where there are none, or a revision is given, too."""
     if revision is not None:
         raise UserError(
             f"{_KEY}.revision: one commit cannot pin a model per pair of languages; download the models, name their "
