@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from tiny_runs import ROOT, make_job
 
 from analyticup import pipeline
 from analyticup.augmentation import stage as augmentation
 from analyticup.corpus.rows import make_rows, save_rows
-from analyticup.corpus.tables import FOLDS, as_read, save_table
+from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Part
 from analyticup.errors import UserError
 from analyticup.model.backbone import save_adapter
+from analyticup.model.heads import CLASSES
+from analyticup.model.objective import label_nll, two_way
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.training import stage as training
-from analyticup.training.fold import train_fold
+from analyticup.training.fold import doubts, train_fold
 from analyticup.training.source import Machine, ModelSource
 
 SAMPLE = ROOT / "configs" / "sample.yaml"
@@ -86,6 +91,45 @@ def test_a_training_goes_on_from_the_adapter_that_it_starts_from(tmp_path):
     _, same = train_fold(rows, rows, settings, source, 2, "second", None, None, tmp_path)
     _, fresh = train_fold(rows, rows, settings, source, 2, "third", None)
     assert same.tolist() == before.tolist() != fresh.tolist()
+
+
+def test_a_teachers_probability_is_part_of_the_target():
+    given = TINY.train.replace(distil=0.25, label_smoothing=0.1)
+    # Targets .75 * .9 + .25 * .6, .75 * .1 + .25 * .6, and a teacher that is sure of the other label.
+    found = doubts([1, 0, 1], np.array([0.6, 0.6, 0.0]), given)
+    np.testing.assert_allclose(found, [1 - 0.825, 0.225, 1 - 0.675])
+    logits, labels = torch.tensor([[0.5, 2.0], [1.0, -1.0], [0.0, 0.3]]), torch.tensor([1, 0, 1])
+    targets = torch.tensor([0.825, 0.225, 0.675])
+    expected = torch.nn.functional.cross_entropy(logits, torch.stack([1 - targets, targets], dim=1))
+    smoothing = torch.tensor(found, dtype=torch.float32)
+    for loss in (label_nll, two_way):
+        torch.testing.assert_close(loss(logits, torch.eye(2), CLASSES, labels, smoothing=smoothing), expected)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_student_learns_from_its_teacher_and_only_of_rows_it_trains_on(tmp_path, packing):
+    rows = rows_of(*((f"train-{n}", "en", f"query {n}", n % 2) for n in range(8)))
+    save_rows(rows, tmp_path / "rows.parquet")
+    save_table({"row_id": rows["row_id"].tolist(), "fold": [0, 1] * 2 + [1, 0] * 2}, tmp_path / FOLDS)
+    here = Artifact(tmp_path, StageRecord())
+    settings = TINY.replace(**{"train.distil": 1.0, "train.lr": 1e-2, "model.packing": packing})
+    source, made = ModelSource(settings, tmp_path, Machine("cpu", None)), {}
+
+    def run(stage, name, **more):
+        (out := tmp_path / name).mkdir()
+        job = make_job(
+            out, settings=settings, inputs={"rows": here, "folds": here, **more}, part=Part(0), source=source
+        )
+        stage(replace(job, settings=job.settings.replace(**{"tracking.mode": "disabled"})))
+        made[name] = load_table(out / "held_out.parquet").set_index("row_id")["margin"]
+        return Artifact(out, StageRecord())
+
+    teacher = run(training.teach, "teacher")
+    assert sorted(made["teacher"].index) == ["train-1", "train-3", "train-4", "train-6"]
+    run(training.train, "taught", teacher=teacher)
+    run(training.train, "plain")
+    assert list(made["taught"].index) == list(made["plain"].index) == ["train-0", "train-2", "train-5", "train-7"]
+    assert made["taught"].tolist() != made["plain"].tolist()
 
 
 def test_stages_that_two_tasks_need_are_there_once():

@@ -23,7 +23,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import decisions_name
 from analyticup.settings.schema import TASKS, Settings
 from analyticup.submission import SUBMIT
-from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TRAIN
+from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TEACH, TRAIN
 
 # What loads the models of a run, for the processes that its stages run in.
 MODELS = "analyticup.training.source:model_source"
@@ -161,8 +161,10 @@ class TaskStages:
         training = {"rows": rows, "folds": folds, **self.pivot}
         if own.filter.enabled or decisions_name(self.task) in self.graph.hashes:
             training["filter"] = used["filter"] = self.filtered(training)
-        start = {n: self.start(n, rows, folds) for n in self.folds}
-        return {f"train-fold{n}": self.add(TRAIN, {**training, **start[n]}, Part(n)) for n in self.folds}
+        given = {n: {**training, **self.start(n, rows, folds)} for n in self.folds}
+        if own.train.distil:
+            given = {n: {**inputs, "teacher": self.add(TEACH, inputs, Part(n))} for n, inputs in given.items()}
+        return {f"train-fold{n}": self.add(TRAIN, inputs, Part(n)) for n, inputs in given.items()}
 
     def start(self, fold: int, rows: Node, folds: Node) -> dict[str, Node]:
         """What a fold's training starts from, where that is not the base: the other task's original rows."""

@@ -26,6 +26,8 @@ class EncodedRows:
     labels: Sequence[int]
     # Hidden states [tokens, width] of each prompt below the adapters (see `frozen`); None = start from the tokens.
     states: Sequence[Tensor] | None = None
+    # What each row's target gives to the other class, in the place of `train.label_smoothing`; None = that.
+    doubts: Sequence[float] | None = None
 
     def lengths(self) -> np.ndarray:
         return np.fromiter((len(ids) for ids in self.tokens), dtype=np.int64, count=len(self.tokens))
@@ -33,7 +35,15 @@ class EncodedRows:
     def take(self, places: Sequence[int]) -> EncodedRows:
         """The rows at these places, in their order."""
         states = None if self.states is None else [self.states[at] for at in places]
-        return EncodedRows([self.tokens[at] for at in places], [self.labels[at] for at in places], states)
+        doubts = None if self.doubts is None else [self.doubts[at] for at in places]
+        return EncodedRows([self.tokens[at] for at in places], [self.labels[at] for at in places], states, doubts)
+
+    def known(self, batch: Sequence[int]) -> dict[str, Tensor]:
+        """Labels and row numbers of the batch's rows, [rows] each, and `doubts` where there are some."""
+        found = {"labels": torch.tensor([self.labels[row] for row in batch]), "rows": torch.tensor(list(batch))}
+        if self.doubts is not None:
+            found["doubts"] = torch.tensor([self.doubts[row] for row in batch])
+        return found
 
     @cached_property
     def ranks(self) -> np.ndarray:
@@ -60,8 +70,7 @@ def collate(rows: EncodedRows, batch: Sequence[int], pad_id: int) -> dict[str, A
     return {
         **given,
         "last": torch.tensor([len(rows.tokens[i]) - 1 for i in batch]),
-        "labels": torch.tensor([rows.labels[i] for i in batch]),
-        "rows": torch.tensor(list(batch)),
+        **rows.known(batch),
     }
 
 

@@ -142,7 +142,9 @@ class LabelWordModule(LightningModule):
     def loss_of(self, batch: dict[str, Any]) -> Tensor:
         """The mean loss of what one pass is given."""
         reference = self._reference(batch)
-        return self.loss(self._hidden(batch), output_matrix(self.model), self.words, batch["labels"], reference)
+        given = {"smoothing": batch["doubts"]} if "doubts" in batch else {}
+        hidden, matrix = self._hidden(batch), output_matrix(self.model)
+        return self.loss(hidden, matrix, self.words, batch["labels"], reference, **given)
 
     def training_step(self, passes: Passes, index: int) -> None:
         """One optimiser step."""

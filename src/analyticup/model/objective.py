@@ -4,8 +4,8 @@ Every loss takes the same arguments and gives the mean over the batch, a float32
 hidden [rows, width]; output_matrix [vocabulary, width]; labels [rows] of 0/1; reference [rows], the margins of the
 model without adapters, which only `dpo` reads. `smoothing` in [0, 0.5) is the probability that the target gives to
 the other label word: 1 - smoothing on the label's word, smoothing on the other one, nothing on the rest of the
-vocabulary. That form is assumed; where a source spreads its value over both classes, as PyTorch does, half of it is
-meant here.
+vocabulary; with a teacher one for each row, [rows] in [0, 1]. That form is assumed; where a source spreads its value
+over both classes, as PyTorch does, half of it is meant here.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def label_nll(
     words: LabelWords,
     labels: Tensor,
     reference: Tensor | None = None,
-    smoothing: float = 0.0,
+    smoothing: float | Tensor = 0.0,
 ) -> Tensor:
     """Eq. 1: -log p(label word | P) over the whole vocabulary."""
     word_ids = torch.where(labels == 1, words.positive, words.negative)
     loss = cross_entropy((hidden @ output_matrix.T).float(), word_ids)
     # Both words share the normaliser: -log p(other) = -log p(label word) + margin of the label word over the other.
-    return loss + smoothing * ((2 * labels - 1) * margins(hidden, output_matrix, words)).mean()
+    other = (2 * labels - 1) * margins(hidden, output_matrix, words)
+    return loss + (smoothing * other.mean() if isinstance(smoothing, float) else (smoothing * other).mean())
 
 
 def two_way(
@@ -58,7 +59,7 @@ def two_way(
     words: LabelWords,
     labels: Tensor,
     reference: Tensor | None = None,
-    smoothing: float = 0.0,
+    smoothing: float | Tensor = 0.0,
 ) -> Tensor:
     """Cross-entropy over only the two label words."""
     return binary_cross_entropy_with_logits(margins(hidden, output_matrix, words), _targets(labels, smoothing))
@@ -70,7 +71,7 @@ def dpo(
     words: LabelWords,
     labels: Tensor,
     reference: Tensor,
-    smoothing: float = 0.0,
+    smoothing: float | Tensor = 0.0,
     beta: float = 0.1,
 ) -> Tensor:
     """Direct preference optimisation (Rafailov et al. 2023, Eq. 7): the label's word chosen, the other one rejected.
@@ -87,7 +88,7 @@ def dpo(
     return binary_cross_entropy_with_logits(gains, _targets(labels, smoothing))
 
 
-def _targets(labels: Tensor, smoothing: float) -> Tensor:
+def _targets(labels: Tensor, smoothing: float | Tensor) -> Tensor:
     """Probability of the positive word, [rows]."""
     return labels.float() * (1 - 2 * smoothing) + smoothing
 

@@ -158,8 +158,7 @@ def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) 
         **given,
         "packed": packed_inputs(tree),
         "last": torch.from_numpy(tree.paths[np.arange(len(order)), tree.lengths - 1]),
-        "labels": torch.tensor([rows.labels[row] for row in order]),
-        "rows": torch.tensor(order),
+        **rows.known(order),
     }
 
 

@@ -496,6 +496,11 @@ class TrainSettings(Section):
     label_smoothing: Number = Field(
         0.0, ge=0, le=0.49, description="Probability that a row's target gives to the other label word."
     )
+    # As the rival EAR-MP; form and share are in no source. The teacher is a first training of the same fold on the same
+    # rows, so that nothing of held-out rows gets into the student.
+    distil: Number = Field(
+        0.0, ge=0, le=1, description="Share of a row's target that a teacher's probability has (self-distillation)."
+    )
     # Assumed; the usual value of Rafailov et al. 2023.
     dpo_beta: Number = Field(0.1, ge=0.001, description="Only for dpo; larger stays closer to the base model.")
     epochs: int = Field(1, ge=1, description="Times that each row is seen.")

@@ -30,6 +30,7 @@ def training_settings(settings: Settings) -> dict[str, Any]:
         (prompt, "pivot", "none"),
         (prompt, "level_marker", None),
         (train, "start_from", "base"),
+        (train, "distil", 0),
     ):
         if own[name] == usual:
             del own[name]
@@ -43,9 +44,11 @@ def training_settings(settings: Settings) -> dict[str, Any]:
 
 
 def pretraining_settings(own: Settings) -> dict[str, Any]:
-    found = training_settings(own)
-    found["train"].pop("start_from", None)
-    return found
+    return training_settings(own.replace(**{"train.start_from": "base", "train.distil": 0.0}))
+
+
+def teaching_settings(own: Settings) -> dict[str, Any]:
+    return training_settings(own.replace(**{"train.distil": 0.0}))
 
 
 def adopted_settings(own: Settings) -> dict[str, Any]:
@@ -72,6 +75,8 @@ def predict_cut(own: Settings) -> Cut:
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
 PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
+# What TRAIN learns from besides the labels, where `train.distil` says so.
+TEACH = Stage("teach", version=1, run="analyticup.training.stage:teach", settings=teaching_settings)
 TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
 # In the place of TRAIN where adapters are given.
 ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings)

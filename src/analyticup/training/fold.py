@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -27,7 +28,7 @@ from analyticup.model.module import LabelWordModule, decoder, recompute
 from analyticup.model.packing import shares_in_training
 from analyticup.model.passes import Cutter
 from analyticup.model.prompt import PromptEncoder
-from analyticup.settings.schema import Settings
+from analyticup.settings.schema import Settings, TrainSettings
 from analyticup.training.source import ModelSource
 from analyticup.training.trainer import Progress, interruptible, make_trainer, quiet_lightning
 
@@ -41,6 +42,14 @@ def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
         tokens=encoder.encode(rows["query"].tolist(), rows["target"].tolist()),
         labels=rows["label"].fillna(-1).astype(int).tolist(),
     )
+
+
+def doubts(labels: Sequence[int], taught: np.ndarray, settings: TrainSettings) -> np.ndarray:
+    """How far each row's target is from its label, [rows] in 0..1: `distil` of it is the teacher's probability of 1,
+    `taught` [rows], the rest the label, smoothed."""
+    known = np.array(labels, dtype=float)
+    smoothed = known * (1 - 2 * settings.label_smoothing) + settings.label_smoothing
+    return np.abs(known - ((1 - settings.distil) * smoothed + settings.distil * taught))
 
 
 def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelSource, description: str) -> EncodedRows:
@@ -82,6 +91,8 @@ def train_fold(
         with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)
     )
     train, packing = settings.train, source.packing
+    if "taught" in training:
+        rows = replace(rows, doubts=doubts(rows.labels, training["taught"].to_numpy(), train).tolist())
     limit = source.memory_limits["training"]
     cut = Cutter(rows, source.pad_id, packing, shares_in_training(settings.model), train.max_batch_tokens, limit)
     to_score = Cutter(scored, source.pad_id, packing, limit=limit)

@@ -14,7 +14,7 @@ from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table, sco
 from analyticup.engine.artifacts import fingerprint
 from analyticup.engine.graph import WHOLE
 from analyticup.engine.job import Counts, Job, tracked_stage
-from analyticup.metrics import binary_metrics
+from analyticup.metrics import binary_metrics, sigmoid
 from analyticup.model.backbone import load_adapter, merge_into_copies, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.seeds import derive_seed
@@ -25,7 +25,7 @@ from analyticup.training.out_of_fold import in_order
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
 # Of a training, by its purpose.
-JOB_TYPES = {"filter": "judge", "pretrain": "train", "train": "train"}
+JOB_TYPES = {"filter": "judge", "pretrain": "train", "teach": "train", "train": "train"}
 
 
 def folds(job: Job) -> Counts:
@@ -64,11 +64,22 @@ def pretrain(job: Job) -> Counts:
     return {**counts, "left out, as the fold holds out their query": len(rows) - len(left)}
 
 
+def teach(job: Job) -> Counts:
+    """A fold's teacher: trained as the fold is, and the margins of the rows that it was trained on."""
+    _, after = with_folds(job)
+    own = after[after["fold"] != job.fold]
+    return train_adapter(job, own, own, "teach", check=False)
+
+
 def train(job: Job) -> Counts:
     """One fold's adapter; the scores of the original rows it never saw. Held-out rows are never filtered."""
     before, after = with_folds(job)
     held_out = before[(before["fold"] == job.fold) & (before["origin"] == "original")]
-    return train_adapter(job, after[after["fold"] != job.fold], held_out, "train")
+    training = after[after["fold"] != job.fold]
+    if "teacher" in job.inputs:
+        margin = load_table(job.inputs["teacher"].file("held_out.parquet")).set_index("row_id")["margin"]
+        training = training.assign(taught=sigmoid(margin.loc[training["row_id"]].to_numpy()))
+    return train_adapter(job, training, held_out, "train")
 
 
 def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
