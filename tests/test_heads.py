@@ -7,6 +7,8 @@ import torch
 from pandas import DataFrame
 from transformers import AutoModelForSequenceClassification
 
+from analyticup.checks.machine import _training
+from analyticup.checks.models import Model, training_bytes
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, bare, load_adapter, load_backbone, load_tokenizer, save_adapter
 from analyticup.model.batches import EncodedRows, collate
@@ -19,6 +21,7 @@ from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import LoraSettings, ModelSettings, PromptSettings, Settings
 from analyticup.training.fold import encode_rows, score_rows
 from analyticup.training.source import Machine, ModelSource
+from analyticup.verdict import Verdict
 
 ENCODERS = ("random:xlm-roberta", "random:deberta-v2")
 DECODERS = ("random:qwen3", "random:qwen2", "random:gemma3")
@@ -152,6 +155,14 @@ def test_settings_that_a_head_has_no_sense_for_are_refused(given, said, tmp_path
     config.write_text("model: {head: classifier}")
     with pytest.raises(UserError, match=said):
         load_settings(config, given)
+
+
+def test_the_check_advises_no_4_bits_for_a_head_and_counts_all_weights_where_all_are_trained():
+    model = Model("backbone", "model", "hub", "a/b", None, None, 1.2e10)
+    small = _training(Settings(model=settings("a/b")), model, 2, ("GPU memory", 10**9, 1))
+    assert small.verdict == Verdict.FAIL and "nf4" not in small.text
+    few, every = (training_bytes(Settings(model=settings("a/b", enabled=on)), model, 4, False) for on in (True, False))
+    assert every - few > 15 * 1.2e10
 
 
 def test_models_that_do_not_go_with_the_head_are_refused(tmp_path):

@@ -232,6 +232,21 @@ def test_a_model_of_many_languages_is_told_source_and_target(tmp_path):
         bare.translate(["bag"], "de", ["en"])
 
 
+def test_a_prefix_tells_a_model_its_target(tmp_path, monkeypatch):
+    """As MADLAD is told it."""
+    seen = []
+    settings = Seq2SeqSettings(model=str(tmp_path), prefix="<2{target}> ", codes=["en=en"])
+    translator = Seq2SeqTranslator(settings, CPU)
+    monkeypatch.setattr(translator, "_load", lambda model: None)
+    monkeypatch.setattr(translator, "_tokenizer", lambda lines, **how: seen.extend(lines))
+    monkeypatch.setattr(translator, "_generate", lambda inputs, **options: None)
+    monkeypatch.setattr(translator, "_decode", lambda tokens: ["red shoes"])
+    (found,) = translator.translate(["rote  Schuhe"], "en", ["xx"])
+    assert seen == ["<2en> rote Schuhe"] and found.text == "red shoes"
+    with pytest.raises(UserError, match=r"translate\.seq2seq\.codes has no 'de'"):
+        translator.translate(["red shoes"], "de", ["en"])
+
+
 def test_weights_in_pickle_form_are_not_loaded(marian_tokenizer, tmp_path):
     import torch
     from transformers import AutoModelForSeq2SeqLM

@@ -10,8 +10,8 @@ from typing import Any
 
 from analyticup.model.packing import QUERIES
 
-# An adapter's weight, gradient and two moments of AdamW, float32.
-_TRAINED_BYTES = 16
+# A trained weight: itself, gradient and two moments of AdamW, float32.
+TRAINED_BYTES = 16
 _FLOAT32 = 4
 
 
@@ -79,7 +79,7 @@ def adapters(shape: Shape, rank: int, layers: int) -> int:
 
 def adapter_state_bytes(shape: Shape, rank: int, layers: int) -> float:
     """Adapters with gradients and optimiser."""
-    return float(_TRAINED_BYTES * adapters(shape, rank, layers))
+    return float(TRAINED_BYTES * adapters(shape, rank, layers))
 
 
 def logits_bytes(shape: Shape, rows: int, value_bytes: int) -> float:

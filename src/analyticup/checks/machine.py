@@ -162,6 +162,8 @@ def _training(settings: Settings, model: Model, value_bytes: int, place: tuple[s
     if whole.verdict != Verdict.FAIL:
         return whole
     if least * place[2] > place[1]:
+        if settings.model.head == "classifier":
+            return whole
         small = settings.replace(**{"model.quantisation": "nf4"})
         less = training_bytes(small, model, value_bytes, on_gpu, least=True)
         fits = on_gpu and settings.model.quantisation == "none" and less * place[2] <= place[1]

@@ -16,6 +16,7 @@ from analyticup.augmentation import translates
 from analyticup.augmentation.translators import translation_models, translator_of
 from analyticup.checks.finding import Finding
 from analyticup.checks.footprint import (
+    TRAINED_BYTES,
     Shape,
     adapter_state_bytes,
     adapters,
@@ -187,6 +188,9 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
         count += own.folds.n
         if own.filter.enabled:
             count += {"out-of-fold": own.folds.n, "in-sample": 1, "neighbours": 0}[own.filter.scores]
+        count += {"base": 0, "other_task": own.folds.n}[own.train.start_from] + own.folds.n * bool(own.train.distil)
+    if not settings.model.lora.enabled:
+        return 4.0 * count * (model.parameters or 0.0)
     shape = shape_of(model)
     return 4.0 * count * adapters(shape, settings.model.lora.r, trained_layers(settings, shape))
 
@@ -253,7 +257,10 @@ def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: b
         again = least or settings.model.gradient_checkpointing
         kept = trained * shape.width * value_bytes + each if again else trained * each
         needs.append(tokens * kept + logits_bytes(shape, max(1, tokens // longest), value_bytes))
-    return backbone_bytes(settings, model, value_bytes) + adapter_state_bytes(shape, lora.r, trained) + max(needs)
+    state = adapter_state_bytes(shape, lora.r, trained)
+    if not lora.enabled:
+        state = TRAINED_BYTES * (model.parameters or 0.0)
+    return backbone_bytes(settings, model, value_bytes) + state + max(needs)
 
 
 def trained_layers(settings: Settings, shape: Shape) -> int:

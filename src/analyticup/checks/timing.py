@@ -88,6 +88,8 @@ def task_rows(own: Settings, task: str) -> tuple[float, float]:
     if own.negatives.enabled:
         rows += own.negatives.share * _POSITIVE_SHARE * rows
     trained, scored = (n - 1) * rows * own.train.epochs, given + n * sum(count for count, _ in others)
+    if own.train.distil:
+        trained, scored = 2 * trained, scored + (n - 1) * rows
     if own.filter.enabled and own.filter.scores != "neighbours":
         judges = 1 if own.filter.scores == "in-sample" else n - 1
         trained += own.filter.rounds * judges * rows * own.train.epochs

@@ -57,9 +57,14 @@ def _about(settings: Settings) -> str:
     return (
         f"LoRA adapters for multilingual product search, one per fold and task, with their scores.\n{what}.\n"
         f"Made by analyticup, a reproducibility kit for the CIKM AnalytiCup 2025. A row's score is the softmax over\n"
-        f"the logits of the label words `{settings.prompt.positive_word}` and `{settings.prompt.negative_word}` after "
-        f"the prompt.\n"
+        f"the logits of {_answers(settings)}.\n"
     )
+
+
+def _answers(settings: Settings) -> str:
+    if settings.model.head == "classifier":
+        return "a head for two classes, which is saved with each adapter"
+    return f"the label words `{settings.prompt.positive_word}` and `{settings.prompt.negative_word}` after the prompt"
 
 
 def _base(manifest: Manifest, settings: Settings) -> str:
@@ -128,15 +133,17 @@ def _use(manifest: Manifest, settings: Settings, took: BundleSettings) -> str:
     known = KNOWN.get(settings.model.backbone)
     base = known[0] if known else _hub_id(settings) or settings.model.backbone
     thresholds = [f"{task} {value:g}" for task, value in manifest.thresholds.items()]
+    classifier = settings.model.head == "classifier"
+    auto_class = "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
     lines: Iterable[str] = (
         "## Use\n",
         "With the kit: `./run.sh regenerate THIS_FOLDER` makes the submission again and compares it, and",
         "`model.adapters=THIS_FOLDER` scores other dev and test files. With PEFT alone:\n",
         "```python",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {auto_class}",
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+        f'base = {auto_class}.from_pretrained("{base}")',
         f'model = PeftModel.from_pretrained(base, "THIS_FOLDER/stages/{adapters[0]}")',
         "```\n",
         f"The adapters are `stages/{'`, `stages/'.join(adapters)}`"
