@@ -178,7 +178,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "submission.records:read_bits | is not the integer": given(dev_QC__labels__txt='{"id": 1, "label": 2}\n'),
     "submission.score:labels_of": given(dev_QC__labels__txt=labels(77)),
     # what can be made of the rows
-    "training.folds:divisible_groups | distinct queries": given(train_QC__txt=train(queries=1)),
+    "training.folds:divisible_groups | distinct … to divide": given(train_QC__txt=train(queries=1)),
     "training.folds:divisible_groups | would have none": given(train_QC__txt=ONE_LABEL),
     "training.folds:_moved": EARLIER,
     "ensembling.stack:cross_fitted": given(
