@@ -172,4 +172,4 @@ def test_models_that_do_not_go_with_the_head_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.lora\.layers = 1: only for decoders"):
         add_adapter(encoder, LoraSettings(layers=1), 0)
     with pytest.raises(UserError, match=r"all weights are trained for encoders only"):
-        add_adapter(decoder, LoraSettings(enabled=False), 0)
+        check_use(decoder, ModelSettings(lora=LoraSettings(enabled=False)))

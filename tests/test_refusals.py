@@ -228,7 +228,13 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.pins:check_packaged": Shown("test_pins.py", "test_a_package_that_promises_other_bytes_is_refused"),
     "model.pins:check_pinned | neither an existing": given(*ENCODER, "embedder.model=none", says="none is neither"),
     "model.pins:check_pinned | pin … to a commit": given(*ENCODER, "embedder.revision=main", says="a pinned commit"),
-    "model.backbone:load_backbone": given("model.quantisation=nf4", says="model.quantisation = nf4: only for a local"),
+    "model.backbone:check_use | encoders only": given("model.lora.enabled=false"),
+    "model.backbone:check_use | no next word": given("model.backbone=random:xlm-roberta"),
+    "model.backbone:frozen_layers": given(
+        "model.backbone=random:xlm-roberta", "model.head=classifier", "model.lora.layers=1"
+    ),
+    "model.prompt:PairEncoder.fixed": "an encoder whose tokenizer joins no texts: there is none among the known ones",
+    "model.backbone:_loaded": given("model.quantisation=nf4", says="model.quantisation = nf4: only for a local"),
     "model.backbone:_nf4": given("model.quantisation=nf4", says="bitsandbytes is not installed"),
     "model.backbone:merge_into_copies": given(
         "model.quantisation=nf4", "predict.merge_adapters=true", says="QC: predict.merge_adapters: weights of 4 bits"

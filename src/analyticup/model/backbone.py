@@ -111,14 +111,20 @@ def load_backbone(
     # A head that is in no file draws its values, which must not move what a training draws.
     with torch.random.fork_rng():
         model = _loaded(settings, cache, dtype, converted, device)
+    check_use(model, settings)
+    return without_dropout(model) if is_encoder(model.config) else model
+
+
+def check_use(model: PreTrainedModel, settings: ModelSettings) -> None:
+    """Raises UserError for an encoder that is to say a word, and for a decoder without LoRA."""
     if not is_encoder(model.config):
-        return model
-    if settings.head != "classifier":
+        if not settings.lora.enabled:
+            raise UserError("model.lora.enabled = false: all weights are trained for encoders only; set it to true")
+    elif settings.head != "classifier":
         raise UserError(
             f"model.backbone = {settings.backbone}: {model.config.model_type} is an encoder, which says no next word; "
             f"set model.head=classifier"
         )
-    return without_dropout(model)
 
 
 def _loaded(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted: bool, device: str) -> PreTrainedModel:
@@ -177,7 +183,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
     """A fresh LoRA adapter in float32 on the frozen backbone, and the head of a classifier; start values depend only on
     the seed. With `model.lora.enabled=false` copies of all of an encoder's weights, which are trained instead.
 
-    Raises UserError where a target is the name of no linear module, and for a decoder without LoRA.
+    Raises UserError where a target is the name of no linear module.
     """
     frozen, heads = frozen_layers(model, settings), head_names(model)
     config = LoraConfig(
@@ -189,8 +195,6 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
         modules_to_save=(heads if settings.enabled else [model.base_model_prefix, *heads]) or None,
         task_type="SEQ_CLS" if heads else "CAUSAL_LM",
     )
-    if not settings.enabled and not is_encoder(model.config):
-        raise UserError("model.lora.enabled = false: all weights are trained for encoders only; set it to true")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = _without_input_casts(get_peft_model(model, config))
