@@ -10,7 +10,15 @@ from transformers import AutoModelForSequenceClassification
 from analyticup.checks.machine import _training
 from analyticup.checks.models import Model, training_bytes
 from analyticup.errors import UserError
-from analyticup.model.backbone import add_adapter, bare, load_adapter, load_backbone, load_tokenizer, save_adapter
+from analyticup.model.backbone import (
+    add_adapter,
+    bare,
+    check_use,
+    load_adapter,
+    load_backbone,
+    load_tokenizer,
+    save_adapter,
+)
 from analyticup.model.batches import EncodedRows, collate
 from analyticup.model.heads import CLASSES, encoder_logits
 from analyticup.model.module import label_hidden, output_matrix
