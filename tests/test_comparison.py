@@ -149,6 +149,17 @@ def test_what_did_not_score_the_same_rows_has_figures_but_no_difference() -> Non
     assert gains == {("a", False), ("b", True), ("c", False)}
 
 
+def test_a_config_that_cannot_run_is_refused_before_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("name: one\nmodel: {backbone: 'random:qwen3'}\ntranslate: {translator: lexicon}")
+    two.write_text("name: two\nmodel: {backbone: owner/name}")
+    assert main(["compare", str(one), str(two), f"paths.artifacts={tmp_path / 'none'}"]) == 2
+    assert "model.revision: the hub model owner/name needs a pinned commit" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_two_configs_of_one_name_are_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from pandas import DataFrame
 from analyticup.augmentation.embedders import load_embedder
 from analyticup.augmentation.negative_rules import PATH_TASK, relation_counts
 from analyticup.augmentation.negatives import REMOVED, sample_negatives
-from analyticup.augmentation.translate import missing_languages, translate_rows
+from analyticup.augmentation.translate import ask, missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
 from analyticup.augmentation.translators.base import Tools, Translator
@@ -86,19 +86,17 @@ def pivot(job: Job) -> Counts:
     wanted, splits = "en", scored_splits(job.inputs["ingest"])
     tables = [training_rows(job.inputs["rows"]), *splits.values()]
     asked = {pair for rows in tables for pair in zip(rows["language"], rows["query"], strict=True)}
-    pairs = sorted(pair for pair in asked if pair[0] != wanted and normalise(pair[1]))
-    translator = _translator(job, splits, [wanted])
-    sources = [language for language, _ in pairs] if translator.uses_source else None
-    answers = translator.translate([query for _, query in pairs], wanted, sources) if pairs else []
+    asked = {pair for pair in asked if pair[0] != wanted and normalise(pair[1])}
+    answers = ask(asked, _translator(job, splits, [wanted]), wanted)
     found = {
         pair: answer.text if job.settings.prompt.pivot == "en_only" else f"{pair[1]} - {answer.text}"
-        for pair, answer in zip(pairs, answers, strict=True)
+        for pair, answer in answers.items()
         if answer.text is not None and normalise(answer.text) not in ("", normalise(pair[1]))
     }
     columns = {"language": [pair[0] for pair in found], "query": [pair[1] for pair in found]}
     save_table({**columns, "read": list(found.values())}, job.out / PIVOT_TABLE)
-    refused = Counter(answer.refused or "empty" for answer in answers if answer.text is None)
-    return {"asked": len(pairs), "found": len(found), "refused": dict(sorted(refused.items()))}
+    refused = Counter(answer.refused or "empty" for answer in answers.values() if answer.text is None)
+    return {"asked": len(answers), "found": len(found), "refused": dict(sorted(refused.items()))}
 
 
 def negatives(job: Job) -> Counts:

@@ -7,7 +7,7 @@ taken and how many is assumed: a sample per language, proportional over label x 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -208,8 +208,12 @@ def _usable(
 
 
 def _ask(candidates: list[_Candidate], translator: Translator, language: str) -> dict[tuple[str, str], Translation]:
-    """(source language, query) -> translation; each question is put once."""
-    asked = sorted({(candidate.row["language"], candidate.row["query"]) for candidate in candidates})
+    return ask({(candidate.row["language"], candidate.row["query"]) for candidate in candidates}, translator, language)
+
+
+def ask(pairs: Iterable[tuple[str, str]], translator: Translator, language: str) -> dict[tuple[str, str], Translation]:
+    """(source language, query) -> translation into `language`, sorted by those; each question is put once."""
+    asked = sorted(set(pairs))
     question = {key: (key[1], key[0] if translator.uses_source else "") for key in asked}
     questions = sorted(set(question.values()))
     if not questions:

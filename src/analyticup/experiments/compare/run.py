@@ -33,9 +33,12 @@ def seeded(first: Settings, seeds: int) -> list[Settings]:
 def run_rows(plans: Mapping[str, Sequence[Settings]], rows: Sequence[Row], console: Console) -> Runs:
     """Runs what is not cached. `plans`: what `rows` call a config, and its settings, one per seed.
 
-    Where the runs write and on what they are executed is what the first of them says.
+    Where the runs write and on what they are executed is what the first of them says. Raises UserError for missing
+    files and models of any of them before the first one runs.
     """
     first = next(iter(plans.values()))[0]
+    for seeds in plans.values():
+        build(seeds[0])
     alike = {name: getattr(first, name) for name in ("paths", "machine", "tracking")}
     found: dict[Row, list[RowRun]] = {row: [] for row in rows}
     with exclusive_run(first, console), make_runner(first, MODELS) as runner:
