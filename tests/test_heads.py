@@ -10,15 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from analyticup.checks.machine import _training
 from analyticup.checks.models import Model, training_bytes
 from analyticup.errors import UserError
-from analyticup.model.backbone import (
-    add_adapter,
-    bare,
-    check_use,
-    load_adapter,
-    load_backbone,
-    load_tokenizer,
-    save_adapter,
-)
+from analyticup.model.backbone import add_adapter, bare, load_adapter, load_backbone, load_tokenizer, save_adapter
 from analyticup.model.batches import EncodedRows, collate
 from analyticup.model.heads import CLASSES, encoder_logits
 from analyticup.model.module import label_hidden, output_matrix
@@ -180,4 +172,4 @@ def test_models_that_do_not_go_with_the_head_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.lora\.layers = 1: only for decoders"):
         add_adapter(encoder, LoraSettings(layers=1), 0)
     with pytest.raises(UserError, match=r"all weights are trained for encoders only"):
-        check_use(decoder, ModelSettings(lora=LoraSettings(enabled=False)))
+        add_adapter(decoder, LoraSettings(enabled=False), 0)

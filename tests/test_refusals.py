@@ -21,10 +21,12 @@ import test_odd_data
 import torch
 from test_odd_data import SOUND, a_folder, dangling, labels, line, train
 from test_weights import MLP, cut, longer_tokenizer, sound, without  # noqa: F401 (a fixture)
+from transformers import AutoModelForSequenceClassification
 
 from analyticup.checks.preflight import findings
 from analyticup.engine.artifacts import StageRecord
 from analyticup.errors import UserError
+from analyticup.model.stand_ins import random_model, random_tokenizer
 from analyticup.verdict import Verdict
 
 SOURCE: Final = Path(__file__).resolve().parents[1] / "src" / "analyticup"
@@ -110,6 +112,7 @@ BOTH = train() + '{"id": 99}\n' * 30
 ONE_LABEL = train(6).replace('"label": 0', '"label": 1')
 TRANSLATES = ("translate.enabled=true", "translate.translator=lexicon")
 ENCODER = ("negatives.enabled=true", "embedder.kind=sentence-transformers")
+CLASSIFIER = ("model.backbone=random:xlm-roberta", "model.head=classifier")
 SEQ2SEQ = ("translate.enabled=true", "translate.translator=seq2seq")
 TLH = line(1, language="tlh")
 
@@ -132,6 +135,12 @@ def a_model(change: Callable[[Path], object] | None) -> Callable[[Path], None]:
             change(path)
 
     return make
+
+
+def encoder_with_a_decoders_tokenizer(folder: Path) -> None:
+    tokenizer = random_tokenizer()
+    random_model("random:xlm-roberta", len(tokenizer), AutoModelForSequenceClassification).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 MODEL = "model.backbone={dir}/model"
@@ -228,18 +237,18 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.pins:check_packaged": Shown("test_pins.py", "test_a_package_that_promises_other_bytes_is_refused"),
     "model.pins:check_pinned | neither an existing": given(*ENCODER, "embedder.model=none", says="none is neither"),
     "model.pins:check_pinned | pin … to a commit": given(*ENCODER, "embedder.revision=main", says="a pinned commit"),
-    "model.backbone:check_use | encoders only": given("model.lora.enabled=false"),
-    "model.backbone:check_use | no next word": given("model.backbone=random:xlm-roberta"),
-    "model.backbone:frozen_layers": given(
-        "model.backbone=random:xlm-roberta", "model.head=classifier", "model.lora.layers=1"
+    "model.backbone:check_head": given(
+        "model.backbone=random:xlm-roberta", says="is an encoder, which says no next word"
     ),
-    "model.prompt:PairEncoder.fixed": "an encoder whose tokenizer joins no texts: there is none among the known ones",
+    "model.backbone:frozen_layers": given(*CLASSIFIER, "model.lora.layers=1"),
     "model.backbone:_loaded": given("model.quantisation=nf4", says="model.quantisation = nf4: only for a local"),
     "model.backbone:_nf4": given("model.quantisation=nf4", says="bitsandbytes is not installed"),
     "model.backbone:merge_into_copies": given(
         "model.quantisation=nf4", "predict.merge_adapters=true", says="QC: predict.merge_adapters: weights of 4 bits"
     ),
-    "model.backbone:lora_targets": given("model.lora.targets=foo"),
+    "model.backbone:lora_targets | no linear module": given("model.lora.targets=foo"),
+    "model.backbone:lora_targets | for encoders only": given("model.backbone=random:qwen3", "model.lora.enabled=false"),
+    "model.prompt:PairEncoder.fixed": given("model.head=classifier", MODEL, model=encoder_with_a_decoders_tokenizer),
     "model.backbone:fill_adapter | cannot be read": DAMAGE,
     "model.backbone:fill_adapter | backbone (…);": DAMAGE,
     "model.backbone:fill_adapter | no finite numbers": DAMAGE,

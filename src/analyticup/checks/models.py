@@ -27,6 +27,7 @@ from analyticup.checks.footprint import (
 from analyticup.engine.artifacts import Unusable
 from analyticup.engine.files import read_json
 from analyticup.errors import UserError
+from analyticup.model.heads import is_encoder_at
 from analyticup.model.pins import (
     RANDOM_MODELS,
     converted_folder,
@@ -37,7 +38,7 @@ from analyticup.model.pins import (
     read_conversion,
     source_kind,
 )
-from analyticup.model.prompt import PromptEncoder
+from analyticup.model.prompt import PairEncoder, PromptEncoder
 from analyticup.model.stand_ins import random_tokenizer
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import ModelSettings, Settings
@@ -50,7 +51,7 @@ KNOWN_PARAMETERS: Final = {
     "Qwen/Qwen3-8B-Base": 8.2e9,
     "intfloat/multilingual-e5-small": 118e6,
 }
-_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "spm.model", "sentencepiece.bpe.model")
 DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 # By the models' configs; others are taken for a Qwen3-14B of another width.
 KNOWN_SHAPES: Final = {
@@ -338,14 +339,17 @@ def _hub(model: Model) -> Finding:
 
 
 def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding]:
-    """Per task, whether the label words are a token each, where the tokenizer is on this machine already. None
-    for a classifier, which needs no words."""
-    if settings.model.head == "classifier":
+    """Per task, whether the label words are a token each, where the tokenizer is on this machine already; of an encoder
+    whether its tokenizer joins two texts."""
+    place = str(backbone.folder or backbone.name)
+    pairs = (backbone.folder is not None or backbone.kind == "random") and is_encoder_at(place, None)
+    if settings.model.head == "classifier" and not pairs:
+        # A decoder's head needs neither.
         return
     # Without these files Transformers makes up an empty tokenizer.
     here = backbone.folder is not None and any((backbone.folder / name).is_file() for name in _TOKENIZER_FILES)
     if backbone.kind == "random":
-        tokenizer = random_tokenizer()
+        tokenizer = random_tokenizer(pairs)
     elif backbone.kind == "local" and not here:
         yield Finding(Verdict.FAIL, f"{backbone.use}: {backbone.folder} has none of {', '.join(_TOKENIZER_FILES)}")
         return
@@ -362,6 +366,14 @@ def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding
                 Verdict.FAIL, f"{backbone.folder}: its tokenizer cannot be loaded: {str(error).splitlines()[0]}"
             )
             return
+    if pairs:
+        try:
+            yield Finding(
+                Verdict.OK, f"{backbone.use}: its tokenizer joins {PairEncoder(tokenizer, settings.prompt).pair}"
+            )
+        except UserError as error:
+            yield Finding(Verdict.FAIL, str(error))
+        return
     for task in settings.tasks:
         prompt = task_settings(settings, task).prompt
         try:

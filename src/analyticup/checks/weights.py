@@ -12,7 +12,7 @@ from analyticup.checks.finding import Finding
 from analyticup.checks.models import Model, weight_files
 from analyticup.engine.graph import Part
 from analyticup.errors import UserError
-from analyticup.model.backbone import AUTO_CLASSES, check_use, lora_targets
+from analyticup.model.backbone import AUTO_CLASSES, check_head, lora_targets
 from analyticup.model.gguf import quiet_transformers
 from analyticup.model.pins import RANDOM_MODELS
 from analyticup.model.stand_ins import random_model
@@ -56,15 +56,15 @@ def _of(settings: Settings, model: Model) -> Finding:
     what = f"{model.key}.{'backbone' if model.use == 'backbone' else 'model'} = {model.name}"
     try:
         if model.kind == "random":
-            made = random_model(model.name, 8, AUTO_CLASSES[settings.model.head])
-            check_use(made, settings.model)
-            lora_targets(made, settings.model.lora)
+            loaded = random_model(model.name, 8, AUTO_CLASSES[settings.model.head])
+            check_head(loaded, settings.model)
+            lora_targets(loaded, settings.model.lora)
             return Finding(Verdict.OK, f"{model.use}: LoRA targets: {settings.model.lora.targets}")
         loaded = check_files(_auto_class(settings, model), str(model.folder), what, local_files_only=True)
         if (tokenizer := _tokenizer(model)) is not None:
             check_vocabulary(loaded, tokenizer, what)
         if model.use == "backbone":
-            check_use(loaded, settings.model)
+            check_head(loaded, settings.model)
             lora_targets(loaded, settings.model.lora)
     except UserError as error:
         return Finding(Verdict.FAIL, str(error))

@@ -111,16 +111,13 @@ def load_backbone(
     # A head that is in no file draws its values, which must not move what a training draws.
     with torch.random.fork_rng():
         model = _loaded(settings, cache, dtype, converted, device)
-    check_use(model, settings)
+    check_head(model, settings)
     return without_dropout(model) if is_encoder(model.config) else model
 
 
-def check_use(model: PreTrainedModel, settings: ModelSettings) -> None:
-    """Raises UserError for an encoder that is to say a word, and for a decoder without LoRA."""
-    if not is_encoder(model.config):
-        if not settings.lora.enabled:
-            raise UserError("model.lora.enabled = false: all weights are trained for encoders only; set it to true")
-    elif settings.head != "classifier":
+def check_head(model: PreTrainedModel, settings: ModelSettings) -> None:
+    """Raises UserError for an encoder that is to say a label word."""
+    if settings.head == "label_word" and is_encoder(model.config):
         raise UserError(
             f"model.backbone = {settings.backbone}: {model.config.model_type} is an encoder, which says no next word; "
             f"set model.head=classifier"
@@ -190,7 +187,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> Pe
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=lora_targets(model, settings) if settings.enabled else DUMMY_TARGET_MODULES,
+        target_modules=lora_targets(model, settings),
         layers_to_transform=list(range(frozen, len(layers_of(model)))) if frozen else None,
         modules_to_save=(heads if settings.enabled else [model.base_model_prefix, *heads]) or None,
         task_type="SEQ_CLS" if heads else "CAUSAL_LM",
@@ -256,8 +253,13 @@ def frozen_layers(model: PreTrainedModel, settings: LoraSettings) -> int:
 
 
 def lora_targets(model: PreTrainedModel, settings: LoraSettings) -> str | list[str]:
-    """PEFT's `target_modules`; raises UserError where a target is the name of no linear module of an adapted layer."""
+    """PEFT's `target_modules`; raises UserError where a target is the name of no linear module of an adapted layer, and
+    for a decoder without adapters."""
     frozen = frozen_layers(model, settings)
+    if not settings.enabled:
+        if not is_encoder(model.config):
+            raise UserError("model.lora.enabled = false: all weights are trained for encoders only; set it to true")
+        return DUMMY_TARGET_MODULES
     heads, encoder = head_names(model), is_encoder(model.config)
     if settings.targets == "all-linear" and not frozen and not heads:
         return settings.targets

@@ -150,3 +150,9 @@ class PairEncoder(PromptEncoder):
                 "model.backbone: its tokenizer puts no special tokens around two texts; is it an encoder's?"
             )
         return runs[0][1], runs[2][1], runs[4][1]
+
+    @property
+    def pair(self) -> str:
+        """How it joins two texts, e.g. `<s> query </s> </s> target </s>`; UserError as `fixed`."""
+        start, middle, end = (" ".join(self.tokenizer.convert_ids_to_tokens(ids)) for ids in self.fixed)
+        return f"{start} query {middle} target {end}"
