@@ -9,6 +9,7 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random
 
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.errors import machine_trouble, out_of_memory
 from analyticup.model import module
 from analyticup.model.backbone import add_adapter, random_qwen3
@@ -31,7 +32,7 @@ LABELS = [number % 2 for number in range(len(PROMPTS))]
 STEP = [[3, 0, 9, 7, 12, 11], [1, 10, 2, 4]]
 
 
-def gradient(most, packing, dropout=0.0, checkpointing=False, step=STEP):
+def gradient(most, packing, dropout=0.0, checkpointing=False, step=STEP, rank=WHOLE):
     """The gradient of a step in passes of at most `most` tokens, its loss, how many passes there were, and the random
     state after them."""
     base = random_qwen3(VOCABULARY)
@@ -43,7 +44,7 @@ def gradient(most, packing, dropout=0.0, checkpointing=False, step=STEP):
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     steps = LabelWordModule(model, LabelWords(negative=3, positive=4), TrainSettings(objective="two_way"), 1)
-    passes = Cutter(EncodedRows(PROMPTS, LABELS), 0, packing, share=not dropout, most=most)(step)
+    passes = Cutter(EncodedRows(PROMPTS, LABELS), 0, packing, share=not dropout, most=most, rank=rank)(step)
     torch.manual_seed(5)
     loss = steps._gradients(passes)
     parts = [value.grad.flatten() for value in model.parameters() if value.requires_grad]
@@ -62,6 +63,18 @@ def test_a_steps_gradient_does_not_depend_on_its_passes(packing, dropout, checkp
         assert_same_sums(other_loss, loss)
         # The next step draws the same too.
         assert torch.equal(after, state)
+
+
+# Five ranks are more than the rows of the second batch: one of them has none there.
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(("ranks", "most", "dropout"), [(2, 1e9, 0.0), (2, 1e9, 0.3), (5, 60, 0.3)])
+def test_the_gradients_of_the_ranks_add_up_to_that_of_one_process(packing, ranks, most, dropout):
+    whole, loss, _, state = gradient(1e9, packing, dropout)
+    parts = [gradient(most, packing, dropout, rank=Shard(number, ranks)) for number in range(ranks)]
+    assert_same_sums(torch.stack([part for part, *_ in parts]).sum(0), whole)
+    assert_same_sums(torch.stack([part for _, part, *_ in parts]).sum(), loss)
+    # The next step draws the same in all of them.
+    assert all(torch.equal(after, state) for *_, after in parts)
 
 
 def test_dropout_is_drawn_anew_for_each_batch_and_matters():

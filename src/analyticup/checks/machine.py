@@ -31,6 +31,7 @@ from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision, cpu_has_bf16
 from analyticup.model.compiling import compiler_fault
 from analyticup.model.pins import CONVERTED_DTYPE, converted_folder
+from analyticup.model.ranks import devices_fault
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import MachineSettings, Settings
@@ -96,8 +97,10 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
         return
     for name, free in machine.gpus:
         yield Finding(Verdict.OK, f"device: {name}, {size_text(free)} of its memory free")
+    if fault := devices_fault(settings.machine.devices, machine.device, len(machine.gpus)):
+        yield Finding(Verdict.FAIL, fault)
     workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
-    if machine.gpus and workers > len(machine.gpus):
+    if machine.gpus and workers * settings.machine.devices > len(machine.gpus):
         yield Finding(
             Verdict.NOTE,
             f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one",
@@ -188,7 +191,7 @@ def _cpu_run(settings: Settings, model: Model, machine: MachineFacts) -> Finding
 
 def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
     """How many workers share a GPU."""
-    return math.ceil(settings.machine.workers / max(1, len(machine.gpus)))
+    return math.ceil(settings.machine.workers * settings.machine.devices / max(1, len(machine.gpus)))
 
 
 def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:

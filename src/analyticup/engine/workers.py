@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from analyticup.engine import progress
@@ -162,7 +163,7 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
         number, started.value = started.value, started.value + 1
     _sources = _Sources(models, max(1, cores() // machine.workers))
     if machine.accelerator != "cpu":
-        _take_gpu(number)
+        _take_gpu(number, machine.devices)
     _watch(alive, stops)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if queue is not None:
@@ -174,15 +175,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _take_gpu(number: int) -> None:
-    """Leaves one GPU visible, in turn; not tried yet on a machine with several."""
+def _take_gpu(number: int, each: int = 1) -> None:
+    """Leaves `each` GPUs visible, in turn; not tried yet on a machine with several."""
     import torch
 
     count = torch.cuda.device_count()
-    if count > 1:
+    if count > each:
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else [str(gpu) for gpu in range(count)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[(number * each + turn) % count] for turn in range(each))
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -191,22 +192,56 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     The function is one of a module, and what goes in and out can be pickled. An exception is raised here again. The
     process ends with this one.
     """
+    return side_by_side(function, [arguments])[0]
+
+
+def side_by_side(function: Callable[..., Any], given: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """`apart` for several calls at once, which may wait for each other: where one fails or is ended, so are all."""
     context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, progress.is_heard(), function, arguments))
-    process.start()
-    theirs.close()
-    with ours:
-        try:
-            while (said := ours.recv())[0] == "told":
-                progress.hear(said[1])
-        except EOFError:
-            # Nothing else ends a process without a word.
-            raise MemoryError(f"the process of {function.__name__} was ended") from None
-    process.join()
-    if said[0] == "done":
-        return said[1]
-    raise said[1]
+    ends: dict[Connection, BaseProcess] = {}
+    try:
+        for arguments in given:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_answer, args=(theirs, progress.is_heard(), function, arguments))
+            ends[ours] = process
+            process.start()
+            theirs.close()
+        answers = _answers(list(ends), function.__name__)
+    finally:
+        for ours, process in ends.items():
+            # One that is still at work ends by that.
+            ours.close()
+            if process.pid is not None:
+                process.join(GRACE_SECONDS)
+                process.kill()
+                process.join()
+    return answers
+
+
+def _answers(ends: list[Connection], name: str) -> list[Any]:
+    """What each of the processes gives back."""
+    found: dict[Connection, Any] = {}
+    lost: Exception | None = None
+    while waiting := [one for one in ends if one not in found]:
+        for one in wait(waiting):
+            try:
+                kind, said = one.recv()
+            except EOFError:
+                # Nothing else ends a process without a word.
+                which = f"process {ends.index(one) + 1} of {len(ends)}" if len(ends) > 1 else "the process"
+                raise MemoryError(f"{which} of {name} was ended") from None
+            if kind == "told":
+                progress.hear(said)
+            elif kind == "raised" and isinstance(said, ConnectionError) and len(ends) > 1:
+                # It has lost another one, which says why, or is gone.
+                found[one], lost = None, said
+            elif kind == "raised":
+                raise said
+            else:
+                found[one] = said
+    if lost is not None:
+        raise lost
+    return [found[one] for one in ends]
 
 
 def _answer(theirs: Connection, heard: bool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

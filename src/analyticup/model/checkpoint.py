@@ -34,11 +34,12 @@ PLAIN_PARTS = ("epoch", "global_step", "pytorch-lightning_version", "loops", "lr
 @dataclass(frozen=True)
 class StepCheckpoint:
     """The checkpoint file of one training. `identity` names all that decides the training's bytes; a file with another
-    one is never used. Written every `minutes` (> 0) of training."""
+    one is never used. Written every `minutes` (> 0) of training, by the process that `writes`."""
 
     path: Path
     identity: str
     minutes: float
+    writes: bool = True
 
     def write(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Replaces the file in one step; on any error the one before stays."""
@@ -93,7 +94,8 @@ def resumption(
     epoch = found[1]["epoch"]
     steps = found[1]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
     batches = steps * accumulate
-    print(f"{description}: resuming after batch {batches} of epoch {epoch + 1}", file=sys.stderr, flush=True)
+    if checkpoint.writes:
+        print(f"{description}: resuming after batch {batches} of epoch {epoch + 1}", file=sys.stderr, flush=True)
     return Resumption((epoch, steps), str(checkpoint.path), callbacks, plugins)
 
 
@@ -126,7 +128,7 @@ class Saver(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         # Not at an epoch's end, where the next loader has yet to be made.
-        within = index + 1 < trainer.num_training_batches
+        within = self.checkpoint.writes and index + 1 < trainer.num_training_batches
         if within and time.monotonic() - self.written >= 60 * self.minutes:
             trainer.save_checkpoint(self.checkpoint.path)
             self.written = time.monotonic()

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.model.batches import EncodedRows, scoring_batches, training_batches
 from analyticup.model.packing import packed_batches
 from analyticup.model.passes import Cutter
@@ -34,9 +35,10 @@ def batches_to_score(rows: EncodedRows, packing: bool, max_tokens: int) -> list[
     return packed_batches(rows.tokens, max_tokens) if packing else scoring_batches(rows.lengths(), max_tokens)
 
 
-def scoring_loader(cut: Cutter, max_tokens: int) -> Any:
-    """A DataLoader over all rows for scoring."""
-    return step_loader(cut, [[batch] for batch in batches_to_score(cut.rows, cut.packing, max_tokens)])
+def scoring_loader(cut: Cutter, max_tokens: int, rank: Shard = WHOLE) -> Any:
+    """A DataLoader over all rows for scoring, or over the batches of a `rank`; one without any gets the first."""
+    batches = batches_to_score(cut.rows, cut.packing, max_tokens)
+    return step_loader(cut, [[batch] for batch in rank.take(batches) or batches[:1]])
 
 
 def step_loader(cut: Cutter, steps: Sequence[Sequence[Sequence[int]]], first: int = 0) -> Any:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from peft import PeftModel
 from torch import Tensor, nn
 
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.errors import UserError
 from analyticup.model.drawing import draw_by_batch, random_state, set_random_state
 from analyticup.model.frozen import only_layers
@@ -19,6 +21,7 @@ from analyticup.model.heads import encoder_logits, head_names, is_encoder
 from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
 from analyticup.model.passes import Passes, fitting
 from analyticup.model.prompt import LabelWords
+from analyticup.model.ranks import added_up, gathered
 from analyticup.settings.schema import TrainSettings
 
 # Losses and norms of a training on a GPU that are looked at together.
@@ -101,7 +104,8 @@ class LabelWordModule(LightningModule):
     training, `description` names it where memory runs out.
 
     With `frozen_layers` the batches bring the states that come out of that many layers. A loss, gradient or score that
-    is not finite raises UserError at once; `description` names the training there.
+    is not finite raises UserError at once; `description` names the training there. One `rank` of several trains and
+    scores its part of the rows, together with the others.
     """
 
     def __init__(
@@ -112,11 +116,12 @@ class LabelWordModule(LightningModule):
         steps: int,
         frozen_layers: int = 0,
         description: str = "training",
+        rank: Shard = WHOLE,
     ) -> None:
         super().__init__()
         # A step that runs out of memory has to be taken back and tried again, which Lightning's own loop cannot.
         self.automatic_optimization = False
-        self.description = description
+        self.rank = rank
         self.drawing = draw_by_batch(model)
         self.recomputes = model.get_base_model().is_gradient_checkpointing
         self.unseen: list[tuple[int, str, Tensor]] = []
@@ -149,6 +154,8 @@ class LabelWordModule(LightningModule):
     def training_step(self, passes: Passes, index: int) -> None:
         """One optimiser step."""
         loss = fitting(self._gradients, passes, self._relieved)
+        if self.rank.of > 1:
+            loss = added_up(loss, self._trained)
         optimiser = self.optimizers()
         # Without a limit it only measures.
         limit = self.settings.clip_norm or math.inf
@@ -236,6 +243,8 @@ class LabelWordModule(LightningModule):
         return found
 
     def on_validation_epoch_end(self) -> None:
+        if self.rank.of > 1:
+            self.scored = gathered(self.scored)
         _, values, labels = self.validation_scores()
         known = labels >= 0
         if not known.any():
@@ -249,7 +258,8 @@ class LabelWordModule(LightningModule):
     def validation_scores(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row numbers, logit margins and labels of the last validation, in row order."""
         rows = torch.cat(self.scored["rows"])
-        order = torch.argsort(rows)
+        # A rank without any rows has scored some of the first one's.
+        order = torch.from_numpy(np.unique(rows.numpy(), return_index=True)[1])
         return (
             rows[order],
             torch.cat(self.scored["margins"])[order],

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.engine.memory import let_go
 from analyticup.errors import out_of_memory
 from analyticup.model.batches import EncodedRows, collate, cut_batches
@@ -54,7 +55,8 @@ def _say(text: str) -> None:
 class Cutter:
     """Makes the forward passes of a batch: packs that `share` what their prompts begin with, or padded rows.
 
-    A pass has at most `most` and at most `limit.tokens` padded tokens, or one row.
+    A pass has at most `most` and at most `limit.tokens` padded tokens, or one row. Of a batch only the part of `rank`
+    gets into passes, consecutive rows: all the parts together have the batch's gradient, and draw what it would draw.
     """
 
     rows: EncodedRows
@@ -63,6 +65,7 @@ class Cutter:
     share: bool = True
     most: float = math.inf
     limit: MemoryLimit = field(default_factory=MemoryLimit)
+    rank: Shard = WHOLE
 
     def __call__(self, step: Sequence[Sequence[int]]) -> Passes:
         """The passes of an optimiser step, of one batch or several that are accumulated; or of a batch to score."""
@@ -77,16 +80,25 @@ class Cutter:
 
     def _parts(self, batch: Sequence[int], batches: int) -> Iterator[Pass]:
         most = min(self.most, self.limit.tokens)
-        if self.tokens(batch) <= most:
+        if self.rank.of == 1 and self.tokens(batch) <= most:
             yield Pass(self._collated(batch), self.tokens(batch), 1.0, batches)
             return
         # As a tree orders them, so that a pass keeps what it can of what is shared.
-        order = sorted(batch, key=self.rows.tokens.__getitem__) if self.packing else batch
-        done = 0
-        for part in cut_batches(order, self.lengths, len(batch), most):
+        order = sorted(batch, key=self.rows.tokens.__getitem__) if self.packing else list(batch)
+        first, last = (len(order) * number // self.rank.of for number in (self.rank.number, self.rank.number + 1))
+        share = 1 / len(batch)
+        if first == last:
+            # Too few rows for all: what it runs counts nothing, but it draws as the others do.
+            first, last, share = len(order) - 1, len(order), 0.0
+        done = self._extent(order[:first])
+        for number, part in enumerate(cut_batches(order[first:last], self.lengths, len(batch), most)):
             place = self._place(batch, part, done)
-            done += int(self.lengths[part].sum()) if self.packing else len(part)
-            yield Pass(self._collated(part), self.tokens(part), len(part) / len(batch), batches, place)
+            done += self._extent(part)
+            yield Pass(self._collated(part), self.tokens(part), len(part) * share, batches, place, number == 0)
+
+    def _extent(self, rows: Sequence[int]) -> int:
+        """The places that rows take up side by side: tokens of a pack, lines of a padded batch."""
+        return int(self.lengths[list(rows)].sum()) if self.packing else len(rows)
 
     def _collated(self, batch: Sequence[int]) -> dict[str, Any]:
         if self.packing:
@@ -107,18 +119,15 @@ class Cutter:
 @dataclass
 class Pass:
     """One forward pass: what `collate` or `collate_packed` makes of its rows, its padded tokens, the weight of its mean
-    loss in its batch, the number of batches in the step, and its place in its batch where it is a part of it."""
+    loss in its batch, the number of batches in the step, its place in its batch where it is a part of it, and whether
+    it is the first of its batch in this process."""
 
     given: dict[str, Any]
     tokens: int
     weight: float
     batches: int
     place: Place | None = None
-
-    @property
-    def first(self) -> bool:
-        """Whether it is the first of its batch."""
-        return self.place is None or not any(part.start for part in self.place.index)
+    first: bool = True
 
 
 @dataclass

@@ -644,6 +644,9 @@ class MachineSettings(Section):
     # As trainings of several folds, each in its own process that loads the model; on a machine with GPUs each
     # takes one of them in turn.
     workers: int = Field(1, ge=1, description="Stages that run at once.")
+    # Each takes its part of every batch, and their gradients are added up: only rounding differs. Every worker has as
+    # many.
+    devices: int = Field(1, ge=1, le=64, description="Processes that train one adapter together; on GPUs, one each.")
     threads: int | None = Field(
         None, ge=1, description="Of each process; null = torch's choice, or the cores divided among the workers."
     )

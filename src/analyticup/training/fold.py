@@ -71,12 +71,14 @@ def train_fold(
     tracked: Run | None,
     checkpoint: StepCheckpoint | None = None,
     start: Path | None = None,
+    rank: Shard = WHOLE,
 ) -> tuple[PeftModel, np.ndarray]:
     """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
 
     Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine, also where an
     interrupted training resumes from its `checkpoint`. `start` is the folder of an adapter to start from.
-    Raises UserError where the training rows lack one of the labels.
+    One `rank` of several trains with the others; each comes to the same adapter and margins. Raises UserError where the
+    training rows lack one of the labels.
     """
     labels = set(training["label"].dropna().astype(int))
     if labels != {0, 1}:
@@ -94,18 +96,19 @@ def train_fold(
     if "taught" in training:
         rows = replace(rows, doubts=doubts(rows.labels, training["taught"].to_numpy(), train).tolist())
     limit = source.memory_limits["training"]
-    cut = Cutter(rows, source.pad_id, packing, shares_in_training(settings.model), train.max_batch_tokens, limit)
+    cut = Cutter(rows, source.pad_id, packing, shares_in_training(settings.model), train.max_batch_tokens, limit, rank)
     to_score = Cutter(scored, source.pad_id, packing, limit=limit)
-    held_out_loader = partial(scoring_loader, to_score, train.max_batch_tokens)
+    held_out_loader = partial(scoring_loader, to_score, train.max_batch_tokens, rank)
     data = FoldData(cut, held_out_loader, seed, batch_limits(train), train.accumulate)
     steps = sum(len(data.steps(epoch)) for epoch in range(train.epochs))
     recompute(model, settings.model.gradient_checkpointing)
     if source.machine.device == "cuda" and train.compile_min_steps is None:
         fuse_adapters(model)
-    module = LabelWordModule(model.train(), source.words(settings), train, steps, frozen, description)
+    module = LabelWordModule(model.train(), source.words(settings), train, steps, frozen, description, rank)
     resumed = resumption(checkpoint, module, train.accumulate, description)
     data.start = resumed.start
-    callbacks = [Progress(description, steps, scored), *resumed.callbacks]
+    shown = [Progress(description, steps, scored)] if rank.number == 0 else []
+    callbacks = [*shown, *resumed.callbacks]
     if tracked is not None:
         callbacks.append(_telemetry(held_out, to_score, settings, cut, seed))
     with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, steps, gradients=True):

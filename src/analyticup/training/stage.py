@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,15 +16,18 @@ from peft import PeftModel
 
 from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table, scored_splits, training_rows
 from analyticup.engine.artifacts import fingerprint
-from analyticup.engine.graph import WHOLE
+from analyticup.engine.graph import WHOLE, Shard
 from analyticup.engine.job import Counts, Job, tracked_stage
+from analyticup.engine.workers import cores, side_by_side
 from analyticup.metrics import binary_metrics, sigmoid
 from analyticup.model.backbone import load_adapter, merge_into_copies, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
+from analyticup.model.ranks import joined
 from analyticup.seeds import derive_seed
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
 from analyticup.training.out_of_fold import in_order
+from analyticup.training.source import model_source
 
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
@@ -87,15 +94,38 @@ def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: s
     if check:
         check_no_leakage(training, held_out, job.settings.folds.group_by)
     training, held_out = as_read(training, job.inputs), as_read(held_out, job.inputs)
-    start = job.inputs["start"].folder if "start" in job.inputs else None
+    devices = job.settings.machine.devices
+    if devices == 1:
+        return _trained(job, training, held_out, purpose)
+    # Each process loads its own, on a GPU into the memory that this one takes.
+    job.source.release()
+    with tempfile.TemporaryDirectory() as folder:
+        given = (replace(job, source=None), training, held_out, purpose, Path(folder) / "meeting")
+        return side_by_side(joint_training, [(*given, Shard(number, devices)) for number in range(devices)])[0]
+
+
+def joint_training(
+    job: Job, training: DataFrame, held_out: DataFrame, purpose: str, meeting: Path, rank: Shard
+) -> Counts:
+    """The training in a process of its own, together with those of the other ranks; the first one writes and counts."""
+    machine = job.settings.machine
+    threads = machine.threads or max(1, cores() // (machine.workers * machine.devices))
+    source = model_source(job.settings.replace(**{"machine.threads": threads}))
+    with joined(rank, meeting, source.machine.device):
+        return _trained(replace(job, source=source), training, held_out, purpose, rank)
+
+
+def _trained(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, rank: Shard = WHOLE) -> Counts:
     settings, part = job.settings, str(job.part)
     seed = derive_seed(settings.seed, purpose, job.task, part)
     rows = {"trained on": len(training), "held out": len(held_out)}
-    description, checkpoint = f"{purpose} {job.title}", _checkpoint(job)
-    with tracked_stage(job, JOB_TYPES[purpose], rows) as tracked:
-        model, margins = train_fold(
-            training, held_out, settings, job.source, seed, description, tracked, checkpoint, start
-        )
+    start = job.inputs["start"].folder if "start" in job.inputs else None
+    given = (training, held_out, settings, job.source, seed, f"{purpose} {job.title}")
+    tracking = tracked_stage(job, JOB_TYPES[purpose], rows) if rank.number == 0 else contextlib.nullcontext()
+    with tracking as tracked:
+        model, margins = train_fold(*given, tracked, _checkpoint(job, rank), start, rank)
+    if rank.number:
+        return {}
     save_adapter(model, job.out, settings.model.backbone)
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
     save_table(columns, job.out / "held_out.parquet")
@@ -103,13 +133,14 @@ def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: s
     return {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
 
 
-def _checkpoint(job: Job) -> StepCheckpoint | None:
+def _checkpoint(job: Job, rank: Shard) -> StepCheckpoint | None:
     """Where an interrupted training resumes: the same training, on the same device and packages. None = nowhere."""
     minutes = job.settings.machine.checkpoint_minutes
     if not minutes:
         return None
-    identity = fingerprint({"job": job.resume_identity, "device": job.source.machine.device})
-    return StepCheckpoint(job.resume_file, identity, minutes)
+    decides = {"job": job.resume_identity, "device": job.source.machine.device}
+    identity = fingerprint(decides if rank.of == 1 else {**decides, "devices": rank.of})
+    return StepCheckpoint(job.resume_file, identity, minutes, writes=rank.number == 0)
 
 
 def _collapse(model: PeftModel, margins: np.ndarray) -> Counts:
