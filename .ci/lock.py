@@ -1,10 +1,11 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["cyclonedx-python-lib[json-validation]==11.12.0", "packaging==26.3", "uv==0.13.9"]
+# dependencies = ["cyclonedx-python-lib[json-validation]==11.12.0", "packaging==26.3", "pydantic==2.14.3", "uv==0.13.9"]
 # ///
-"""Writes the locks and sbom.cdx.json beside this file from requirements.txt: `uv run .ci/lock.py`.
+"""Writes the locks and sbom.cdx.json beside this file from requirements.txt and requirements-ray.txt: `uv run
+.ci/lock.py`.
 
-Takes the newest release of whatever requirements.txt does not pin. Needs a package index. What is locked already stays
+Takes the newest release of whatever these do not pin. Needs a package index. What is locked already stays
 with `UV_CONSTRAINT=".ci/requirements.lock .ci/requirements-cuda.lock" uv run .ci/lock.py`.
 """
 
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,15 +52,16 @@ MODELS: dict[str, dict[str, str]] = {
     "ByteDance-Seed/Seed-X-PPO-7B": {"licence": "OpenMDW"},
 }
 HEADER = """\
-# Written by `uv run .ci/lock.py` from requirements.txt; do not edit.
+# Written by `uv run .ci/lock.py` from {source}; do not edit.
 # {purpose}
-# For CPython 3.11 and 3.12 on Linux x86-64 (glibc 2.28 or newer); ./run.sh installs it with --require-hashes.
+# For CPython 3.11 and 3.12 on Linux x86-64 (glibc 2.28 or newer); {how}.
 --only-binary :all:
 """
 PURPOSES = {
     "requirements.lock": "Every package but torch, and the sha256 of its wheels.",
     "requirements-cpu.lock": "torch without CUDA, taken wherever pip can see it (PyTorch's index of CPU builds).",
     "requirements-cuda.lock": "torch with CUDA, and what it needs for that, taken otherwise.",
+    "requirements-ray.lock": "Optional: Ray, and what it needs beside the packages of the other locks.",
 }
 
 
@@ -72,13 +74,16 @@ class Locked(NamedTuple):
     hashes: list[str]
 
 
-def resolve() -> list[dict[str, Any]]:
-    """The packages of a PEP 751 lock for every platform, with all their wheels."""
+def resolve(*files: Path, known: Sequence[Locked] = ()) -> list[dict[str, Any]]:
+    """The packages of a PEP 751 lock for every platform, with all their wheels; those that are known stay."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "pylock.toml"
+        output, pins = Path(folder) / "pylock.toml", Path(folder) / "pins.txt"
+        pins.write_text("".join(f"{one.name}=={one.version}{one.marker}\n" for one in known), encoding="utf-8")
         options = ["--universal", "--python-version", "3.11", "--generate-hashes", "--only-binary", ":all:", "--quiet"]
         command = ["uv", "pip", "compile", *options, "--no-config", "--format", "pylock.toml", "--output-file"]
-        subprocess.run([*command, str(output), str(ROOT / "requirements.txt")], check=True)
+        # Given as an option, it would take the place of what UV_CONSTRAINT says.
+        kept = ["--constraint", str(pins)] if known else []
+        subprocess.run([*command, str(output), *kept, *map(str, files)], check=True)
         return tomllib.loads(output.read_text(encoding="utf-8"))["packages"]
 
 
@@ -123,7 +128,11 @@ def wheel_sha256(package: dict[str, Any], python: tuple[int, int]) -> str:
 
 
 def lock_text(name: str, releases: list[Locked]) -> str:
-    lines = [HEADER.format(purpose=PURPOSES[name])]
+    source = "requirements-ray.txt" if "ray" in name else "requirements.txt"
+    how = (
+        "install it with --require-hashes --no-deps" if "ray" in name else "./run.sh installs it with --require-hashes"
+    )
+    lines = [HEADER.format(source=source, purpose=PURPOSES[name], how=how)]
     for release in releases:
         pins = [f"{release.name}=={release.version}{release.marker}"]
         lines.append(" \\\n    ".join(pins + [f"--hash=sha256:{digest}" for digest in release.hashes]) + "\n")
@@ -180,7 +189,12 @@ def sha256(digest: str) -> dict[str, str]:
 
 
 def main() -> None:
-    releases = list(locked(resolve()))
+    wanted = ROOT / "requirements.txt"
+    releases = list(locked(resolve(wanted)))
+    names = {release.name for release in releases}
+    ray = [
+        one for one in locked(resolve(wanted, FOLDER / "requirements-ray.txt", known=releases)) if one.name not in names
+    ]
     cuda = [release for release in releases if release.name == "torch" or release.name.startswith(CUDA_PREFIXES)]
     torch = next(release for release in releases if release.name == "torch")
     cpu_torch = Locked("torch", f"{torch.version}+cpu", "", CPU_TORCH_SHA256[torch.version])
@@ -188,11 +202,12 @@ def main() -> None:
         "requirements.lock": [release for release in releases if release not in cuda],
         "requirements-cpu.lock": [cpu_torch],
         "requirements-cuda.lock": cuda,
+        "requirements-ray.lock": ray,
     }
     for name, part in parts.items():
         (FOLDER / name).write_text(lock_text(name, part), encoding="utf-8")
         print(f"{name}: {len(part)} packages")
-    (FOLDER / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch]), encoding="utf-8")
+    (FOLDER / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch, *ray]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from omegaconf import OmegaConf
 from analyticup.model.pins import PACKAGED_SHA256
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = (".ci/requirements.lock", ".ci/requirements-cpu.lock", ".ci/requirements-cuda.lock")
+NAMES = (
+    *(".ci/requirements.lock", ".ci/requirements-cpu.lock", ".ci/requirements-cuda.lock"),
+    ".ci/requirements-ray.lock",
+)
+EXTRAS = (".ci/requirements-gpu.txt", ".ci/requirements-ray.txt")
 RELEASE = re.compile(r'([\w.-]+)==([\w.+]+)( ; python_version == "3\.1[12]")?((?: --hash=sha256:[0-9a-f]{64})+)')
 
 
@@ -43,8 +47,8 @@ def test_every_line_is_a_pin_with_hashes_and_stands_in_one_lock() -> None:
 
 
 def test_every_direct_pin_is_locked_in_that_version() -> None:
-    direct = {tuple(line.split("==")) for line in lines("requirements.txt")}
-    assert direct <= releases(NAMES[0]).keys() | releases(NAMES[2]).keys()
+    direct = {tuple(line.split("==")) for file in ("requirements.txt", EXTRAS[1]) for line in lines(file)}
+    assert direct <= releases(NAMES[0]).keys() | releases(NAMES[2]).keys() | releases(NAMES[3]).keys()
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -65,13 +69,13 @@ def test_every_imported_package_is_named_in_the_requirements() -> None:
     # What is not installed, as an extra may not be, goes by its import name.
     distributions = packages_distributions()
     wanted = {name: distributions.get(name, [name]) for name in names - sys.stdlib_module_names - {"analyticup"}}
-    named = {line.split("==")[0] for file in ("requirements.txt", ".ci/requirements-gpu.txt") for line in lines(file)}
+    named = {line.split("==")[0] for file in ("requirements.txt", *EXTRAS) for line in lines(file)}
     assert {"torch", "sklearn"} <= wanted.keys()
     assert {name for name, found in wanted.items() if named.isdisjoint(map(normalised, found))} == set()
 
 
 def test_torch_is_locked_in_one_version_for_both_builds_and_both_pythons() -> None:
-    shared, cpu, cuda = map(releases, NAMES)
+    shared, cpu, cuda, _ = map(releases, NAMES)
     ((version, hashes),) = [(release[1], found) for release, found in cuda.items() if release[0] == "torch"]
     assert list(cpu) == [("torch", f"{version}+cpu")]
     assert len(hashes) == len(cpu["torch", f"{version}+cpu"]) == 2
@@ -96,7 +100,7 @@ def test_bill_of_materials_is_that_of_the_locks() -> None:
         (component["name"], component["version"]): [entry["content"] for entry in component["hashes"]]
         for component in bill("library")
     }
-    assert billed == releases(NAMES[0]) | releases(NAMES[1]) | releases(NAMES[2])
+    assert billed == {release: hashes for name in NAMES for release, hashes in releases(name).items()}
 
 
 def test_bill_of_materials_names_the_weights_with_licence_and_pin() -> None:

@@ -25,6 +25,7 @@ from analyticup.engine import execution, progress, workers
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Node, Part, Stage, Status
 from analyticup.engine.progress import relay_to, track
+from analyticup.engine.schedule import Slots
 from analyticup.engine.workers import InProcess, apart, cores, make_runner
 from analyticup.errors import UserError
 from analyticup.settings.schema import MachineSettings, PathSettings, Settings
@@ -45,7 +46,7 @@ def settings(count=2, **machine):
 
 def test_one_worker_is_this_process(tmp_path):
     with make_runner(settings(1), MODELS) as runner:
-        assert isinstance(runner, InProcess) and runner.count == 1
+        assert isinstance(runner, InProcess) and runner.slots == Slots(1)
         record = runner.submit(functools.partial(answer, tmp_path), settings(1)).result().record.counts
     assert record["pid"] == os.getpid() and record["threads"] is None
 
@@ -74,7 +75,7 @@ def test_workers_are_processes_with_their_share_of_the_cores(tmp_path):
 
 def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
     monkeypatch.setattr(worker_calls, "no_models", lambda given: object())
-    sources = workers._Sources(MODELS)
+    sources = workers.Sources(MODELS)
     first = sources.of(settings())
     assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
     assert sources.of(Settings(paths=PathSettings(cache="elsewhere"), machine=settings().machine)) is not first
@@ -117,10 +118,10 @@ class Scripted:
     """A runner whose calls end in the order that the test gives; a title with "!" ends in an error."""
 
     def __init__(self, count, ends, monkeypatch):
-        self.count, self.running, self.ends = count, {}, iter(ends)
+        self.slots, self.running, self.ends = Slots(count), {}, iter(ends)
         monkeypatch.setattr(execution, "wait", self.wait)
 
-    def submit(self, call, settings):
+    def submit(self, call, settings, node):
         return self.running.setdefault(call.args[0].title, Future())
 
     def wait(self, running, return_when):

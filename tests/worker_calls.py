@@ -103,3 +103,31 @@ def hang(tiny):
 def crash(tiny):
     os._exit(9)
     yield {}
+
+
+def die_once(log: Path, times: int, source: Any) -> Artifact:
+    """Ends its process by SIGKILL so many times."""
+    with log.open("a") as stream:
+        lives = stream.tell() + 1
+        stream.write(".")
+    if lives <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Artifact(log.parent, StageRecord(counts={"lives": lives}))
+
+
+class Odd(Exception):
+    """Cannot be made again from its arguments, as unpickling does."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"odd: {one}{two}")
+
+
+def raise_odd(source: Any) -> Artifact:
+    print("printed by a worker")
+    raise Odd("a", "b")
+
+
+def began_with(name: str) -> str | None:
+    """An environment variable of this process, by what the system keeps of its start."""
+    entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    return next((entry.decode().partition("=")[2] for entry in entries if entry.startswith(f"{name}=".encode())), None)

@@ -25,6 +25,26 @@ def _settings(command: Parser, default: str = "sample.yaml") -> None:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the config")
 
 
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError
+    return numbers
+
+
+def _pieces(text: str) -> dict[str, int]:
+    names, _, counts = zip(*(part.partition("=") for part in text.split(",")), strict=True)
+    return dict(zip(names, _numbers(",".join(counts)), strict=True))
+
+
+def _plan(command: Parser) -> None:
+    _settings(command)
+    simulated = "instead: how long the run would take on so many GPUs (estimate), e.g. 1,2,8"
+    command.add_argument("--gpus", type=_numbers, default=None, metavar="N,N", help=simulated)
+    cut = "with --gpus: stages whose work would be cut into so many pieces, e.g. filter_model=8,predict=4"
+    command.add_argument("--split", type=_pieces, default={}, metavar="STAGE=N,..", help=cut)
+
+
 def _ablate(command: Parser) -> None:
     _settings(command)
     table = "paper: its Table 3 (default); noise: filters against flipped labels"
@@ -154,7 +174,7 @@ COMMANDS = {
     "plan": Command(
         "list every stage: run or cached, why, where; creates nothing",
         "analyticup.commands:plan",
-        _settings,
+        _plan,
         writes=False,
     ),
     "check": Command(

@@ -128,6 +128,8 @@ def _say_where(
 def plan(options: argparse.Namespace) -> int:
     settings, console = settings_of(options), make_console()
     statuses = inspect(build(settings), resolve(settings.paths.artifacts))
+    if options.gpus or options.split:
+        return _simulated(settings, statuses, options, console)
     table = plain_table(f"plan of {settings.name}", ("", "stage", "state", "why", "where"), left=5)
     for number, status in enumerate(statuses, 1):
         state, why = ("cached", "made by an earlier run") if status.artifact else ("run", status.reason)
@@ -141,8 +143,39 @@ def plan(options: argparse.Namespace) -> int:
     waiting = sum(status.artifact is None for status in statuses)
     where = resolve(settings.paths.artifacts)
     _say_time(settings, console)
+    if settings.machine.engine == "ray":
+        _say_cluster(settings, [status.node for status in statuses], console)
     console.print(f"{waiting} of {len(statuses)} stages would run; folders in {where}", soft_wrap=True)
     return 0
+
+
+def _simulated(settings: Settings, statuses: Sequence[Status], options: argparse.Namespace, console: Console) -> int:
+    from analyticup.checks.simulation import simulate
+
+    names = {status.node.stage.name for status in statuses}
+    if unknown := sorted(options.split.keys() - names):
+        raise UserError(f"--split {', '.join(unknown)}: no such stage here; there are {', '.join(sorted(names))}")
+    found = simulate(settings, statuses, options.gpus or [1], options.split)
+    table = plain_table(f"{settings.name} on several GPUs", ("GPUs", "hours", "idle"), left=0)
+    for gpus, run in found.runs.items():
+        table.add_row(str(gpus), f"{run.seconds / 3600:.2f}", f"{1 - run.busy / (gpus * run.seconds):.0%}")
+    console.print(table)
+    chain = f"{found.chained / 3600:.2f} h wait for one another: {', '.join(found.chain)}"
+    console.print(f"{chain}\nestimate: {found.basis}", soft_wrap=True)
+    return 0
+
+
+def _say_cluster(settings: Settings, nodes: Sequence[Node], console: Console) -> None:
+    from analyticup.engine.cluster import cluster_address
+
+    address, workers = cluster_address(), settings.machine.workers
+    where = f"the cluster at {address}" if address else "a cluster of its own on this machine, which ends with the run"
+    console.print(f"engine: Ray, on {where}", soft_wrap=True)
+    if settings.machine.accelerator != "cpu":
+        plain = ", ".join(dict.fromkeys(node.stage.name for node in nodes if not node.stage.model))
+        console.print(f"a worker for each GPU; beside them, without one: {plain}", soft_wrap=True)
+    given = "there" if settings.machine.accelerator == "cpu" else "where there are no GPUs"
+    console.print(f"{workers} workers on each node {given} (machine.workers)", soft_wrap=True)
 
 
 def _say_time(settings: Settings, console: Console) -> None:

@@ -26,6 +26,7 @@ from analyticup.checks.models import (
     training_bytes,
 )
 from analyticup.checks.timing import rows_and_languages
+from analyticup.engine.cluster import cluster_address, cluster_fault
 from analyticup.engine.workers import cores
 from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision, cpu_has_bf16
@@ -100,7 +101,7 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
     if fault := devices_fault(settings.machine.devices, machine.device, len(machine.gpus)):
         yield Finding(Verdict.FAIL, fault)
     workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
-    if machine.gpus and workers * settings.machine.devices > len(machine.gpus):
+    if machine.gpus and _on_one_gpu(settings, machine) > 1:
         yield Finding(
             Verdict.NOTE,
             f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one",
@@ -119,6 +120,14 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
         yield Finding(Verdict.NOTE, f"{SLOW} {text}")
     faults = [compiler_fault(task_settings(settings, task)) for task in settings.tasks]
     yield from (Finding(Verdict.FAIL, fault) for fault in dict.fromkeys(faults) if fault)
+
+
+def engine_findings(settings: MachineSettings) -> Iterable[Finding]:
+    """Whether the stages could run where `machine.engine` says."""
+    if settings.engine == "ray":
+        fault = cluster_fault()
+        where = f"the cluster at {cluster_address()}" if cluster_address() else "a cluster of its own on this machine"
+        yield Finding(Verdict.FAIL if fault else Verdict.OK, fault or f"engine: Ray, on {where}")
 
 
 def memory_findings(settings: Settings, models: list[Model], machine: MachineFacts) -> Iterable[Finding]:
@@ -190,7 +199,9 @@ def _cpu_run(settings: Settings, model: Model, machine: MachineFacts) -> Finding
 
 
 def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
-    """How many workers share a GPU."""
+    """How many workers share a GPU; none do on Ray."""
+    if settings.machine.engine == "ray":
+        return 1
     return math.ceil(settings.machine.workers * settings.machine.devices / max(1, len(machine.gpus)))
 
 

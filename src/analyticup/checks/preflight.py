@@ -12,7 +12,14 @@ from analyticup.augmentation.translators.seq2seq import checked_folders, has_pla
 from analyticup.checks.access import access_findings, tracking_findings
 from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
-from analyticup.checks.machine import SLOW, device_findings, disk_findings, look_at_machine, memory_findings
+from analyticup.checks.machine import (
+    SLOW,
+    device_findings,
+    disk_findings,
+    engine_findings,
+    look_at_machine,
+    memory_findings,
+)
 from analyticup.checks.models import label_word_findings, model_findings, needed_models, uses_embedder
 from analyticup.checks.rows import row_findings, rows_beyond_the_first
 from analyticup.checks.timing import time_findings
@@ -38,6 +45,7 @@ def findings(settings: Settings) -> list[Finding]:
         lambda: weight_findings(settings, models),
         lambda: adapter_findings(settings),
         lambda: label_word_findings(settings, models[0]),
+        lambda: engine_findings(settings.machine),
         lambda: device_findings(settings, machine),
         lambda: memory_findings(settings, models, machine),
         lambda: time_findings(settings, models[0].parameters, machine.device == "cuda"),

@@ -60,7 +60,7 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
         return
     slower, parts, total = parameters / _MEASURED_PARAMETERS, [], 0.0
     for task in settings.tasks:
-        trained, scored = task_rows(task_settings(settings, task), task)
+        trained, scored = model_rows(task_settings(settings, task), task)
         training, scoring = (
             rows * slower / rate / 3600
             for rows, rate in zip((trained, scored), (rates.training, rates.scoring), strict=True)
@@ -74,26 +74,42 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
     yield Finding(Verdict.OK, f"time: {told}; translation and embedding are left out (estimate)")
 
 
-def task_rows(own: Settings, task: str) -> tuple[float, float]:
-    """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
-    folder, n = Path(own.data.dir or "").expanduser(), own.folds.n
-    given, known = rows_and_languages(folder / f"train_{task}.txt")
-    given = min(given, own.data.train_rows or given)
+@dataclass(frozen=True)
+class TaskRows:
+    """Rows of a task: those given for training, as many with the translated ones, as many with the negatives too, and
+    those of dev and test."""
+
+    given: float
+    translated: float
+    whole: float
+    asked: float
+
+
+def task_rows(own: Settings, task: str) -> TaskRows:
+    """By the files of `data.dir`, as far as they are there."""
+    folder = Path(own.data.dir or "").expanduser()
+    count, known = rows_and_languages(folder / f"train_{task}.txt")
+    given = float(min(count, own.data.train_rows or count))
     others = [rows_and_languages(folder / f"{split}_{task}.txt") for split in ("dev", "test")]
-    rows = float(given)
+    translated = given
     if own.translate.enabled:
         asked = set(own.translate.languages or set().union(*(languages for _, languages in others)) - known)
         volumes = read_volumes(own.translate.volumes)
-        rows += sum(volumes.get(language, own.translate.rows_per_language) for language in asked)
-    if own.negatives.enabled:
-        rows += own.negatives.share * _POSITIVE_SHARE * rows
-    trained, scored = (n - 1) * rows * own.train.epochs, given + n * sum(count for count, _ in others)
+        translated += sum(volumes.get(language, own.translate.rows_per_language) for language in asked)
+    negatives = own.negatives.share * _POSITIVE_SHARE * translated if own.negatives.enabled else 0.0
+    return TaskRows(given, translated, translated + negatives, sum(count for count, _ in others))
+
+
+def model_rows(own: Settings, task: str) -> tuple[float, float]:
+    """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
+    rows, n = task_rows(own, task), own.folds.n
+    trained, scored = (n - 1) * rows.whole * own.train.epochs, rows.given + n * rows.asked
     if own.train.distil:
-        trained, scored = 2 * trained, scored + (n - 1) * rows
+        trained, scored = 2 * trained, scored + (n - 1) * rows.whole
     if own.filter.enabled and own.filter.scores != "neighbours":
         judges = 1 if own.filter.scores == "in-sample" else n - 1
-        trained += own.filter.rounds * judges * rows * own.train.epochs
-        scored += own.filter.rounds * rows
+        trained += own.filter.rounds * judges * rows.whole * own.train.epochs
+        scored += own.filter.rounds * rows.whole
     return trained, scored
 
 

@@ -33,5 +33,5 @@ def ingest_settings(own: Settings) -> dict[str, Any]:
     return data
 
 
-SAMPLE = Stage("sample", version=1, run="analyticup.corpus.stage:sample", settings=sample_settings)
-INGEST = Stage("ingest", version=1, run="analyticup.corpus.stage:ingest", settings=ingest_settings)
+SAMPLE = Stage("sample", version=1, run="analyticup.corpus.stage:sample", settings=sample_settings, model=False)
+INGEST = Stage("ingest", version=1, run="analyticup.corpus.stage:ingest", settings=ingest_settings, model=False)

@@ -16,6 +16,7 @@ from analyticup.engine.files import discard, publish_folder, tidy
 from analyticup.engine.graph import WHOLE, Node, Status, inspect_node, inspect_shards, shards_folder
 from analyticup.engine.job import Job, given_files
 from analyticup.engine.memory import Watch, peak, reset_peak
+from analyticup.engine.schedule import choose, urgent_first
 from analyticup.engine.workers import Runner, imported
 from analyticup.errors import UserError, machine_trouble
 from analyticup.settings.loading import task_settings
@@ -71,7 +72,7 @@ class _Execution:
 
     def steps(self) -> Iterator[Status | Done]:
         while self.waiting or self.running:
-            while len(self.running) < self.runner.count and (node := self._next()) is not None:
+            while (node := self._next()) is not None:
                 if node.identity in self.begun:
                     self._start(self.begun[node.identity])
                     continue
@@ -96,12 +97,17 @@ class _Execution:
             tidy(shared.parent)
 
     def _next(self) -> Node | None:
-        """The first node whose inputs are all there, and its shards where they were begun."""
-        for place, node in enumerate(self.waiting):
+        """Taken from those that wait: the first whose inputs are all there, and its shards where they were begun."""
+
+        def ready(node: Node) -> bool:
             needed = [*node.inputs.values(), *(node.shards if node.identity in self.begun else ())]
-            if all(other.identity in self.found for other in needed):
-                return self.waiting.pop(place)
-        return None
+            return all(other.identity in self.found for other in needed)
+
+        slots, running = self.runner.slots, [status.node for status in self.running.values()]
+        if slots.any > 1:
+            self.waiting = urgent_first(self.waiting)
+        place = choose(self.waiting, ready, running, slots)
+        return None if place is None else self.waiting.pop(place)
 
     def _begin(self, status: Status) -> None:
         """Puts a node's shards before all that waits, and itself behind them."""
@@ -117,7 +123,8 @@ class _Execution:
         inputs = {name: self.found[other.identity].artifact for name, other in status.node.inputs.items()}
         shards = tuple(self.found[shard.identity].artifact for shard in status.node.shards)
         given = (inputs, shards, self.settings, self.group, self.tags, self.environment)
-        self.running[self.runner.submit(partial(_run, status.node, status.folder, *given), self.settings)] = status
+        call = partial(_run, status.node, status.folder, *given)
+        self.running[self.runner.submit(call, self.settings, status.node)] = status
 
     def _keep(self, status: Status, artifact: Artifact) -> None:
         self.found[status.node.identity] = Status(status.node, status.folder, artifact, status.reason)

@@ -41,7 +41,8 @@ def uncut(own: Settings) -> Cut:
 class Stage:
     """What a room offers. `run` is "module:function", imported only where the stage runs, so that a plan is instant;
     `settings` gives the part of a task's settings that decides the stage's bytes. With a `cut` it does its work in
-    shards and puts them together; neither its bytes nor its identity show how many there were.
+    shards and puts them together; neither its bytes nor its identity show how many there were. `model`: it may run one,
+    and so gets a GPU where there are any.
 
     Raise `version` when the stage writes other bytes from the same settings and inputs.
     """
@@ -51,6 +52,7 @@ class Stage:
     run: str
     settings: Callable[[Settings], Mapping[str, Any]] = nothing
     cut: Callable[[Settings], Cut] = uncut
+    model: bool = True
 
 
 class Shard(NamedTuple):

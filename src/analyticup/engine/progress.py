@@ -164,23 +164,24 @@ def hear_all(queue: Any) -> None:
         hear(said)
 
 
-def relay_to(send: Callable[[Any], None]) -> None:
-    """In another process: bars, and what is printed, are handed on by `send` from now on."""
+def relay_to(send: Callable[[Any], None], bars: bool = True) -> None:
+    """In another process: bars, and what is printed, are handed on by `send` from now on; without `bars`, these are
+    plain lines."""
     global _relay
-    _relay = send
-    sys.stdout = sys.stderr = _RelayedText()
+    _relay = send if bars else None
+    sys.stdout = sys.stderr = _RelayedText(send)
 
 
 class _RelayedText(io.TextIOBase):
     """Passes on whole lines."""
 
-    def __init__(self) -> None:
-        self._begun = ""
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send, self._begun = send, ""
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
-        if lines and _relay is not None:
-            _relay("\n".join(lines))
+        if lines:
+            self._send("\n".join(lines))
         return len(text)
 
 

@@ -22,7 +22,9 @@ from typing import Any, Protocol
 
 from analyticup.engine import progress
 from analyticup.engine.artifacts import Artifact
+from analyticup.engine.graph import Node
 from analyticup.engine.memory import keep, let_go
+from analyticup.engine.schedule import Slots
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.schema import MachineSettings, Settings
 
@@ -39,11 +41,12 @@ def imported(name: str) -> Any:
 
 
 class Runner(Protocol):
-    """Runs at most `count` calls at once."""
+    """Runs as many calls at once as it has `slots`."""
 
-    count: int
+    slots: Slots
 
-    def submit(self, call: Call, settings: Settings) -> Future[Artifact]: ...
+    def submit(self, call: Call, settings: Settings, node: Node | None = None) -> Future[Artifact]:
+        """The call's artifact; `node` says what is run and what it needs, where that plays a part."""
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """What "module:function" returns where stages run, so that what it imports stays there."""
@@ -54,24 +57,27 @@ class Runner(Protocol):
 
 
 def make_runner(settings: Settings, models: str) -> Runner:
-    """By `machine.workers`. To be entered; it can then serve several runs, which keep what was loaded.
+    """By `machine.engine` and `machine.workers`. To be entered; it can then serve several runs, which keep what was
+    loaded.
 
     `models` is "module:function": what gives a stage the models of its settings, imported where stages run.
     """
+    if settings.machine.engine == "ray":
+        return imported("analyticup.engine.cluster:RayRunner")(settings, models)
     return InProcess(models) if settings.machine.workers == 1 else Workers(settings, models)
 
 
 class InProcess:
     """One stage at a time, in this process."""
 
-    count = 1
+    slots = Slots(1)
 
     def __init__(self, models: str) -> None:
-        self._sources = _Sources(models)
+        self._sources = Sources(models)
 
-    def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+    def submit(self, call: Call, settings: Settings, node: Node | None = None) -> Future[Artifact]:
         done: Future[Artifact] = Future()
-        done.set_result(_finished(call, self._sources.of(settings)))
+        done.set_result(finished(call, self._sources.of(settings)))
         return done
 
     def ask(self, function: str, *arguments: Any) -> Any:
@@ -91,7 +97,8 @@ class Workers:
     """
 
     def __init__(self, settings: Settings, models: str) -> None:
-        self.count = settings.machine.workers
+        count = settings.machine.workers
+        self.slots = Slots(count)
         context = get_context("spawn")
         # Nothing is sent: the workers' end reports that the other one is closed, or its process gone.
         theirs, self._ours = context.Pipe(duplex=False)
@@ -99,20 +106,20 @@ class Workers:
         self._told = context.SimpleQueue() if progress.is_live(sys.stderr) else None
         self._listener = threading.Thread(target=progress.hear_all, args=(self._told,), daemon=True)
         given = (theirs, self._stops, context.Value("i", 0), settings.machine, models, self._told)
-        self._pool = ProcessPoolExecutor(self.count, context, _start, given)
+        self._pool = ProcessPoolExecutor(count, context, _start, given)
         self._models, self._started = models, False
 
-    def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+    def submit(self, call: Call, settings: Settings, node: Node | None = None) -> Future[Artifact]:
         return self._ready().submit(_work, call, settings)
 
     def ask(self, function: str, *arguments: Any) -> Any:
-        return self._ready().submit(_called, function, *arguments).result()
+        return self._ready().submit(called, function, *arguments).result()
 
     def _ready(self) -> ProcessPoolExecutor:
         if not self._started:
             # All at once, as each spends seconds on imports; a run that finds everything cached starts none.
             self._started = True
-            for _ in range(self.count):
+            for _ in range(self.slots.any):
                 self._pool.submit(imported, self._models)
         return self._pool
 
@@ -132,8 +139,9 @@ class Workers:
             self._listener.join()
 
 
-class _Sources:
-    """The models of the settings that were asked for last, as far as they are loaded."""
+class Sources:
+    """The models of the settings that were asked for last, as far as they are loaded. `threads` are those of a stage
+    whose settings name none."""
 
     def __init__(self, models: str = "", threads: int | None = None) -> None:
         self._models = models
@@ -153,7 +161,7 @@ class _Sources:
 
 
 # The models of a worker process.
-_sources = _Sources()
+_sources = Sources()
 
 
 def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, queue: Any) -> None:
@@ -161,7 +169,7 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     global _sources
     with started.get_lock():
         number, started.value = started.value, started.value + 1
-    _sources = _Sources(models, max(1, cores() // machine.workers))
+    _sources = Sources(models, max(1, cores() // machine.workers))
     if machine.accelerator != "cpu":
         _take_gpu(number, machine.devices)
     _watch(alive, stops)
@@ -273,11 +281,12 @@ def _end_with(alive: Connection, stops: Any) -> None:
     os._exit(1)
 
 
-def _called(function: str, *arguments: Any) -> Any:
+def called(function: str, *arguments: Any) -> Any:
+    """What "module:function" returns, imported only here."""
     return imported(function)(*arguments)
 
 
-def _finished(call: Call, source: Any) -> Artifact:
+def finished(call: Call, source: Any) -> Artifact:
     """The stage's artifact; what the stage leaves is freed."""
     try:
         return call(source)
@@ -287,6 +296,6 @@ def _finished(call: Call, source: Any) -> Artifact:
 
 def _work(call: Call, settings: Settings) -> Artifact:
     try:
-        return _finished(call, _sources.of(settings))
+        return finished(call, _sources.of(settings))
     except SystemExit:
         raise UserError(f"a worker process was ended from outside; {ADVICE}") from None

@@ -26,5 +26,9 @@ def stack_settings(own: Settings) -> dict[str, Any]:
     return {"stack_features": own.ensemble.stack_features} if own.ensemble.method == "stack" else {}
 
 
-ENSEMBLE = Stage("ensemble", version=1, run="analyticup.ensembling.stage:ensemble", settings=ensemble_settings)
-THRESHOLD = Stage("threshold", version=2, run="analyticup.ensembling.stage:threshold", settings=threshold_settings)
+ENSEMBLE = Stage(
+    "ensemble", version=1, run="analyticup.ensembling.stage:ensemble", settings=ensemble_settings, model=False
+)
+THRESHOLD = Stage(
+    "threshold", version=2, run="analyticup.ensembling.stage:threshold", settings=threshold_settings, model=False
+)

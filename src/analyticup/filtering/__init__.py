@@ -40,4 +40,4 @@ def decision_files(settings: Settings) -> dict[str, Path]:
 
 
 JUDGE = Stage("filter_model", version=3, run="analyticup.filtering.stage:judge", settings=training_settings)
-FILTER = Stage("filter", version=2, run="analyticup.filtering.stage:filter_rows", settings=filter_settings)
+FILTER = Stage("filter", version=2, run="analyticup.filtering.stage:filter_rows", settings=filter_settings, model=False)

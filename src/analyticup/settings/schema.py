@@ -640,6 +640,9 @@ class PathSettings(Section):
 class MachineSettings(Section):
     """How to run, never what to compute."""
 
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Runs stages in processes of this machine, or on Ray: also several GPUs and machines."
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the models run on.")
     # As trainings of several folds, each in its own process that loads the model; on a machine with GPUs each
     # takes one of them in turn.

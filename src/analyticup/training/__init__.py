@@ -72,12 +72,12 @@ def predict_cut(own: Settings) -> Cut:
     return Cut(own.predict.shards, {"max_batch_tokens": own.predict.max_batch_tokens})
 
 
-FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings)
+FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings, model=False)
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
 PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
 # What TRAIN learns from besides the labels, where `train.distil` says so.
 TEACH = Stage("teach", version=1, run="analyticup.training.stage:teach", settings=teaching_settings)
 TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
 # In the place of TRAIN where adapters are given.
-ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings)
+ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings, model=False)
 PREDICT = Stage("predict", 2, "analyticup.training.stage:predict", predict_settings, predict_cut)

@@ -15,7 +15,8 @@ from analyticup.corpus.rows import SPLITS
 from analyticup.engine.artifacts import Artifact, read_artifact
 from analyticup.engine.environment import describe
 from analyticup.engine.execution import execute
-from analyticup.engine.graph import Status, inspect
+from analyticup.engine.graph import Node, Status, inspect
+from analyticup.engine.schedule import Slots
 from analyticup.engine.workers import Call, imported
 from analyticup.errors import CheckFailed
 from analyticup.experiments.bench.generated import official_rows, write_official
@@ -83,14 +84,14 @@ class Step:
 class _Measuring:
     """A runner that measures each stage in a process of its own. `status` is the stage's, `result` the last one's."""
 
-    count = 1
+    slots = Slots(1)
     status: Status
     result: Result
 
     def __init__(self, run: Callable[[str, str, Callable[[], Any]], Result]) -> None:
         self._run = run
 
-    def submit(self, call: Call, settings: Settings) -> Future[Artifact]:
+    def submit(self, call: Call, settings: Settings, node: Node | None = None) -> Future[Artifact]:
         node, done = self.status.node, Future[Artifact]()
         self.result = self._run(node.title, node.task, partial(_stage, call, settings))
         made = read_artifact(self.status.folder, node.identity)

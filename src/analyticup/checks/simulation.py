@@ -1,0 +1,108 @@
+"""How long a run would take on several GPUs: its stages replayed by the scheduler, with the seconds that they took, or
+those that they would take, as far as they have not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from analyticup.augmentation import PIVOT, TRANSLATE
+from analyticup.checks.timing import Rates, TaskRows, measured_rates, task_rows
+from analyticup.engine.graph import UNCUT, Node, Status
+from analyticup.engine.schedule import Replay, Slots, longest_chain, replay, urgent_first
+from analyticup.filtering import JUDGE
+from analyticup.settings.loading import task_settings
+from analyticup.settings.paths import resolve
+from analyticup.settings.schema import Settings
+from analyticup.training import PREDICT, PRETRAIN, TEACH, TRAIN
+
+# Where the bench has not measured this machine's GPU. By arithmetic an H100 trains on 151 to 242 rows/s at 45 % of its
+# rate, and scores 673 to 1,074 rows/s at all of it, of which about half is taken.
+ASSUMED: Final = Rates("rates that are assumed for an H100", training=180.0, scoring=450.0)
+# Queries that a translator of 7 billion parameters makes on one GPU (assumed).
+_TRANSLATED_A_SECOND: Final = 25.0
+# Of each stage, besides what its model does: files, figures, loading (assumed).
+_OTHER_SECONDS: Final = 60.0
+# Shorter stages are not named, as a share of their chain.
+_NAMED: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A run on several numbers of GPUs, in seconds. `basis` says on what they rest; no number of GPUs is faster than
+    the stages of the `chain`, which wait for one another and take `chained`."""
+
+    basis: str
+    runs: dict[int, Replay]
+    chain: list[str]
+    chained: float
+
+
+def simulate(
+    settings: Settings, statuses: Sequence[Status], gpus: Iterable[int], pieces: Mapping[str, int]
+) -> Simulated:
+    """The whole run, however much of it is cached. `pieces`: into how many equal pieces, each on a GPU of its own, the
+    work of all stages of a name would be cut."""
+    rates = measured_rates(resolve(settings.paths.submissions)) or ASSUMED
+    nodes = [status.node for status in statuses]
+    taken = {status.node.title: status.artifact.record.seconds for status in statuses if status.artifact}
+    basis = f"{len(taken)} of {len(nodes)} stages have run" + f"; the others by {rates.gpu}" * (len(taken) < len(nodes))
+    nodes, seconds = in_pieces(nodes, {**stage_seconds(settings, nodes, rates), **taken}, pieces)
+    # One machine has eight of them.
+    runs = {count: replay(urgent_first(nodes), seconds, Slots(count, plain=1 + count // 8)) for count in gpus}
+    chain = longest_chain(nodes, seconds)
+    chained = sum(seconds[title] for title in chain)
+    return Simulated(basis, runs, [title for title in chain if seconds[title] >= _NAMED * chained], chained)
+
+
+def in_pieces(
+    nodes: Sequence[Node], seconds: Mapping[str, float], pieces: Mapping[str, int]
+) -> tuple[list[Node], dict[str, float]]:
+    """The graph and its seconds, with several nodes in the place of each whose stage is cut."""
+    cut, times = dict[str, list[Node]](), dict[str, float]()
+    for node in nodes:
+        inputs = {f"{name} {other.title}": other for name, one in node.inputs.items() for other in cut[one.identity]}
+        count = pieces.get(node.stage.name, node.cut.pieces)
+        names = [f"{node.part.purpose} {number + 1}/{count}".strip() for number in range(count)] if count > 1 else []
+        parts = [replace(node.part, purpose=name) for name in names] or [node.part]
+        cut[node.identity] = [replace(node, inputs=inputs, part=part, cut=UNCUT) for part in parts]
+        times |= {one.title: seconds[node.title] / count for one in cut[node.identity]}
+    return [one for made in cut.values() for one in made], times
+
+
+def _on(gpus: int, run: Replay, seconds: Mapping[str, float]) -> Simulated:
+    last = tuple(title for title in run.last if seconds[title] >= _NAMED * run.seconds)
+    return Simulated(gpus, run.seconds / 3600, 1 - run.busy / (gpus * run.seconds), last)
+
+
+def stage_seconds(settings: Settings, nodes: Sequence[Node], rates: Rates) -> dict[str, float]:
+    """By a stage's title, what it would take one GPU."""
+    rows = {task: task_rows(task_settings(settings, task), task) for task in settings.tasks}
+
+    def of(node: Node) -> Iterator[float]:
+        yield _OTHER_SECONDS
+        if node.task in rows:
+            yield _model_seconds(task_settings(settings, node.task), rows[node.task], node, rates)
+
+    return {node.title: sum(of(node)) for node in nodes}
+
+
+def _model_seconds(own: Settings, rows: TaskRows, node: Node, rates: Rates) -> float:
+    """Embedding, which takes minutes, is left out."""
+    name, epochs, others = node.stage.name, own.train.epochs, 1 - 1 / own.folds.n
+    if name == TRANSLATE.name:
+        return (rows.translated - rows.given) / _TRANSLATED_A_SECOND
+    if name == PIVOT.name:
+        return (rows.translated + rows.asked) / _TRANSLATED_A_SECOND
+    if name == PREDICT.name:
+        return rows.asked / rates.scoring
+    if name == JUDGE.name and node.part.fold is None:
+        return rows.whole * epochs / rates.training + rows.whole / rates.scoring
+    if name == PRETRAIN.name:
+        return rows.given * epochs / rates.training
+    if name == TEACH.name:
+        return others * rows.whole * (epochs / rates.training + 1 / rates.scoring)
+    if name in (JUDGE.name, TRAIN.name):
+        return others * rows.whole * epochs / rates.training + rows.given / own.folds.n / rates.scoring
+    return 0.0
