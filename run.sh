@@ -140,6 +140,7 @@ set_up() {
     fail "$environment was not set up by run.sh and is left as it is; delete it, or $elsewhere"
   fi
   echo "run.sh: setting up $environment (once; some minutes, 2.2 GB with the CPU build of torch, more with CUDA)" >&2
+  # SIGTERM ends this shell at once (143); pip may go on for a moment, and holds the lock for as long.
   trap 'echo "run.sh: set-up interrupted; nothing that worked is lost, the next run begins it anew" >&2; exit 130' INT
   # By this file a set-up that was interrupted is known, and begun anew.
   : >"$building"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import SHUT_RDWR
 from threading import Thread
 from urllib.parse import unquote, urlparse
 
@@ -16,7 +17,8 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub:
-    """One repository. `broken` are sha256 of files whose upload fails; `received` counts what arrived, by sha256."""
+    """One repository. With `fault` it answers nothing but this HTTP status, or "cut": it closes each connection.
+    `broken` are sha256 of files whose upload fails; `received` counts what arrived, by sha256."""
 
     def __init__(self) -> None:
         self.exists = False
@@ -27,6 +29,7 @@ class Hub:
         self.broken: set[str] = set()
         self.tokens: set[str | None] = set()
         self.url = ""
+        self.fault: int | str = 0
 
     def commit(self, lines: list[dict]) -> None:
         for line in lines:
@@ -99,7 +102,18 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.blobs[oid] = data
             self.answer({})
 
+        def refuse(self) -> None:
+            if hub.fault == "cut":
+                self.close_connection = True
+                self.connection.shutdown(SHUT_RDWR)
+                return
+            code = {403: "GatedRepo", 404: "RepoNotFound"}.get(int(hub.fault), "")
+            self.answer({"error": "no"}, int(hub.fault), X_Error_Code=code)
+
         def do_GET(self) -> None:
+            if hub.fault:
+                self.refuse()
+                return
             path = unquote(urlparse(self.path).path)
             if found := re.fullmatch(r"/a/b/resolve/[^/]+/(.+)", path):
                 data = hub.files[found[1]]

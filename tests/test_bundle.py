@@ -357,6 +357,16 @@ def test_merged_weights_score_as_the_adapter_does(bundle: Path, tmp_path: Path, 
     assert len(AutoTokenizer.from_pretrained(out)) == len(random_tokenizer())
 
 
+def test_another_zip_is_not_replaced(finished: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine.zip").write_bytes(b"mine")
+    for more in ([], ["--competition"]):
+        command = ["bundle", str(finished / "submissions" / "sample"), "--out", str(tmp_path / "mine"), *more]
+        assert main(command) == 2
+        assert "mine.zip: is there already and was not written here" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.zip"]
+    assert (tmp_path / "mine.zip").read_bytes() == b"mine"
+
+
 def test_an_adapter_is_not_put_onto_another_base_of_the_same_shapes(bundle: Path, tmp_path: Path, capsys) -> None:
     base = tmp_path / "base"
     random_qwen3(len(random_tokenizer())).save_pretrained(base)

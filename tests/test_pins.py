@@ -146,6 +146,6 @@ def test_a_folder_below_home_is_identified_and_loaded_as_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert existing_folder("~/tiny") == folder and loadable("~/tiny") == str(folder)
+    assert existing_folder("~/tiny") == folder and loadable("~/tiny", None) == str(folder)
     assert model_identity("~/tiny", None) == model_identity(str(folder), None)
-    assert loadable("a/b") == "a/b"
+    assert loadable("random:qwen3", None) == "random:qwen3"

@@ -147,6 +147,7 @@ MODEL = "model.backbone={dir}/model"
 # "place", or where it has several, "place | a part of the text".
 TABLE: Final[dict[str, Given | Shown | str]] = {
     "__main__:_refuse_deleted_folder": Shown("test_surroundings.py", "test_a_deleted_folder_is_named"),
+    "commands:run": Shown("test_surroundings.py", "test_another_programs_manifest_is_not_replaced"),
     "commands:_refuse_blocked": "these are `check`'s own findings",
     "commands:report": OTHER_COMMAND,
     "console:exclusive_run": MACHINE,
@@ -234,6 +235,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.pins:checked_kind | needs a pinned commit": given("model.backbone=a/b", says="needs a pinned commit"),
     "model.pins:gguf_sha256": given("model.backbone=gguf:none.gguf"),
     "model.pins:gguf_package": given("model.backbone=gguf:no_package"),
+    "model.pins:_fetched": "a hub is not asked before a run; its answer is the one line",
     "model.pins:check_packaged": Shown("test_pins.py", "test_a_package_that_promises_other_bytes_is_refused"),
     "model.pins:check_pinned | neither an existing": given(*ENCODER, "embedder.model=none", says="none is neither"),
     "model.pins:check_pinned | pin … to a commit": given(*ENCODER, "embedder.revision=main", says="a pinned commit"),

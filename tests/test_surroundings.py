@@ -3,6 +3,7 @@ or one line."""
 
 from __future__ import annotations
 
+import csv
 import os
 import shlex
 import subprocess
@@ -10,11 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT
+import torch
+from hub_server import COMMIT, hub_server
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+from tiny_runs import ROOT, TINY, places
 
 from analyticup import __main__, commands
 from analyticup.console import exclusive_run
-from analyticup.settings.schema import Settings
+from analyticup.engine.files import tidy
+from analyticup.errors import UserError
+from analyticup.model.backbone import load_backbone, load_tokenizer, random_qwen3, random_tokenizer
+from analyticup.results.manifest import foreign_manifest
+from analyticup.review.sheet import COLUMNS, refuse_to_lose
+from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.terminal import make_console
 
 
@@ -79,3 +89,100 @@ def test_a_deleted_folder_is_named(tmp_path):
     done = shell("mkdir gone; cd gone; rmdir ../gone; {kit} check", tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: the current folder was deleted; change to one")
+
+
+# ---------------------------------------------------------------- a hub that refuses
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_server() as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        # It would wait between its tries.
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        yield running
+
+
+HUB_MODEL = ModelSettings(backbone="a/b", revision=COMMIT)
+REFUSALS = {
+    401: "set HF_TOKEN or run `hf auth login`",
+    403: "its owners give access at https://huggingface.co/a/b; then set HF_TOKEN or run `hf auth login`",
+    404: "correct the name",
+    429: "too many requests: wait some minutes and run again",
+    500: "see that the hub can be reached, and run again",
+    "cut": "see that the hub can be reached, and run again",
+}
+
+
+@pytest.mark.parametrize(("fault", "advice"), REFUSALS.items(), ids=map(str, REFUSALS))
+def test_a_hub_that_refuses_is_one_line_with_its_reason(hub, tmp_path, fault, advice):
+    hub.fault = fault
+    with pytest.raises(
+        UserError, match=rf"^a/b at c0ffee000000 cannot be fetched from the hub \(.*\); .*{advice}"
+    ) as said:
+        load_tokenizer(HUB_MODEL, tmp_path)
+    assert "\n" not in str(said.value) and len(str(said.value)) < 500
+    assert fault == "cut" or str(fault) in str(said.value)
+
+
+def test_a_hub_model_is_fetched_whole_and_then_needs_no_hub(hub, tmp_path):
+    made = tmp_path / "made"
+    random_qwen3(len(random_tokenizer())).save_pretrained(made)
+    random_tokenizer().save_pretrained(made)
+    hub.files = {path.name: path.read_bytes() for path in made.iterdir()} | {"pytorch_model.bin": b"a pickle"}
+    hub.files["onnx/model.json"] = b"{}"
+    assert len(load_tokenizer(HUB_MODEL, tmp_path)) == len(random_tokenizer())
+    fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
+    assert fetched == {path.name for path in made.iterdir()}
+    hub.fault = 500
+    assert load_backbone(HUB_MODEL, tmp_path, torch.float32).num_parameters() > 0
+
+
+# ---------------------------------------------------------------- what belongs to the user
+
+
+def test_another_programs_manifest_is_not_replaced(tmp_path, capsys):
+    mine = tmp_path / "submissions" / "site"
+    mine.mkdir(parents=True)
+    (mine / "manifest.json").write_text('{"short_name": "mine"}')
+    command = [*TINY, *places(tmp_path), "name=site"]
+    assert __main__.main(["run", *command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{mine}: its manifest.json is not of a run, and would be replaced" in line
+    assert __main__.main(["check", *command]) == 1 and line.removeprefix("error: ") in capsys.readouterr().out
+    assert (mine / "manifest.json").read_text() == '{"short_name": "mine"}'
+    assert [path.name for path in tmp_path.iterdir()] == ["submissions"]
+
+
+@pytest.mark.parametrize("content", ['{"stages": {}, "config": {}}', '{"stages', ""])
+def test_a_runs_own_manifest_is_made_anew_whatever_became_of_it(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    assert foreign_manifest(tmp_path) == "" == foreign_manifest(tmp_path / "none")
+
+
+def test_only_what_a_killed_write_left_is_tidied_away(tmp_path):
+    for name in (".gitkeep", ".tmpAbCdEf", ".unfinished-a.safetensors", "a.safetensors"):
+        (tmp_path / name).touch()
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitkeep", "a.safetensors"]
+
+
+def test_a_sheet_with_answers_is_not_written_over(tmp_path):
+    path = tmp_path / "sheet.csv"
+    refuse_to_lose(path)
+    blank = {**dict.fromkeys(COLUMNS, "x"), "decision": ""}
+    for filled, says in ((blank, ""), (blank | {"decision": "flip"}, "has 1 decisions"), ({"a": "b"}, "is no sheet")):
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            csv.DictWriter(stream, filled).writeheader()
+            csv.DictWriter(stream, filled).writerow(filled)
+        if not says:
+            refuse_to_lose(path)
+            continue
+        with pytest.raises(UserError, match=f"{says}.*give another file with --out"):
+            refuse_to_lose(path)

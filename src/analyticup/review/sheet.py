@@ -81,6 +81,18 @@ def write_sheet(candidates: Iterable[Candidate], task: str, run: str, path: Path
             writer.writerows([_cell(record[name]) for name in COLUMNS] for record in records)
 
 
+def refuse_to_lose(path: Path) -> None:
+    """Raises UserError where a sheet would replace another file, or answers that somebody has given."""
+    if not path.exists():
+        return
+    try:
+        filled = sum(bool(answer.decision) for answer in read_sheet(path))
+    except UserError:
+        raise UserError(f"{path}: is there already and is no sheet; give another file with --out") from None
+    if filled:
+        raise UserError(f"{path}: has {filled} decisions; import it and move it away, or give another file with --out")
+
+
 def _record(candidate: Candidate, task: str, run: str) -> dict[str, Any]:
     shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(candidate).items()}
     own = {**shown, "task": task, "decision": "", "note": "", "run": run}

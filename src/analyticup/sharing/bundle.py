@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ def zip_folder(folder: Path, out: Path) -> None:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     with replace_file(out) as scratch:
         write_zip(scratch, {name: folder / name for name in names})
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is the zip of a bundle, or of a code submission, which has one in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name == SUMS for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def portable_settings(settings: Settings) -> Settings:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from analyticup.engine.memory import Watch
 from analyticup.errors import UserError
-from analyticup.sharing.bundle import FinishedRun, write_bundle, zip_folder
+from analyticup.sharing.bundle import FinishedRun, is_packed, write_bundle, zip_folder
 from analyticup.sharing.competition import write_competition
 from analyticup.sharing.layout import open_bundle
 from analyticup.sharing.push import check_target, sizes, upload
@@ -30,6 +30,8 @@ def bundle(options: argparse.Namespace) -> int:
     kind = "competition" if options.competition else "bundle"
     folder: Path = options.out or options.run_dir.with_name(f"{options.run_dir.name}-{kind}")
     packed = folder.with_name(f"{folder.name}.zip")
+    if packed.exists() and not is_packed(packed):
+        raise UserError(f"{packed}: is there already and was not written here; give another folder with --out")
     if options.competition:
         return _competition(run, packed, console)
     write_bundle(run, folder)

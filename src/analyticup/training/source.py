@@ -86,7 +86,7 @@ class ModelSource:
 
     @cached_property
     def _located(self) -> ModelSettings:
-        if source_kind(self.settings) != "gguf":
+        if source_kind(self.settings) not in ("gguf", "hub"):
             return self.settings
         return self.settings.replace(backbone=local_folder(self.settings, self.cache, self.dtype))
 
@@ -98,7 +98,7 @@ class ModelSource:
     @cached_property
     def reads_pairs(self) -> bool:
         """Whether the backbone is an encoder with a head."""
-        return self.settings.head == "classifier" and is_encoder_at(self._located.backbone, self.settings.revision)
+        return self.settings.head == "classifier" and is_encoder_at(self._located.backbone)
 
     @property
     def packing(self) -> bool:

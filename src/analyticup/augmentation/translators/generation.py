@@ -130,15 +130,15 @@ class GeneratingTranslator(Generic[S]):
         from analyticup.model.weights import check_vocabulary, load_whole
 
         device = self._machine.device
-        where = {"revision": self._settings.revision, "trust_remote_code": False}
         # The old model goes before the new one comes, so that never two need memory.
         self._loaded = self._model = self._tokenizer = None
         self._machine.make_room()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(loadable(model), **where)
+        place = loadable(model, self._settings.revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         self._prepare(tokenizer)
         auto_class, what = getattr(transformers, self.auto_class), f"{self.key}.model = {model}"
         how = {"dtype": getattr(torch, dtype_on(device)), "use_safetensors": True}
-        loaded = load_whole(auto_class, loadable(model), what, revision=self._settings.revision, **how)
+        loaded = load_whole(auto_class, place, what, **how)
         check_vocabulary(loaded, tokenizer, what)
         self._model, self._tokenizer = loaded.to(device), tokenizer
         self._loaded = model
