@@ -98,10 +98,10 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
         return
     for name, free in machine.gpus:
         yield Finding(Verdict.OK, f"device: {name}, {size_text(free)} of its memory free")
+    workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
     if fault := devices_fault(settings.machine.devices, machine.device, len(machine.gpus)):
         yield Finding(Verdict.FAIL, fault)
-    workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
-    if machine.gpus and _on_one_gpu(settings, machine) > 1:
+    elif machine.gpus and _on_one_gpu(settings, machine) > 1:
         yield Finding(
             Verdict.NOTE,
             f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one",
@@ -136,7 +136,8 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
     workers = settings.machine.workers
     if machine.device == "cpu" and models[0].parameters is not None:
         yield _cpu_run(settings, models[0], machine)
-    places = [("main memory", machine.free_memory, workers)]
+    loading = workers * settings.machine.devices
+    places = [("main memory", machine.free_memory, loading)]
     places += [(name, free, _on_one_gpu(settings, machine)) for name, free in machine.gpus[:1]]
     for model in models:
         if model.kind == "random":
@@ -149,7 +150,7 @@ def memory_findings(settings: Settings, models: list[Model], machine: MachineFac
             continue
         dtype = loaded_dtype(model, settings, machine.device)
         # Of the other models, each task loads one.
-        most = workers if model.use == "backbone" else min(workers, len(settings.tasks))
+        most = loading if model.use == "backbone" else min(workers, len(settings.tasks))
         size, form = model.parameters * DTYPE_BYTES[dtype], dtype
         if model.use == "backbone" and settings.model.quantisation != "none":
             size, form = backbone_bytes(settings, model, DTYPE_BYTES[dtype]), settings.model.quantisation
