@@ -108,6 +108,8 @@ LOADED: Final = "depends on values of weights, or on a pass through them; `check
 EARLIER: Final = "another refusal comes first: no input or setting leads here"
 SAME_READER: Final = "only for a file that may not be read, which root always may; `check` opens it by this function"
 
+RAY: Final = "depends on what the machine has; `check` asks the same function, in device_findings"
+
 BOTH = train() + '{"id": 99}\n' * 30
 ONE_LABEL = train(6).replace('"label": 0', '"label": 1')
 TRANSLATES = ("translate.enabled=true", "translate.translator=lexicon")
@@ -284,7 +286,17 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "engine.execution:_naming": MACHINE,
     "engine.files:lock": "another run in the same folder at that moment",
     "engine.workers:_work": MACHINE,
+    "model.ranks:joined": RAY,
+    "engine.cluster:RayRunner.__init__": RAY,
+    "engine.cluster:RayRunner._send": MACHINE,
+    "engine.cluster:RayRunner._begin": MACHINE,
+    "engine.cluster:RayRunner._listen": MACHINE,
+    "engine.driver:drive": MACHINE,
+    "engine.driver:Driver._in_thread.call": MACHINE,
+    "engine.driver:Driver._watch": MACHINE,
+    "engine.driver:Driver._started": MACHINE,
     # other commands, and what a run has read before
+    "commands:_simulated": OTHER_COMMAND,
     "engine.checksums:read_sums | no readable": OTHER_COMMAND,
     "engine.checksums:read_sums | not a checksum": OTHER_COMMAND,
     "results.comparison:compare_runs | given twice": OTHER_COMMAND,

@@ -4,6 +4,7 @@ or one line."""
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ from tiny_runs import ROOT, TINY, places
 from analyticup import __main__, commands
 from analyticup.console import exclusive_run
 from analyticup.engine.files import tidy
-from analyticup.errors import UserError
+from analyticup.errors import UserError, machine_trouble
 from analyticup.model.backbone import load_backbone, load_tokenizer, random_qwen3, random_tokenizer
 from analyticup.results.manifest import foreign_manifest
 from analyticup.review.sheet import COLUMNS, refuse_to_lose
@@ -83,6 +84,14 @@ def test_a_run_whose_reader_is_gone_says_so(monkeypatch, capsys, tmp_path):
     assert __main__.main(["run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: nobody reads this program's output any more") and "resumes from there" in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files"), BlockingIOError(11, "x")],
+)
+def test_limits_of_the_machine_are_named(error):
+    assert str(machine_trouble(error)).startswith("the machine allows no more threads, processes or files (")
 
 
 def test_a_deleted_folder_is_named(tmp_path):

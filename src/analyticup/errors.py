@@ -43,6 +43,11 @@ _TROUBLES = (
         "no permission ({}); fix the folder's permissions or move paths.artifacts, paths.cache or paths.submissions",
     ),
     (
+        (errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+        ("can't start new thread", "too many open files"),
+        "the machine allows no more threads, processes or files ({}); raise its limits (ulimit -u, -n, -v)",
+    ),
+    (
         (errno.ENOMEM,),
         (*_NO_MEMORY, "process pool was terminated abruptly"),
         "out of memory ({}); lower train.max_batch_tokens, then predict.max_batch_tokens, or end other programs",

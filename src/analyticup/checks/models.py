@@ -342,7 +342,7 @@ def label_word_findings(settings: Settings, backbone: Model) -> Iterable[Finding
     """Per task, whether the label words are a token each, where the tokenizer is on this machine already; of an encoder
     whether its tokenizer joins two texts."""
     place = str(backbone.folder or backbone.name)
-    pairs = (backbone.folder is not None or backbone.kind == "random") and is_encoder_at(place, None)
+    pairs = (backbone.folder is not None or backbone.kind == "random") and is_encoder_at(place)
     if settings.model.head == "classifier" and not pairs:
         # A decoder's head needs neither.
         return
