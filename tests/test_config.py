@@ -257,12 +257,6 @@ def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):
     assert "is above" in error(empty, "threshold.low=9e-1", "threshold.high=1e-4")
 
 
-def test_a_worker_on_ray_trains_with_one_gpu(empty):
-    together = ("machine.engine=ray", "machine.devices=2")
-    assert "a worker on Ray has one GPU; set machine.devices=1" in error(empty, *together)
-    assert load_settings(empty, [*together, "machine.accelerator=cpu"]).machine.devices == 2
-
-
 def test_a_wrong_value_in_a_file_is_named_with_the_file(tmp_path):
     path = write(tmp_path, "mine.yaml", "train:\n  lr: quick\nfolds: {n: 1}\n")
     assert errors(path) == [

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -15,10 +19,11 @@ from tiny_runs import ROOT, TINY, places
 from worker_calls import answer, fail_beside, raise_odd, wait_for
 
 from analyticup.engine import cluster
-from analyticup.engine.cluster import RayRunner, cluster_fault
+from analyticup.engine.cluster import Layout, Need, RayRunner, cluster_fault, layout
 from analyticup.engine.environment import describe
 from analyticup.engine.execution import Done, execute
 from analyticup.engine.graph import Node, Part, Stage
+from analyticup.engine.schedule import Slots
 from analyticup.engine.workers import cores, make_runner
 from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
@@ -32,7 +37,9 @@ FEW = [*TINY, "tasks=[QI]", "QI.filter.enabled=false", "model.lora.layers=1", "d
 # They hold seconds.
 TIMED = ("record.json", "report.html", "report.json")
 
-pytest.importorskip("ray")
+# Not imported here: that takes long, and Ray's variables must be set before.
+if find_spec("ray") is None:
+    pytest.skip("Ray is not installed", allow_module_level=True)
 
 
 def given(folder: Path, *more: str) -> Settings:
@@ -43,7 +50,7 @@ def given(folder: Path, *more: str) -> Settings:
 def whole(tmp_path_factory):
     """The folder of a run in this process."""
     folder = tmp_path_factory.mktemp("whole")
-    run(given(folder))
+    run_through(given(folder))
     return folder
 
 
@@ -62,12 +69,12 @@ def runner(tmp_path_factory):
     assert not made._folder.exists()
 
 
-def run(settings: Settings, runner=None) -> list[str]:
+def run_through(settings: Settings, runner=None) -> list[str]:
     """Runs what is not cached; the titles of that."""
     nodes = build(settings)
     if runner is None:
         with make_runner(settings, MODELS) as own:
-            return run(settings, own)
+            return run_through(settings, own)
     steps = list(execute(settings, nodes, describe(PROJECT), runner))
     return [step.status.node.title for step in steps if isinstance(step, Done) and step.ran]
 
@@ -84,15 +91,15 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_run_on_ray_writes_the_bytes_of_one_without_cold_cached_and_taken_over(whole, runner, tmp_path):
     settings = given(tmp_path, *RAY)
     titles = [node.title for node in build(settings)]
-    assert sorted(run(settings, runner)) == sorted(titles)
+    assert sorted(run_through(settings, runner)) == sorted(titles)
     assert files(tmp_path) == files(whole)
-    assert run(settings, runner) == []
+    assert run_through(settings, runner) == []
     # Each engine goes on where the other one has stopped.
     for engine, stage in ((None, "train-QI-fold0"), (runner, "ensemble-QI")):
         (left,) = (node for node in build(settings) if node.title == stage)
         for path in (tmp_path / "artifacts" / left.name).iterdir():
             path.unlink()
-        again = run(given(tmp_path), engine)
+        again = run_through(given(tmp_path), engine)
         assert stage in again and len(again) < len(titles)
         assert files(tmp_path) == files(whole)
 
@@ -150,6 +157,30 @@ def test_what_a_lost_worker_leaves_runs_again_but_not_for_ever(runner, tmp_path,
     assert len((tmp_path / "often").read_text()) == 3
 
 
+GPU_NODE = {"CPU": 17.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("machine", "nodes", "found"),
+    [
+        ({"workers": 2}, [{"CPU": 4.0}], Layout(Slots(2), Need(2))),
+        # The node with the fewest cores decides; a head without any takes no part.
+        ({"workers": 2}, [{}, {"CPU": 8.0}, {"CPU": 2.0}], Layout(Slots(4), Need(1))),
+        ({}, [GPU_NODE], Layout(Slots(8, plain=1), Need(2, 1))),
+        ({}, [GPU_NODE, GPU_NODE, {"CPU": 64.0}], Layout(Slots(16, plain=2), Need(2, 1))),
+        ({"devices": 4}, [GPU_NODE], Layout(Slots(2, plain=1), Need(8, 4))),
+        ({"accelerator": "cpu"}, [GPU_NODE], Layout(Slots(1), Need(17))),
+    ],
+)
+def test_the_workers_are_what_the_nodes_have_room_for(machine, nodes, found):
+    assert layout(MachineSettings(engine="ray", **machine), nodes) == found
+
+
+def test_a_cluster_without_a_core_is_refused():
+    with pytest.raises(UserError, match="no node of the Ray cluster has a core"):
+        layout(MachineSettings(), [{}])
+
+
 # ---------------------------------------------------------------- before and after
 
 
@@ -165,37 +196,203 @@ def test_what_speaks_against_ray_is_one_line(monkeypatch):
     assert cluster_fault() is None
 
 
-def start(folder: Path) -> subprocess.Popen:
-    arguments = ["run", *FEW, *RAY, *places(folder), "train.epochs=9", "train.batch_rows=2"]
+def start(folder: Path, *more: str, **environment: str) -> subprocess.Popen:
+    """A run in a process of its own, in a session of its own; what it says goes to the folder's log."""
+    arguments = ["run", *FEW, *RAY, *places(folder), "machine.checkpoint_minutes=1e-9", *more]
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "analyticup", *arguments],
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
 
-@pytest.mark.slow
-def test_no_process_outlives_a_run_that_is_interrupted_or_killed(tmp_path):
-    def said() -> str:
-        return (tmp_path / "log").read_text()
+@pytest.fixture
+def begun(whole, tmp_path):
+    """A folder where all is cached before the trainings, if these have other settings than those of `whole`."""
+    shutil.copytree(whole / "artifacts", tmp_path / "artifacts")
+    return tmp_path
 
-    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        process = start(tmp_path)
-        try:
-            wait_for(lambda: "train-QI-fold0: running" in said(), 120)
-            own = cluster.family(process.pid)
-            assert any(child.name() == "raylet" for child in own)
-            os.kill(process.pid, number)
-            assert process.wait(60) == code
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(own, timeout=30)
-        assert not alive and "Traceback" not in said()
-        if number == signal.SIGINT:
-            assert said().endswith("interrupted; finished stages are kept, the same command resumes from there\n")
-            assert not list((tmp_path / "artifacts").glob(".unfinished-*"))
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long)]
+)
+def test_no_process_outlives_a_run_that_is_interrupted_or_killed(begun, number, code):
+    log = begun / "log"
+    process = start(begun, "train.epochs=9", "train.batch_rows=2")
+    try:
+        wait_for(lambda: any((begun / "artifacts" / "checkpoints").glob("train-*")), 120)
+        own = cluster.family(process.pid)
+        assert any(child.name() == "raylet" for child in own)
+        os.kill(process.pid, number)
+        assert process.wait(60) == code
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(own, timeout=30)
+    assert not alive and "Traceback" not in log.read_text()
+    if number == signal.SIGINT:
+        told = "interrupted; finished stages are kept, the same command resumes from there"
+        assert log.read_text().splitlines()[-1] == told
+        assert not list((begun / "artifacts").glob(".unfinished-*"))
+
+
+# ---------------------------------------------------------------- a cluster of several nodes
+
+
+class Nodes:
+    """A cluster (see ray_nodes.py) whose parts can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        own = {**self.environment, "RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "ray_nodes.py"), str(self._folder), "2"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **own},
+        )
+        self.environment["RAY_ADDRESS"] = self.process.stdout.readline().strip()
+        assert self.environment["RAY_ADDRESS"]
+
+    def add(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "added\n"
+
+    def stop(self) -> list[psutil.Process]:
+        """Ends it and gives what is left of it."""
+        own = cluster.family(self.process.pid)
+        self.process.communicate()
+        return psutil.wait_procs(own, timeout=60)[1]
+
+    def worker(self) -> psutil.Process:
+        """One with a stage, if there is one."""
+        found: dict[str, psutil.Process] = {}
+        for one in cluster.family(self.process.pid):
+            # Killed ones may wait for their parent.
+            with contextlib.suppress(psutil.Error):
+                found[one.cmdline()[0].strip()] = one
+        return found.get("ray::Worker.do") or next(one for name, one in found.items() if "Worker" in name)
+
+    def kill(self, what: str, run: subprocess.Popen) -> None:
+        own = cluster.family(self.process.pid)
+        if what in ("worker", "node"):
+            worker = self.worker()
+            (worker if what == "worker" else worker.parent()).kill()
+            assert not psutil.wait_procs([worker], timeout=30)[1]
+        elif what == "head":
+            for one in own:
+                if one.name() == "gcs_server":
+                    one.kill()
+        elif what == "run":
+            run.kill()
+        else:
+            (driver,) = [one for one in cluster.family(run.pid) if "spawn_main" in " ".join(one.cmdline())]
+            driver.kill()
+
+
+# What is killed, and the stage that has begun then; None: the run goes on, else its exit code.
+KILLS = [
+    ("worker", "translate-QI", None),
+    ("node", "train-QI-fold0", None),
+    ("run", "train-QI-fold1", -9),
+    ("driver", "train-QI-fold1", 2),
+    ("head", "train-QI-fold1", 2),
+    ("node", "predict-QI-fold1", None),
+    ("worker", "threshold-QI", None),
+    ("head", "ensemble-QI", 2),
+    ("worker", "submit-all", None),
+    ("node", "report-all", None),
+]
+
+
+@pytest.fixture
+def nodes():
+    # Ray's sockets have no room for pytest's paths.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        made = Nodes(Path(folder))
+        yield made
+        assert not made.stop()
+
+
+@pytest.mark.long
+def test_one_run_on_three_nodes_from_which_workers_nodes_heads_and_drivers_are_taken(nodes, tmp_path_factory):
+    # Long enough for all that happens inside.
+    long, whole, folder = ["train.epochs=2", "train.batch_rows=4"], *map(tmp_path_factory.mktemp, ("whole", "taken"))
+    run_through(given(whole, *long))
+    log = folder / "log"
+    run: subprocess.Popen | None = None
+    try:
+        for what, stage, code in KILLS:
+            run = run or start(folder, "machine.workers=1", *long, **nodes.environment)
+            wait_for(lambda stage=stage: f" {stage}: running" in log.read_text(), 300)
+            own = cluster.family(run.pid)
+            nodes.kill(what, run)
+            if code is not None:
+                assert run.wait(120) == code, log.read_text()[-2000:]
+                run = None
+                assert not psutil.wait_procs(own, timeout=60)[1]
+            if code == 2:
+                assert "the Ray cluster has ended" in log.read_text().splitlines()[-1]
+            if what == "head":
+                assert not nodes.stop()
+                nodes.start()
+            elif what == "node":
+                nodes.add()
+        assert run is not None and run.wait(300) == 0, log.read_text()[-2000:]
+    finally:
+        if run is not None and run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert files(folder) == files(whole)
+
+
+# ---------------------------------------------------------------- SLURM
+
+SLURM = {
+    # Runs what it is given, on the one node that there is.
+    "srun": 'while [[ "$1" == --* ]]; do shift; done\nexec "$@"\n',
+    "scontrol": "echo 127.0.0.1\n",
+}
+
+
+def submitted(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    """What slurm.sh does as a batch job, with stand-ins for SLURM."""
+    for name, text in SLURM.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "a", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": str(os.getpid())}
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", "ANALYTICUP_VENV": sys.prefix, "SLURM_SUBMIT_DIR": str(ROOT)}
+    return subprocess.run(
+        [ROOT / "src/analyticup/engine/slurm.sh", *arguments],
+        env={**os.environ, **own, **job, **more},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_batch_job_from_another_folder_is_one_line(tmp_path):
+    done = submitted(tmp_path, SLURM_SUBMIT_DIR=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no project that was set up" in done.stderr
+
+
+@pytest.mark.long
+def test_a_batch_job_runs_on_a_ray_of_its_own_and_leaves_nothing(whole, tmp_path):
+    environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    done = submitted(tmp_path, *FEW, "machine.workers=2", *places(tmp_path), **environment)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
+    assert files(tmp_path) == files(whole)
+    address = f"127.0.0.1:{20000 + os.getpid() % 20000}"
+    assert not [one for one in psutil.process_iter(["cmdline"]) if address in " ".join(one.info["cmdline"] or ())]

@@ -158,10 +158,15 @@ def _simulated(settings: Settings, statuses: Sequence[Status], options: argparse
     names = {status.node.stage.name for status in statuses}
     if unknown := sorted(options.split.keys() - names):
         raise UserError(f"--split {', '.join(unknown)}: no such stage here; there are {', '.join(sorted(names))}")
-    found = simulate(settings, statuses, options.gpus or [1], options.split)
+    gpus = options.gpus or [settings.machine.devices]
+    if min(gpus) < settings.machine.devices:
+        raise UserError(
+            f"--gpus {min(gpus)}: each worker takes machine.devices = {settings.machine.devices}; ask for more"
+        )
+    found = simulate(settings, statuses, gpus, options.split)
     table = plain_table(f"{settings.name} on several GPUs", ("GPUs", "hours", "idle"), left=0)
-    for gpus, run in found.runs.items():
-        table.add_row(str(gpus), f"{run.seconds / 3600:.2f}", f"{1 - run.busy / (gpus * run.seconds):.0%}")
+    for count, seconds in found.seconds.items():
+        table.add_row(str(count), f"{seconds / 3600:.2f}", f"{found.idle[count]:.0%}")
     console.print(table)
     chain = f"{found.chained / 3600:.2f} h wait for one another: {', '.join(found.chain)}"
     console.print(f"{chain}\nestimate: {found.basis}", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Final
 from analyticup.augmentation import PIVOT, TRANSLATE
 from analyticup.checks.timing import Rates, TaskRows, measured_rates, task_rows
 from analyticup.engine.graph import UNCUT, Node, Status
-from analyticup.engine.schedule import Replay, Slots, longest_chain, replay, urgent_first
+from analyticup.engine.schedule import Slots, longest_chain, replay, urgent_first
 from analyticup.filtering import JUDGE
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
@@ -24,17 +24,23 @@ ASSUMED: Final = Rates("rates that are assumed for an H100", training=180.0, sco
 _TRANSLATED_A_SECOND: Final = 25.0
 # Of each stage, besides what its model does: files, figures, loading (assumed).
 _OTHER_SECONDS: Final = 60.0
+# They use all the GPUs of a worker (`machine.devices`).
+_ON_ALL: Final = (JUDGE, PRETRAIN, TEACH, TRAIN)
 # Shorter stages are not named, as a share of their chain.
 _NAMED: Final = 0.02
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """A run on several numbers of GPUs, in seconds. `basis` says on what they rest; no number of GPUs is faster than
-    the stages of the `chain`, which wait for one another and take `chained`."""
+    """A run on several numbers of GPUs: by each, the seconds that it takes, and the idle share of the GPUs' time.
+
+    `basis` says on what they rest; the stages of the `chain` wait for one another, and take `chained` seconds however
+    many GPUs there are.
+    """
 
     basis: str
-    runs: dict[int, Replay]
+    seconds: dict[int, float]
+    idle: dict[int, float]
     chain: list[str]
     chained: float
 
@@ -48,12 +54,18 @@ def simulate(
     nodes = [status.node for status in statuses]
     taken = {status.node.title: status.artifact.record.seconds for status in statuses if status.artifact}
     basis = f"{len(taken)} of {len(nodes)} stages have run" + f"; the others by {rates.gpu}" * (len(taken) < len(nodes))
-    nodes, seconds = in_pieces(nodes, {**stage_seconds(settings, nodes, rates), **taken}, pieces)
-    # One machine has eight of them.
-    runs = {count: replay(urgent_first(nodes), seconds, Slots(count, plain=1 + count // 8)) for count in gpus}
-    chain = longest_chain(nodes, seconds)
-    chained = sum(seconds[title] for title in chain)
-    return Simulated(basis, runs, [title for title in chain if seconds[title] >= _NAMED * chained], chained)
+    nodes, work = in_pieces(nodes, {**stage_seconds(settings, nodes, rates), **taken}, pieces)
+    each = settings.machine.devices
+    times = {node.title: work[node.title] / (each if node.stage in _ON_ALL else 1) for node in nodes}
+    # A machine with eight GPUs has one worker without.
+    runs = {
+        count: replay(urgent_first(nodes), times, Slots(max(1, count // each), plain=1 + count // 8)) for count in gpus
+    }
+    done = sum(work[node.title] for node in nodes if node.stage.model)
+    chain = longest_chain(nodes, times)
+    chained = sum(times[title] for title in chain)
+    named = [title for title in chain if times[title] >= _NAMED * chained]
+    return Simulated(basis, runs, {count: 1 - done / (count * run) for count, run in runs.items()}, named, chained)
 
 
 def in_pieces(
@@ -69,11 +81,6 @@ def in_pieces(
         cut[node.identity] = [replace(node, inputs=inputs, part=part, cut=UNCUT) for part in parts]
         times |= {one.title: seconds[node.title] / count for one in cut[node.identity]}
     return [one for made in cut.values() for one in made], times
-
-
-def _on(gpus: int, run: Replay, seconds: Mapping[str, float]) -> Simulated:
-    last = tuple(title for title in run.last if seconds[title] >= _NAMED * run.seconds)
-    return Simulated(gpus, run.seconds / 3600, 1 - run.busy / (gpus * run.seconds), last)
 
 
 def stage_seconds(settings: Settings, nodes: Sequence[Node], rates: Rates) -> dict[str, float]:

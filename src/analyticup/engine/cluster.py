@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,41 @@ class Setup:
     packages: dict[str, str]
     artifacts: Path
     live: bool
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a worker takes of a node: cores, which are its stages' threads too, and GPUs."""
+
+    cpus: int
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The workers of a cluster: how many, and what each takes."""
+
+    slots: Slots
+    need: Need
+
+
+def layout(machine: MachineSettings, nodes: Sequence[Mapping[str, float]]) -> Layout:
+    """One worker for every `machine.devices` GPUs, and on each node with GPUs one without beside them; where there are
+    none, or with `machine.accelerator=cpu`, `machine.workers` of them on each. `nodes` are the resources of each, by
+    Ray's names; those without a core, as a head may be, get none.
+
+    All take as many cores as there are for each on the node with the fewest. Raises UserError for no cores at all.
+    """
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
+    if not nodes:
+        raise UserError("no node of the Ray cluster has a core; start some, or give this one --num-cpus")
+    with_gpus = [node for node in nodes if node.get("GPU", 0) >= machine.devices]
+    if with_gpus and machine.accelerator != "cpu":
+        counts = [int(node["GPU"]) // machine.devices for node in with_gpus]
+        each = min((int(node["CPU"]) - 1) // count for node, count in zip(with_gpus, counts, strict=True))
+        return Layout(Slots(sum(counts), plain=len(counts)), Need(max(1, each), machine.devices))
+    cpus = min(int(node["CPU"]) for node in nodes)
+    return Layout(Slots(machine.workers * len(nodes)), Need(max(1, cpus // machine.workers)))
 
 
 class RayRunner:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,12 +25,10 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from analyticup.engine import progress
-from analyticup.engine.cluster import Setup, end, family
+from analyticup.engine.cluster import Layout, Need, Setup, end, family, layout
 from analyticup.engine.environment import package_versions
-from analyticup.engine.schedule import Slots
 from analyticup.engine.workers import GRACE_SECONDS, Sources, cores, imported
 from analyticup.errors import ADVICE, UserError
-from analyticup.settings.schema import MachineSettings
 
 # A stage that ends its worker so often is to blame itself.
 ATTEMPTS: Final = 3
@@ -43,36 +41,6 @@ _PASSED_ON: Final = (
     *("PYTHONPATH", "PYTHONHASHSEED"),
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS"),
 )
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a worker takes of a node: cores, which are its stages' threads too, and GPUs."""
-
-    cpus: int
-    gpus: int = 0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The workers of a cluster: how many, and what each takes."""
-
-    slots: Slots
-    need: Need
-
-
-def layout(machine: MachineSettings, nodes: Sequence[dict[str, float]]) -> Layout:
-    """One worker for each GPU, and on each node with GPUs one without beside them; where there are none, or with
-    `machine.accelerator=cpu`, `machine.workers` of them on each. `nodes` are the resources of each, by Ray's names.
-
-    All take as many cores as there are for each on the node with the fewest.
-    """
-    gpus = [(int(node["GPU"]), int(node.get("CPU", 1))) for node in nodes if node.get("GPU", 0) >= 1]
-    if gpus and machine.accelerator != "cpu":
-        cores_each = min((cpus - 1) // count for count, cpus in gpus)
-        return Layout(Slots(sum(count for count, _ in gpus), plain=len(gpus)), Need(max(1, cores_each), 1))
-    cpus = min(int(node.get("CPU", 1)) for node in nodes)
-    return Layout(Slots(machine.workers * len(nodes)), Need(max(1, cpus // machine.workers)))
 
 
 @dataclass(frozen=True)
@@ -95,6 +63,7 @@ class Worker:
             os.environ.pop("OMP_NUM_THREADS", None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         progress.relay_to(lambda said: _told(relay, said), bars=setup.live)
         self._setup, self._sources = setup, Sources(setup.models, need.cpus)
         with contextlib.suppress(OSError):
@@ -121,6 +90,13 @@ class Worker:
         except Exception as error:
             error.add_note(traceback.format_exc())
             return "raised", error
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose node is gone ends before its stage runs again elsewhere."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _told(relay: Queue, said: Any) -> None:

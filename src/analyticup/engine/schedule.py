@@ -45,28 +45,20 @@ def urgent_first(nodes: Sequence[Node]) -> list[Node]:
     return sorted(nodes, key=lambda node: -behind[node.identity])
 
 
-@dataclass(frozen=True)
-class Replay:
-    """A run as it would go: the seconds that it takes, and the seconds of work in all slots but the plain ones."""
-
-    seconds: float
-    busy: float
-
-
-def replay(nodes: Sequence[Node], seconds: Mapping[str, float], slots: Slots) -> Replay:
-    """The nodes scheduled as by a run, in the order in which it takes them, by the `seconds` of each (by its title)."""
-    now, busy = 0.0, 0.0
+def replay(nodes: Sequence[Node], seconds: Mapping[str, float], slots: Slots) -> float:
+    """How long a run takes that starts its stages in this order where it can choose, each of which takes the `seconds`
+    by its title."""
+    now = 0.0
     waiting, running, done = list(nodes), list[tuple[float, int, Node]](), set[str]()
     while waiting or running:
         beside = [node for *_, node in running]
         while (place := choose(waiting, partial(_ready, done), beside, slots)) is not None:
             node = waiting.pop(place)
             beside.append(node)
-            busy += seconds[node.title] * (node.stage.model or not slots.plain)
             heapq.heappush(running, (now + seconds[node.title], len(waiting), node))
         now, _, ended = heapq.heappop(running)
         done.add(ended.identity)
-    return Replay(now, busy)
+    return now
 
 
 def _ready(done: Container[str], node: Node) -> bool:

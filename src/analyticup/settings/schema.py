@@ -657,13 +657,6 @@ class MachineSettings(Section):
         2.0, ge=0, description="An interrupted training loses at most about this much; 0 = it starts again."
     )
 
-    def problems(self) -> Iterator[str]:
-        if self.engine == "ray" and self.devices > 1 and self.accelerator != "cpu":
-            yield (
-                f"machine.devices = {self.devices}: a worker on Ray has one GPU; set machine.devices=1, or "
-                f"machine.engine=local"
-            )
-
 
 class Settings(Section):
     """All settings of a run; each top-level section is described at its class."""
