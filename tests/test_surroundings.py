@@ -182,6 +182,19 @@ def test_only_what_a_killed_write_left_is_tidied_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".gitkeep", "a.safetensors"]
 
 
+@pytest.mark.parametrize("project", ["a/b", "a:b", "x" * 129, ""])
+def test_a_project_that_w_and_b_would_refuse_is_refused_at_once(project, capsys):
+    assert __main__.main(["plan", f"tracking.project='{project}'"]) == 2
+    assert "W&B takes 1 to 128 characters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--top=0", "--top=-1"])
+def test_a_count_below_one_drops_no_row_of_a_sheet(option, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["review", "export", "run", option])
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
 def test_a_sheet_with_answers_is_not_written_over(tmp_path):
     path = tmp_path / "sheet.csv"
     refuse_to_lose(path)

@@ -49,13 +49,15 @@ def _ablate(command: Parser) -> None:
     _settings(command)
     table = "paper: its Table 3 (default); noise: filters against flipped labels"
     command.add_argument("--table", choices=("paper", "noise"), default="paper", help=table)
-    command.add_argument("--seeds", type=int, default=1, metavar="N", help="train every row N times (default: 1)")
+    command.add_argument("--seeds", type=_positive, default=1, metavar="N", help="train every row N times (default: 1)")
 
 
 def _compare(command: Parser) -> None:
     several = "YAML files, the first is what the others are compared with; and key=value, settings on top of each"
     command.add_argument("configs", nargs="+", metavar="CONFIG", help=several)
-    command.add_argument("--seeds", type=int, default=1, metavar="N", help="train every config N times (default: 1)")
+    command.add_argument(
+        "--seeds", type=_positive, default=1, metavar="N", help="train every config N times (default: 1)"
+    )
     # What argparse leaves over, after an option.
     command.set_defaults(overrides=[])
 
@@ -88,6 +90,12 @@ def _score(command: Parser) -> None:
     command.add_argument("--scores", type=Path, help="scores_*.parquet, for ROC-AUC and average precision")
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def _review(command: Parser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION")
     out = actions.add_parser("export", help="write a sheet for reviewers, for a spreadsheet or as JSON lines")
@@ -96,13 +104,15 @@ def _review(command: Parser) -> None:
     out.add_argument("--out", type=Path, help=".csv or .jsonl (default: sheet_TASK.csv in the folder of decisions)")
     model = actions.add_parser("simulate", help="what looks are worth by simulated reviewers, where truth is known")
     model.add_argument("run", type=Path, metavar="RUN", help="e.g. submissions/sample")
-    model.add_argument("--step", type=int, default=100, metavar="N", help="looks from line to line (default: 100)")
+    model.add_argument(
+        "--step", type=_positive, default=100, metavar="N", help="looks from line to line (default: 100)"
+    )
     back.add_argument("file", type=Path, metavar="FILE")
     back.add_argument("--run", type=Path, help="default: the run that the sheet names, in submissions/")
     command.add_argument("--run", type=Path, default=Path("submissions/sample"), help="default: submissions/sample")
     for asked in (command, out, model):
         asked.add_argument("--task", choices=("QC", "QI"), default=None, help="default: the run's first task")
-        asked.add_argument("--top", type=int, default=200, metavar="N", help="rows to look at (default: 200)")
+        asked.add_argument("--top", type=_positive, default=200, metavar="N", help="rows to look at (default: 200)")
     for asked in (command, out, back, model):
         asked.add_argument("--reviewer", default=None, metavar="NAME", help="default: your user name")
 

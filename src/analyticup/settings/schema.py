@@ -78,6 +78,12 @@ def _known_home(path: str) -> str:
     return path
 
 
+def _project_name(name: str) -> str:
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", name):
+        raise _refused("W&B takes 1 to 128 characters, and none of / \\ # ? % :")
+    return name
+
+
 def _folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         raise _refused("use at most 100 letters, digits, '.', '_' and '-': it names a folder")
@@ -603,7 +609,7 @@ class TrackingSettings(Section):
     """Weights & Biases."""
 
     mode: Literal["offline", "online", "disabled"] = Field("offline", description="Whether and where runs are logged.")
-    project: Text = Field("analyticup", description="Project in W&B.")
+    project: Annotated[Text, AfterValidator(_project_name)] = Field("analyticup", description="Project in W&B.")
     entity: Text | None = Field(None, description="User or team in W&B; null = its default.")
     log_rows: bool = Field(False, description="Whether queries and targets may be logged, in the table of suspects.")
     # null = as many as cost about 2 % of the training, up to 256; fewer than 32 would say nothing (assumed).
@@ -646,12 +652,15 @@ class MachineSettings(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="What the models run on.")
     # As trainings of several folds, each in its own process that loads the model; on a machine with GPUs each
     # takes one of them in turn.
-    workers: int = Field(1, ge=1, description="Stages that run at once.")
+    workers: int = Field(1, ge=1, le=1024, description="Stages that run at once.")
     # Each takes its part of every batch, and their gradients are added up: only rounding differs. Every worker has as
     # many.
     devices: int = Field(1, ge=1, le=64, description="Processes that train one adapter together; on GPUs, one each.")
     threads: int | None = Field(
-        None, ge=1, description="Of each process; null = torch's choice, or the cores divided among the workers."
+        None,
+        ge=1,
+        le=1024,
+        description="Of each process; null = torch's choice, or the cores divided among the workers.",
     )
     checkpoint_minutes: Number = Field(
         2.0, ge=0, description="An interrupted training loses at most about this much; 0 = it starts again."
