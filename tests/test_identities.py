@@ -77,7 +77,9 @@ def another(key: str, leaf: Leaf) -> str:
         return f"{key}={json.dumps(not value)}"
     if "int" in hint:
         return f"{key}={(value or 6) + 1}"
-    return f"{key}={(value or 0.1) + 0.002}" if "float" in hint else f"{key}=other/one"
+    # A hub id and a path have a slash; a project of W&B may not.
+    text = "other" if key == "tracking.project" else "other/one"
+    return f"{key}={(value or 0.1) + 0.002}" if "float" in hint else f"{key}={text}"
 
 
 RUN_ONLY = [key for key, leaf in leaves().items() if leaf.run_only]

@@ -296,7 +296,9 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "engine.driver:Driver._watch": MACHINE,
     "engine.driver:Driver._started": MACHINE,
     # other commands, and what a run has read before
-    "commands:_simulated": OTHER_COMMAND,
+    "commands:_simulated | no such stage": OTHER_COMMAND,
+    "commands:_simulated | --gpus": OTHER_COMMAND,
+    "engine.cluster:layout": MACHINE,
     "engine.checksums:read_sums | no readable": OTHER_COMMAND,
     "engine.checksums:read_sums | not a checksum": OTHER_COMMAND,
     "results.comparison:compare_runs | given twice": OTHER_COMMAND,
