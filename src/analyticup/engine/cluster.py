@@ -230,6 +230,8 @@ class RayRunner:
             self._theirs.close()
             self._ours.close()
             return
+        # Its own, too, where it has to be ended itself.
+        self._family += family(self._process.pid)
         # As reading waits in another thread, the pipe is closed by a word.
         with contextlib.suppress(OSError):
             self._ours.send(None)
