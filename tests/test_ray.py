@@ -390,6 +390,8 @@ def test_a_batch_job_from_another_folder_is_one_line(tmp_path):
 
 @pytest.mark.long
 def test_a_batch_job_runs_on_a_ray_of_its_own_and_leaves_nothing(whole, tmp_path):
+    if any(one.info["name"] in ("raylet", "gcs_server") for one in psutil.process_iter(["name"])):
+        pytest.skip("a batch job ends every Ray of its node, and one runs on this machine that is not the test's")
     environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     done = submitted(tmp_path, *FEW, "machine.workers=2", *places(tmp_path), **environment)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]

@@ -4,6 +4,7 @@
 #   sbatch --nodes=2 --gpus-per-node=8 --time=04:00:00 src/analyticup/engine/slurm.sh --config configs/paper.yaml data.dir=data
 #SBATCH --job-name=analyticup
 #SBATCH --ntasks-per-node=1
+# Alone on its nodes: at its end every Ray there is stopped.
 #SBATCH --exclusive
 # A node that is lost does not end the others, and before the time is up the run is interrupted as by Ctrl-C.
 #SBATCH --no-kill
