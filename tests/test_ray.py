@@ -309,10 +309,11 @@ KILLS = [
     ("node", "train-QI-fold0", None),
     ("run", "train-QI-fold1", -9),
     ("driver", "train-QI-fold1", 2),
+    # A run notices after a minute, and may end well before.
     ("head", "train-QI-fold1", 2),
+    ("worker", "predict-QI-fold0", None),
     ("node", "predict-QI-fold1", None),
     ("worker", "threshold-QI", None),
-    ("head", "ensemble-QI", 2),
     ("worker", "submit-all", None),
     ("node", "report-all", None),
 ]
