@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from peft import PeftModel
@@ -220,10 +221,11 @@ def test_a_hub_model_needs_a_commit(tmp_path, revision):
         local_folder(settings, tmp_path)
 
 
-def test_a_pinned_hub_model_is_known_by_its_commit(tmp_path):
+def test_a_pinned_hub_model_is_known_by_its_commit(tmp_path, monkeypatch):
     settings = ModelSettings(backbone="Qwen/Qwen3-14B-Base", revision=COMMIT)
     assert identity(settings) == {"backbone": "Qwen/Qwen3-14B-Base", "revision": COMMIT}
-    assert local_folder(settings, tmp_path) == "Qwen/Qwen3-14B-Base"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, revision, **_: f"{name}/{revision}")
+    assert local_folder(settings, tmp_path) == f"Qwen/Qwen3-14B-Base/{COMMIT}"
 
 
 def test_the_precision_says_why(monkeypatch):

@@ -100,10 +100,9 @@ def test_a_run_hashes_the_converted_copy_once(conversions, monkeypatch, tmp_path
     hashed, loaded = [], []
     real = files.file_sha256
     replaced(real, lambda path: hashed.append(path.name) or real(path))
+    model = SimpleNamespace(eval=lambda: model, config=transformers.Gemma3TextConfig())
     monkeypatch.setattr(
-        transformers.AutoModelForCausalLM,
-        "from_pretrained",
-        lambda folder, **_: loaded.append(folder) or SimpleNamespace(eval=int),
+        transformers.AutoModelForCausalLM, "from_pretrained", lambda folder, **_: loaded.append(folder) or model
     )
     monkeypatch.setattr(source, "KeptTokens", lambda folder, cache: loaded.append(str(folder)) or "tokens")
     settings = Settings(model=ModelSettings(backbone="gguf:some_gguf", dtype="bfloat16", packing=False))
