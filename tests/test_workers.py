@@ -58,6 +58,13 @@ def test_what_was_imported_before_the_first_stage_is_no_work_for_the_collector(t
     assert gc.get_freeze_count() > 10_000
 
 
+def test_what_workers_import_stays_with_them(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with make_runner(settings(2), "colorsys:rgb_to_hsv") as runner:
+        assert runner.ask("os:getpid") != os.getpid()
+    assert "colorsys" not in sys.modules
+
+
 def test_workers_are_processes_with_their_share_of_the_cores(tmp_path):
     given = settings(2)
     with make_runner(given, MODELS) as runner:

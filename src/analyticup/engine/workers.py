@@ -120,7 +120,7 @@ class Workers:
             # All at once, as each spends seconds on imports; a run that finds everything cached starts none.
             self._started = True
             for _ in range(self.slots.any):
-                self._pool.submit(imported, self._models)
+                self._pool.submit(_prepare, self._models)
         return self._pool
 
     def __enter__(self) -> Workers:
@@ -279,6 +279,11 @@ def _end_with(alive: Connection, stops: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE_SECONDS)
     os._exit(1)
+
+
+def _prepare(models: str) -> None:
+    # What it imports is not sent back: it would be imported there too.
+    imported(models)
 
 
 def called(function: str, *arguments: Any) -> Any:
