@@ -9,9 +9,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from socket import SHUT_RDWR
 from threading import Thread
 from urllib.parse import unquote, urlparse
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -148,3 +152,18 @@ def hub_server() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def hub_in_use(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
+    """A running hub that huggingface_hub asks in this process, with its cache and the login's token below `folder`."""
+    with hub_server() as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        yield running

@@ -18,8 +18,7 @@ import pytest
 import torch
 import yaml
 from closeness import assert_same_sums
-from hub_server import COMMIT, Hub, hub_server
-from huggingface_hub import constants
+from hub_server import COMMIT, Hub, hub_in_use
 from peft import PeftModel
 from test_neighbour_vote import WordEmbedder
 from test_pipeline import SAMPLE, digests, one, run_main
@@ -271,15 +270,7 @@ def test_adapters_of_another_prompt_are_refused(bundle: Path, tmp_path: Path, ca
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with hub_server() as running:
-        for name, value in {
-            "ENDPOINT": running.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
+    with hub_in_use(monkeypatch, tmp_path) as running:
         monkeypatch.setenv("HF_TOKEN", "hf_of_the_login")
         monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
         yield running

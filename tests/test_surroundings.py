@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, hub_server
-from huggingface_hub import constants
+from hub_server import COMMIT, hub_in_use
 from huggingface_hub.utils import _http
 from tiny_runs import ROOT, TINY, places
 
@@ -105,14 +104,7 @@ def test_a_deleted_folder_is_named(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    with hub_server() as running:
-        for name, value in {
-            "ENDPOINT": running.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
+    with hub_in_use(monkeypatch, tmp_path) as running:
         # It would wait between its tries.
         monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
         yield running
