@@ -176,12 +176,13 @@ def _simulated(settings: Settings, statuses: Sequence[Status], options: argparse
 def _say_cluster(settings: Settings, nodes: Sequence[Node], console: Console) -> None:
     from analyticup.engine.cluster import cluster_address
 
-    address, workers = cluster_address(), settings.machine.workers
+    address, workers, devices = cluster_address(), settings.machine.workers, settings.machine.devices
     where = f"the cluster at {address}" if address else "a cluster of its own on this machine, which ends with the run"
     console.print(f"engine: Ray, on {where}", soft_wrap=True)
     if settings.machine.accelerator != "cpu":
         plain = ", ".join(dict.fromkeys(node.stage.name for node in nodes if not node.stage.model))
-        console.print(f"a worker for each GPU; beside them, without one: {plain}", soft_wrap=True)
+        each = "each GPU" if devices == 1 else f"{devices} GPUs"
+        console.print(f"a worker for {each}; beside them, without one: {plain}", soft_wrap=True)
     given = "there" if settings.machine.accelerator == "cpu" else "where there are no GPUs"
     console.print(f"{workers} workers on each node {given} (machine.workers)", soft_wrap=True)
 

@@ -117,10 +117,8 @@ class SentenceTransformerEmbedder:
 
             from analyticup.model.weights import check_files, check_finite, check_vocabulary
 
-            place, what = (
-                loadable(self._settings.model, self._settings.revision),
-                f"embedder.model = {self._settings.model}",
-            )
+            place = loadable(self._settings.model, self._settings.revision)
+            what = f"embedder.model = {self._settings.model}"
             # sentence-transformers keeps the report of the loading to itself.
             checked = check_files(AutoModel, place, what, use_safetensors=True)
             self._machine.make_room()

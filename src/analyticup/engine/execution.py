@@ -41,9 +41,9 @@ def execute(
     runner: Runner,
     given: Sequence[Status] = (),
 ) -> Iterator[Status | Done]:
-    """Runs what is not cached, in list order, as soon as a node's inputs are done and a worker is free. Yields a Status
-    before each node and a Done after it. A node that is cut starts with its shards, which are no nodes of the run:
-    nothing is yielded for them.
+    """Runs what is not cached as soon as a node's inputs are done and a worker is free: in list order, and with several
+    slots first what most others wait for. Yields a Status before each node and a Done after it. A node that is cut
+    starts with its shards, which are no nodes of the run: nothing is yielded for them.
 
     `environment` (versions, git revision) goes into the records. When a stage runs again, so does all that depends on
     it. Several runs may share a `runner`, and with it what it has loaded. `given` are inputs that are not among the
@@ -110,7 +110,7 @@ class _Execution:
         return None if place is None else self.waiting.pop(place)
 
     def _begin(self, status: Status) -> None:
-        """Puts a node's shards before all that waits, and itself behind them."""
+        """Puts a node's shards among what waits, and itself behind them."""
         shards = inspect_shards(status.node, status.folder, self.found, self.ran)
         for shard in shards:
             if shard.artifact is not None:

@@ -76,9 +76,9 @@ def train_fold(
     """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
 
     Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine, also where an
-    interrupted training resumes from its `checkpoint`. `start` is the folder of an adapter to start from.
-    One `rank` of several trains with the others; each comes to the same adapter and margins. Raises UserError where the
-    training rows lack one of the labels.
+    interrupted training resumes from its `checkpoint`. `start` is the folder of an adapter to start from. One `rank` of
+    several trains with the others; each comes to the same adapter and margins. Raises UserError where the training rows
+    lack one of the labels.
     """
     labels = set(training["label"].dropna().astype(int))
     if labels != {0, 1}:

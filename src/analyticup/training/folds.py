@@ -24,10 +24,9 @@ def assign_folds(rows: DataFrame, n: int, seed: int, group_by: str = "query") ->
 
     Groups are what `tied_groups` ties together; strata are language x label of the original rows. `group_by`
     "path_prefix:K" groups by the first K levels of the category path instead, with the top level in the strata, as the
-    competition's winner did; a query may then be in several folds. Derived rows go
-    with their group, so that they are trained on only where their source is. Where that leaves a fold without rows, or
-    puts all rows of a label into one fold, whole groups are moved. Raises UserError where no division can help,
-    CheckFailed where the result would leak.
+    competition's winner did; a query may then be in several folds. Derived rows go with their group, so that they are
+    trained on only where their source is. Where that leaves a fold without rows, or puts all rows of a label into one
+    fold, whole groups are moved. Raises UserError where no division can help, CheckFailed where the result would leak.
     """
     groups = divisible_groups(rows, n, group_by)
     original = (rows["origin"] == "original").to_numpy()

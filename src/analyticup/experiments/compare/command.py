@@ -15,7 +15,7 @@ from analyticup.experiments.compare.run import Runs, run_rows, seeded, table_of
 from analyticup.results.paired import Row, difference
 from analyticup.settings.loading import load_settings
 from analyticup.settings.paths import resolve
-from analyticup.settings.schema import Settings
+from analyticup.settings.schema import TASKS, Settings
 from analyticup.terminal import make_console
 
 # Of a folder's name; the settings allow 100 characters for a run's.
@@ -65,7 +65,7 @@ def _plans(configs: Sequence[Path], overrides: list[str], seeds: int) -> dict[st
 def compared_rows(plans: Mapping[str, Sequence[Settings]]) -> list[Row]:
     """A row for each task and config; the first config that has the task is what the others are compared with."""
     rows: list[Row] = []
-    for task in ("QC", "QI"):
+    for task in TASKS:
         names = [name for name, seeds in plans.items() if task in seeds[0].tasks]
         rows += [Row(task, name, name, None if name == names[0] else names[0]) for name in names]
     return rows

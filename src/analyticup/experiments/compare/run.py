@@ -13,7 +13,6 @@ from analyticup.engine.environment import describe
 from analyticup.engine.execution import execute
 from analyticup.engine.job import given_files
 from analyticup.engine.workers import Runner, make_runner
-from analyticup.errors import UserError
 from analyticup.pipeline import MODELS, build
 from analyticup.results.paired import Entry, Row, RowRun, make_table, read_run
 from analyticup.settings.paths import PROJECT
@@ -24,9 +23,7 @@ Runs = dict[Row, list[RowRun]]
 
 
 def seeded(first: Settings, seeds: int) -> list[Settings]:
-    """The settings with `seeds` seeds from their own on; UserError for less than one."""
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: must be at least 1")
+    """The settings with `seeds` seeds, one or more, from their own on."""
     return [first.replace(seed=first.seed + number) for number in range(seeds)]
 
 
