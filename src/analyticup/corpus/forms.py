@@ -25,9 +25,7 @@ _FORMS: Final = {
 def check_is_file(path: Path) -> None:
     """Raises UserError where nothing is there, or other than a plain file, and says what."""
     if path.is_symlink() and not path.exists():
-        raise UserError(
-            f"{path}: a link to {path.readlink()}, which is not there; put that file there or fix the link"
-        )
+        raise UserError(f"{path}: a link to {path.readlink()}, which is not there; put that file there or fix the link")
     if not path.exists():
         raise UserError(f"{path}: no such file; put it there or correct the path")
     if path.is_dir():
