@@ -21,6 +21,7 @@ from analyticup.__main__ import main
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
+from analyticup.engine.workers import apart
 from analyticup.errors import UserError
 from analyticup.experiments.bench import gpu, peers
 from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
@@ -234,6 +235,23 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path):
     assert [(result.failed, len(result.rounds)) for result in results] == [(False, 0), (True, 0), (True, 0), (False, 2)]
     assert [result.note for result in results[:2]] == ["not here", "ValueError: broken"]
     assert "exit code 9" in results[2].note
+
+
+class Starts:
+    """Starts a process of its own, as a model's conversion does."""
+
+    def warm_up(self) -> None:
+        pass
+
+    prepare = warm_up
+
+    def run(self) -> Done:
+        return Done(rows=apart(len, "ab"))
+
+
+def test_a_line_may_start_processes():
+    (result,) = measure([Entry("part", "starts", Starts())], rounds=1)
+    assert (result.note, result.rounds[0].done.rows) == ("", 2)
 
 
 class Fills:

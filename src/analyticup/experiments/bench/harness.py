@@ -144,7 +144,8 @@ class _Worker:
         if preload:
             context.set_forkserver_preload(list(preload))
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, variant), daemon=True)
+        # A conversion of the model starts a process of its own, so it is no daemon; it ends when our end is closed.
+        self._process = context.Process(target=_serve, args=(theirs, variant))
         self._process.start()
         theirs.close()
 
