@@ -30,7 +30,7 @@ from analyticup.filtering.decisions import (
 from analyticup.review.candidate import Candidate, spread_order
 from analyticup.review.session import Session
 from analyticup.review.sheet import check, read_sheet, write_sheet
-from analyticup.review.simulation import Known, curve
+from analyticup.review.simulation import Known, curve, write_looks
 from analyticup.review.store import Store, Vote, agreements, conflicts, decide
 from analyticup.settings.schema import Settings
 
@@ -369,8 +369,9 @@ def test_the_session_stays_within_the_terminal(tmp_path, width):
 # ---------------------------------------------------------------- simulated looks
 
 
-def test_looks_mend_labels_and_those_at_doubtful_rows_mend_them_sooner():
-    random, n = np.random.default_rng(0), 100
+def known_rows(n):
+    """n rows, of which the first 20 have a wrong label and are doubted."""
+    random = np.random.default_rng(0)
     truth = np.arange(n) % 2
     labels = np.where(np.arange(n) < 20, 1 - truth, truth)
     vectors = (truth[:, None] + random.normal(0, 0.1, (n, 3))).astype(np.float32)
@@ -378,8 +379,13 @@ def test_looks_mend_labels_and_those_at_doubtful_rows_mend_them_sooner():
     rows = make_rows({**{name: [f"{name}{i}" for i in range(n)] for name in COLUMNS}, "label": labels.tolist()})
     own = Settings()
     # The wrong ones come first, as they would by a good model.
-    run = SimpleNamespace(rows=rows, settings=own, order=lambda count: list(range(count)))
-    outcomes = list(curve(Known(run, truth, points, Points(vectors, np.full(n, -1)), truth), 20, n))
+    run = SimpleNamespace(task="QC", rows=rows, settings=own, order=lambda count: list(range(count)))
+    return Known(run, truth, points, Points(vectors, np.full(n, -1)), truth)
+
+
+def test_looks_mend_labels_and_those_at_doubtful_rows_mend_them_sooner():
+    n = 100
+    outcomes = list(curve(known_rows(n), 20, n))
     wrong = {(one.way, one.looks): one.wrong for one in outcomes}
     first, chance = "most doubtful first, a perfect reviewer", "random order, a perfect reviewer"
     assert {one.wrong for one in outcomes if one.looks == 0} == {20} and len({one.way for one in outcomes}) == 5
@@ -387,3 +393,22 @@ def test_looks_mend_labels_and_those_at_doubtful_rows_mend_them_sooner():
     assert wrong[chance, n] == 0 < wrong["random order, a reviewer who is right in 80%", n] < 0.35 * n
     assert next(one.rows for one in outcomes if one.way == "most doubtful dropped" and one.looks == 60) == n - 60
     assert all(one.f1 > 0.9 and one.auc > 0.9 for one in outcomes if one.way == first)
+
+
+def test_what_simulated_reviewers_decide_does_to_the_rows_what_the_table_says(tmp_path):
+    known = known_rows(40)
+    told = {
+        ("-".join(one.way.replace(",", "").replace("%", "").split()), one.looks): one for one in curve(known, 15, 30)
+    }
+    folders = write_looks(known, 15, 30, tmp_path)
+    assert {folder.name for folder in folders} == {f"{way}-{looks}" for way, looks in told if looks}
+    rows = known.run.rows.assign(origin="original", source_id=None)
+    for folder in folders:
+        way, _, looks = folder.name.rpartition("-")
+        decisions = read_decisions(folder / "decisions_QC.jsonl")
+        assert len(decisions) == int(looks) == len(fitting(rows, decisions))
+        left, _ = apply_decisions(rows, rows, fitting(rows, decisions))
+        wrong = sum(
+            left["label"] != known.truth[left["row_id"].map({row: at for at, row in enumerate(rows["row_id"])})]
+        )
+        assert (len(left), wrong) == (told[way, int(looks)].rows, told[way, int(looks)].wrong)

@@ -107,6 +107,8 @@ def _review(command: Parser) -> None:
     model.add_argument(
         "--step", type=_positive, default=100, metavar="N", help="looks from line to line (default: 100)"
     )
+    folders = "also write what they decide into folders in here, for runs with filter.decisions=FOLDER"
+    model.add_argument("--out", type=Path, metavar="FOLDER", help=folders)
     back.add_argument("file", type=Path, metavar="FILE")
     back.add_argument("--run", type=Path, help="default: the run that the sheet names, in submissions/")
     command.add_argument("--run", type=Path, default=Path("submissions/sample"), help="default: submissions/sample")

@@ -12,7 +12,7 @@ from analyticup.filtering.decisions import ANSWERS, text_digest
 from analyticup.review.queue import Reviewed
 from analyticup.review.session import Session, terminal_keys
 from analyticup.review.sheet import MARK, check, read_sheet, refuse_to_lose, write_sheet
-from analyticup.review.simulation import curve, load_known
+from analyticup.review.simulation import curve, load_known, write_looks
 from analyticup.review.store import Store, Vote, agreements, conflicts
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
@@ -77,7 +77,10 @@ def import_sheet(options: argparse.Namespace) -> int:
 
 
 def simulate(options: argparse.Namespace) -> int:
-    """What looks would be worth, by simulated reviewers; only where the true labels are known, as in the sample."""
+    """What looks would be worth, by simulated reviewers; only where the true labels are known, as in the sample.
+
+    With --out also writes what they decide, for runs that train with it.
+    """
     known, console = load_known(Reviewed.open(options.run, options.task)), make_console()
     columns = ("way", "looks", "rows", "wrong labels", "F1", "AUC")
     table = plain_table(f"{known.run.task}: simulated looks; F1 and AUC of the neighbour vote", columns)
@@ -85,6 +88,9 @@ def simulate(options: argparse.Namespace) -> int:
         counts = (outcome.looks, outcome.rows, outcome.wrong)
         table.add_row(outcome.way, *map(str, counts), f"{outcome.f1:.4f}", f"{outcome.auc:.4f}")
     console.print(table)
+    if options.out is not None:
+        for folder in write_looks(known, options.step, options.top, options.out):
+            console.print(f"filter.decisions={folder.resolve()}", soft_wrap=True)
     return 0
 
 

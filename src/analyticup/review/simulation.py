@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,11 @@ from analyticup.corpus.rows import original_id
 from analyticup.corpus.tables import scored_splits
 from analyticup.errors import UserError
 from analyticup.features.vote import Points, neighbour_vote
+from analyticup.filtering.decisions import DROP, FLIP, KEEP, Decision, text_digest, write_decisions
 from analyticup.metrics import binary_metrics, f1_at_thresholds
 from analyticup.review.queue import Reviewed
 from analyticup.seeds import seeded_key
+from analyticup.settings.paths import decisions_name
 from analyticup.submission.score import read_labels
 
 # Thresholds that are tried, as shares of the votes.
@@ -32,6 +36,16 @@ class Known:
     training: Points
     scored: Points
     labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Rows at these places were looked at, and `said` holds the labels that they get [rows]; None = they are
+    dropped."""
+
+    way: str
+    places: np.ndarray
+    said: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -71,23 +85,44 @@ def load_known(run: Reviewed) -> Known:
     )
 
 
-def curve(known: Known, step: int, top: int) -> Iterator[Outcome]:
-    """The outcomes of every way after 0, step, ... looks, at most `top` or all rows."""
-    run, n = known.run, len(known.truth)
-    given = run.rows["label"].to_numpy(dtype=int)
+def every_look(known: Known, step: int, top: int) -> Iterator[Looks]:
+    """Every way after 0, step, ... looks, at most `top` or all rows."""
     for way, places, said in _ways(known):
-        for looks in range(0, min(top, n) + 1, step):
-            seen = np.array(places[:looks], dtype=int)
-            labels, stays = given.copy(), np.ones(n, dtype=bool)
-            if said is None:
-                stays[seen] = False
-            else:
-                labels[seen] = said[seen]
-            if len(set(labels[stays])) < 2:
-                # Nothing is left to learn from.
-                break
+        for looks in range(0, min(top, len(known.truth)) + 1, step):
+            yield Looks(way, np.array(places[:looks], dtype=int), said)
+
+
+def curve(known: Known, step: int, top: int) -> Iterator[Outcome]:
+    """The outcomes of every way, but for those that leave nothing to learn from."""
+    for looks in every_look(known, step, top):
+        labels, stays = known.run.rows["label"].to_numpy(dtype=int, copy=True), np.ones(len(known.truth), dtype=bool)
+        if looks.said is None:
+            stays[looks.places] = False
+        else:
+            labels[looks.places] = looks.said[looks.places]
+        if len(set(labels[stays])) == 2:
             wrong = int((labels != known.truth)[stays].sum())
-            yield Outcome(way, looks, int(stays.sum()), wrong, *_figures(known, labels[stays], stays))
+            figures = _figures(known, labels[stays], stays)
+            yield Outcome(looks.way, len(looks.places), int(stays.sum()), wrong, *figures)
+
+
+def write_looks(known: Known, step: int, top: int, folder: Path) -> list[Path]:
+    """Writes the decisions of every way after step, ... looks, as `filter.decisions` takes them; returns their
+    folders."""
+    rows, found = known.run.rows.to_dict("records"), []
+    for looks in every_look(known, step, top):
+        if len(looks.places):
+            words = re.findall(r"\w+", f"{looks.way} {len(looks.places)}")
+            found.append(folder / "-".join(words))
+            decided = (_decision(rows[at], None if looks.said is None else looks.said[at]) for at in looks.places)
+            write_decisions(decided, found[-1] / decisions_name(known.run.task))
+    return found
+
+
+def _decision(row: dict[str, Any], said: int | None) -> Decision:
+    label = int(row["label"])
+    answer = DROP if said is None else KEEP if said == label else FLIP
+    return Decision(row["row_id"], text_digest(row["query"], row["target"]), label, answer)
 
 
 def _ways(known: Known) -> Iterator[tuple[str, list[int], np.ndarray | None]]:
