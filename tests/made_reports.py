@@ -48,7 +48,11 @@ def made_report(languages: tuple[str, ...] = tuple(LANGUAGES), seed: int = 0) ->
         counts: dict[str, Any] = {"lines": 403, "rows": 400, "rejects": 3}
         figures.stages[task] = {
             "ingest": {"counts": {"train": counts}, "seconds": 1.0, "memory": 10**9},
-            "translate": {"counts": {"given": 400, "new": 90}, "seconds": 1.0, "memory": 10**9},
+            "translate": {
+                "counts": {"given": 400, "new": 90, "by language": {key: {"kept": 7} for key in languages}},
+                "seconds": 1.0,
+                "memory": 10**9,
+            },
         }
         figures.flow[task] = [
             {"stage": "ingest", "rows": {"original": 400}, "aside": {"item_title is null": 3}},

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ["headline", "rows", "languages", "threshold", "ranking", "calibration", "confusion", "scores", "folds"]
 SECTIONS += ["examples", "cost", "origin"]
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
+# What the style sheet's margins leave of 210 mm, at 96 pixels per inch.
+A4 = 688
 # npm install axe-core puts it there; the kit has no copy.
 AXE = Path(os.environ.get("AXE", ROOT / "node_modules" / "axe-core" / "axe.min.js"))
 browsed = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
@@ -85,6 +87,15 @@ def test_a_browser_finds_no_fault(page: Page, file: Path, width: int, scheme: st
     assert page.ask(outside) == []
     page.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.ask("document.documentElement.scrollWidth") <= width
+
+
+@browsed
+def test_nothing_runs_off_the_paper(page: Page, file: Path) -> None:
+    page.load(file, A4, "light")
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.ask("document.documentElement.scrollWidth") <= A4
+    assert page.ask("getComputedStyle(document.querySelector('details .scroll')).visibility") == "visible"
+    page.call("Emulation.setEmulatedMedia", media="")
 
 
 @browsed

@@ -173,7 +173,9 @@ def calibration_chart(title: str, curves: Mapping[str, Sequence[CalibrationBin]]
     drawing, x, y = _plane(title, 250, (0, 1), (0, 1))
     _axes(drawing, x, y, "score", "share of positives")
     drawing.line("ideal", x(0), y(0), x(1), y(1))
-    drawing.text(x(0.8), y(0.9), "as it should be", "tick", "end")
+    # In the list of lines: beside the diagonal it would lie on curves.
+    drawing.line("ideal", x.start + 8, y.end + 37, x.start + 22, y.end + 37)
+    drawing.text(x.start + 28, y.end + 41, "as it should be")
     for kind, (name, bins) in zip(("two", "one"), reversed(list(curves.items())), strict=False):
         most = max((entry["rows"] for entry in bins), default=1)
         total = sum(entry["rows"] for entry in bins)

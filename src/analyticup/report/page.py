@@ -31,15 +31,27 @@ class RowText:
     language: str
 
 
+# More characters than this are set on several lines.
+LONG = 40
+
+
+def is_long(cell: str | RowText) -> bool:
+    return isinstance(cell, str) and len(cell) > LONG
+
+
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts; its first `left` columns are words, the others numbers. On a phone, a row of one that `stacks`
-    is several lines."""
+    """A table of texts; its first `left` columns are words, as is one with a `LONG` text; the others are numbers. On a
+    phone, a row of one that `stacks` is several lines."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | RowText]]
     left: int = 1
     stacks: bool = False
+
+    def has_numbers(self, place: int) -> bool:
+        """Whether a column is set as numbers: to the right, never on two lines."""
+        return place >= self.left and not any(is_long(row[place]) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -130,8 +142,8 @@ def _environment() -> Environment:
 
 def render(template: str, **given: Any) -> str:
     """A page of the room's templates; half of a surrogate pair, which no page can hold, becomes a question mark."""
-    kinds = {"is_text": lambda cell: isinstance(cell, RowText), "languages": ISO, "width": charts.WIDTH}
-    text = _environment().get_template(template).render(**given, **kinds)
+    kinds = {"is_text": lambda cell: isinstance(cell, RowText), "is_long": is_long}
+    text = _environment().get_template(template).render(**given, **kinds, languages=ISO, width=charts.WIDTH)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
