@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,29 @@ def test_a_vote_is_taken_at_the_tasks_threshold_and_a_tie_is_a_yes(world):
     yes = sigmoid(world.dev) >= 0.6
     assert (table["score"] == yes.mean(axis=1)).all() and (table["score"] == 0.5).any()
     assert (table["prediction"] == yes.any(axis=1)).all()
+
+
+@pytest.mark.parametrize("method", ["mean_logit", "rank", "vote"])
+def test_beside_a_fixed_threshold_the_swept_one_has_its_submission_too(world, method):
+    swept = world.run(settings(method))[0]["value"]
+    chosen, table, _, submitted = world.run(settings(method, mode="fixed", value=0.9))
+    given = {"threshold-QC": "threshold", "ensemble-QC": "ensemble"}
+    ends = {name: Artifact(world.root / folder, StageRecord()) for name, folder in given.items()}
+    job = world.job("whole", settings(method, mode="fixed", value=0.9), **ends)
+    counts = submission.submit(job)["dev"]["QC"]
+    names = {path.name for path in job.out.rglob("*")}
+    if method == "vote":
+        # Its folds were compared with the fixed one.
+        assert "submit-swept.zip" not in names and counts == submitted
+        return
+    yes = (table["score"] >= swept).astype(int)
+    assert chosen["value"] == 0.9 and (table["prediction"] != yes).any()
+    assert counts == {**submitted, "swept": {"threshold": swept, "positive": yes.sum()}}
+    assert names == {"dev", "submit_QC.txt", "scores_QC.parquet", "submit.zip", "submit-swept.zip"}
+    for name, said in (("submit.zip", table["prediction"]), ("submit-swept.zip", yes)):
+        with zipfile.ZipFile(job.out / "dev" / name) as archive:
+            lines = archive.read("submit_QC.txt").decode().splitlines()
+        assert [json.loads(line)["prediction"] for line in lines] == said.tolist()
 
 
 def stacked(world, names=("model", "neighbours", "cosine")):

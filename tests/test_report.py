@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, Page
 from made_reports import ARABIC, TASKS, THAI, made_facts, made_report
+from pandas import DataFrame
+from rich.console import Console
 
+from analyticup.ensembling.threshold import choose_threshold
 from analyticup.report.figures import Report
 from analyticup.report.page import to_html
+from analyticup.report.scored import side_by_side
+from analyticup.report.tables import render
+from analyticup.settings.schema import ThresholdSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ["headline", "rows", "languages", "threshold", "ranking", "calibration", "confusion", "scores", "folds"]
@@ -63,6 +72,29 @@ def test_texts_are_shown_as_they_are_or_not_at_all(figures: Report) -> None:
     assert f'<bdi dir="auto" lang="ar">{ARABIC}</bdi>' in shown and "query &lt;b&gt;&amp;" in shown
     assert ARABIC not in hidden and "query &lt;b&gt;" not in hidden and "<bdi" not in hidden
     assert "report.rows does not allow them" in hidden
+
+
+def test_a_fixed_threshold_and_the_swept_one_are_shown_side_by_side() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.3, 0.5, 0.8])
+    table = DataFrame({"label": labels, "score": scores})
+    fixed = ThresholdSettings(mode="fixed", value=0.7)
+    figures = made_report()
+    decision = figures.out_of_fold["QC"]
+    assert side_by_side(table, decision) == []
+    figures.out_of_fold["QC"] = decision = replace(decision, **vars(choose_threshold(labels, scores, fixed)))
+    figures.cuts["out-of-fold QC"] = both = side_by_side(table, decision)
+    figures.cuts["test QC"] = side_by_side(table[["score"]], decision)
+    assert both == [
+        {"threshold": 0.7, "rows": 4, "positive": 1, "f1": pytest.approx(2 / 3)},
+        {"threshold": 0.5, "rows": 4, "positive": 2, "f1": 1.0},
+    ]
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(render(figures)[-1])
+    shown = [line.split() for line in console.export_text().splitlines()]
+    assert ["out-of-fold", "QC", "4", "0.70", "1", "0.6667", "0.50", "2", "1.0000"] in shown
+    assert ["test", "QC", "4", "0.70", "1", "-", "0.50", "2", "-"] in shown
+    text = to_html(figures, made_facts(figures))
+    assert "0.50 on out-of-fold QC, 2 yes" in text and "submit-swept.zip is by such ones" in text
 
 
 def test_the_same_report_gives_the_same_bytes(figures: Report, file: Path, tmp_path: Path) -> None:

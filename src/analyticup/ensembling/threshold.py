@@ -64,6 +64,14 @@ class Choice:
     def language_values(self) -> dict[str, float]:
         return {language: entry["value"] for language, entry in self.by_language.items()}
 
+    @property
+    def swept(self) -> SweepPoint | None:
+        """Where the threshold is fixed: the one that would have been chosen for the task, with its F1; else None."""
+        if self.mode != "fixed" or not self.sweep:
+            return None
+        grid, f1 = (np.array([point[name] for point in self.sweep]) for name in ("threshold", "f1"))
+        return self.sweep[int(np.flatnonzero(grid == _best(grid, f1, 0.5))[0])]
+
     def thresholds(self, languages: ArrayLike) -> np.ndarray:
         """The threshold that holds for each row, [rows]: its language's where there is one, else the task's."""
         values = self.language_values

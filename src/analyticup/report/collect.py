@@ -66,17 +66,25 @@ def _scored_rows(job: Job, task: str, own: Mapping[str, Artifact], decision: Dec
     rows = scored.languages_and_groups(held_out, trained)
     cuts = decision.thresholds(held_out["language"])
     figures.pictures[f"{OUT_OF_FOLD} {task}"] = scored.picture(held_out, rows, trained, cuts)
+    tables = {f"{OUT_OF_FOLD} {task}": held_out}
     for split, given in scored_splits(own["ingest"]).items():
         title, table = f"{split} {task}", load_table(job.inputs["submit"].file(f"{split}/scores_{task}.parquet"))
         # A rank or a stack's probability is no probability of a fold's.
         cuts = decision.thresholds(table["language"]) if method not in ("rank", "stack") else np.full(len(table), 0.5)
         figures.agreement[title] = scored.agreement(table, cuts)
         labels = job.files.get(f"{split}_{task}.labels.txt")
-        if labels is not None:
-            table = _labelled(labels, table.assign(group=given["group"], row_id=given["row_id"])).reset_index(drop=True)
+        if labels is None:
+            tables[title] = table
+        else:
+            tables[title] = table = _labelled(
+                labels, table.assign(group=given["group"], row_id=given["row_id"])
+            ).reset_index(drop=True)
             cuts = np.full(len(table), VOTE_CUT) if method == "vote" else decision.thresholds(table["language"])
             rows = figures.scores[title] = scored.languages_and_groups(table, trained)
             figures.pictures[title] = scored.picture(table, rows, trained, cuts)
+    # The folds of a vote have been compared with the threshold before.
+    both = {title: scored.side_by_side(table, decision) for title, table in tables.items() if method != "vote"}
+    figures.cuts.update({title: cuts for title, cuts in both.items() if cuts})
 
 
 def _flow(own: Mapping[str, Artifact]) -> list[FlowStep]:

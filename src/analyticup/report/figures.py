@@ -92,10 +92,20 @@ class Agreement(TypedDict):
     correlations: list[list[float | None]]
 
 
+class CutFigures(TypedDict):
+    """What a threshold makes of some rows; F1 where all have labels."""
+
+    threshold: float
+    rows: int
+    positive: int
+    f1: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What report.json holds: the run's name, and by task what each stage did, the threshold's decision and the
-    filter's quality; `scores` by title, e.g. "dev QC", per language, group of languages and over all rows.
+    filter's quality; `scores` by title, e.g. "dev QC", per language, group of languages and over all rows; `cuts` by
+    title, where a threshold is fixed, that one and the swept one on the same rows.
 
     The rest is what the page shows besides: by task how the training rows came and went, how scores spread, the folds
     and the suspects; `pictures` and `agreement` by title, e.g. "out-of-fold QC" or "test QC". It holds no row's text.
@@ -105,6 +115,7 @@ class Report:
     stages: dict[str, dict[str, StageFigures]] = field(default_factory=dict)
     out_of_fold: dict[str, Decision] = field(default_factory=dict)
     scores: dict[str, list[LanguageFigures]] = field(default_factory=dict)
+    cuts: dict[str, list[CutFigures]] = field(default_factory=dict)
     filter: dict[str, list[FilterQuality]] = field(default_factory=dict)
     flow: dict[str, list[FlowStep]] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)

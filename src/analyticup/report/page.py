@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analyticup.corpus.languages import ISO
-from analyticup.ensembling.threshold import Decision
 from analyticup.metrics import ALL, LanguageFigures
 from analyticup.report import charts
 from analyticup.report.charts import Drawing, StageCost, short, whole
@@ -219,7 +218,7 @@ def _sections(figures: Report, facts: Facts) -> Iterator[Section]:
         "threshold",
         "The threshold",
         "F1 of the out-of-fold training rows by threshold (Figure 2 of the paper), and the threshold in use.",
-        [_sweep(task, figures.out_of_fold[task]) for task in tasks],
+        [_sweep(task, figures) for task in tasks],
     )
     yield Section(
         "ranking",
@@ -334,7 +333,8 @@ def between(bounds: Sequence[float] | None) -> str:
     return charts.NONE if bounds is None else f"{short(bounds[0])} to {short(bounds[1])}"
 
 
-def _sweep(task: str, decision: Decision) -> Figure:
+def _sweep(task: str, figures: Report) -> Figure:
+    decision = figures.out_of_fold[task]
     held_out = decision.out_of_fold
     drawing = charts.sweep_chart(task, decision.sweep, decision.value, held_out["f1"], held_out["floor_f1"])
     shown = [entry for entry in decision.sweep if round(entry["threshold"], 4) in SHOWN_THRESHOLDS]
@@ -344,6 +344,9 @@ def _sweep(task: str, decision: Decision) -> Figure:
         rows.append([f"each fold by the others' threshold ({name})", number(found["nested_f1"])])
     for language, entry in decision.by_language.items():
         rows.append([f"{printable(language)}: {entry['value']:.2f}", f"{entry['rows']} rows"])
+    for title, both in figures.cuts.items():
+        if title.endswith(f" {task}"):
+            rows += [[f"{cut['threshold']:.2f} on {title}, {cut['positive']} yes", number(cut["f1"])] for cut in both]
     kind = {
         "sweep": "has the best F1 of the sweep",
         "fixed": "is fixed by the settings",
@@ -356,6 +359,8 @@ def _sweep(task: str, decision: Decision) -> Figure:
             f" It was chosen on the rows it is judged on here; decided by the other folds' threshold, F1 is "
             f"{short(found['nested_f1'])}."
         )
+    if decision.swept is not None:
+        note += f" The sweep's best is {decision.swept['threshold']:.2f}; submit-swept.zip is by such ones."
     if decision.by_language:
         note += " Languages have thresholds of their own; the table has them."
     return Figure(f"{task}, {whole(held_out['rows'])} rows", drawing, Grid(["threshold", "F1"], rows), note)

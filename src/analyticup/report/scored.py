@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from pandas import DataFrame
+from sklearn.metrics import f1_score
 
 from analyticup.corpus.rows import load_rows
 from analyticup.corpus.tables import load_table, training_rows
@@ -23,7 +24,7 @@ from analyticup.report.curves import (
     rank_correlations,
     series,
 )
-from analyticup.report.figures import ORIGINAL, Agreement, Example, FoldFigures, Picture
+from analyticup.report.figures import ORIGINAL, Agreement, CutFigures, Example, FoldFigures, Picture
 from analyticup.submission.score import per_language
 
 # Per language, in the lists of suspects and of confident errors.
@@ -38,6 +39,19 @@ def out_of_fold_table(own: Mapping[str, Artifact], decision: Decision) -> DataFr
     return table.assign(
         prediction=decision.decide(table["score"], table["language"]), group=groups.loc[table["row_id"]].to_numpy()
     )
+
+
+def side_by_side(table: DataFrame, decision: Decision) -> list[CutFigures]:
+    """A fixed threshold and the swept one on the rows of a table with `score`, and `label` where all have one; []
+    where none is fixed."""
+    if decision.swept is None:
+        return []
+    found: list[CutFigures] = []
+    for value in (decision.value, decision.swept["threshold"]):
+        said = table["score"].to_numpy() >= value
+        f1 = float(f1_score(table["label"].to_numpy(dtype=int), said, zero_division=0.0)) if "label" in table else None
+        found.append({"threshold": value, "rows": len(table), "positive": int(said.sum()), "f1": f1})
+    return found
 
 
 def languages_and_groups(table: DataFrame, trained: list[str]) -> list[LanguageFigures]:

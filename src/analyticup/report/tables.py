@@ -11,7 +11,7 @@ from rich.table import Table
 
 from analyticup.ensembling.threshold import Decision
 from analyticup.metrics import LanguageFigures
-from analyticup.report.figures import Report, StageFigures
+from analyticup.report.figures import CutFigures, Report, StageFigures
 from analyticup.terminal import plain_table
 
 # Thresholds shown of the sweep; the record holds all.
@@ -31,6 +31,8 @@ def render(figures: Report) -> list[RenderableType]:
         parts.append(filter_table(f"{task}: suspects against the wrong labels that are known, by rule", quality))
     for title, rows in figures.scores.items():
         parts.append(score_table(title, rows))
+    if figures.cuts:
+        parts.append(_cut_table(figures.cuts))
     return parts
 
 
@@ -97,6 +99,18 @@ def _language_table(task: str, decision: Decision) -> Table:
     )
     for language, entry in decision.by_language.items():
         table.add_row(printable(language), str(entry["rows"]), number(entry["best"]), number(entry["value"]))
+    return table
+
+
+def _cut_table(cuts: Mapping[str, Sequence[CutFigures]]) -> Table:
+    """Fixed and swept thresholds side by side."""
+    title = "fixed thresholds (submit.zip) and those of the sweep (submit-swept.zip) on the same rows"
+    table = plain_table(title, ("", "rows", *("fixed", "yes", "F1"), *("swept", "yes", "F1")))
+    for name, both in cuts.items():
+        figures = [
+            text for cut in both for text in (f"{cut['threshold']:.2f}", str(cut["positive"]), number(cut["f1"]))
+        ]
+        table.add_row(name, str(both[0]["rows"]), *figures)
     return table
 
 

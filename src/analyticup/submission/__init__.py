@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from analyticup.engine.graph import Stage
 
-SUBMIT = Stage("submit", version=1, run="analyticup.submission.stage:submit", model=False)
+SUBMIT = Stage("submit", version=2, run="analyticup.submission.stage:submit", model=False)
