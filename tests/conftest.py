@@ -2,8 +2,11 @@
 files first."""
 
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # Workers share the cores; the tiny models of the tests gain nothing from a second thread.
@@ -40,3 +43,16 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Any], None]:
                 monkeypatch.setattr(module, alias, other)
 
     return replace
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MB, which the checks before a run find large enough."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    # A worker may still have a file open.
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -126,19 +126,19 @@ PINNED = {
         "negatives-QC": "e237e0606e3f0e037c3557210bd0f2f4304e28c0d454fdcbde80ac55d54d457d",
         "filter-QC-round2": "f3c69017ccfb97c8c84f4b9676fcd6670698c8bdbcc74dca48541bdf64319a43",
         "train-QI-fold1": "c912b945a632a5f03b472853c3995dbc1f33774549f3d9427ea5da28b38cc866",
-        "report-all": "a4b18bdeeb287ac5b535f7eac7028d496a4dff68c4283d317b9bdc6012216842",
+        "report-all": "7c2d8f55a2628ec6f8760da62baca11cf75fdfaf9da1f0f194a7786efa05c68c",
     },
     "seedx": {
         "translate-QI": "38c45f8462001f828623d74c385ffa9cb0e19847424c2fd92976e38efe3b6dc9",
-        "report-all": "bc094acbce3b30813e26444dbaf1a6d07aa603251989274bd997b20c64e3ac66",
+        "report-all": "3d05ffaeb6f38ff035648611b779c12617f0fcdf489cf7a307d1f68422bbf279",
     },
     "seq2seq": {
         "translate-QI": "b80d39062864e3f65e91207a17b190a5923910bd32c0c511b32034edcac90ec2",
-        "report-all": "590dda2865cb09e0b11268165fee1fc1d90e80aeaa13f7acfcd012d1725cc6d7",
+        "report-all": "0e4e1d46a8e906e2ad8119565dbad1e8d01d4a13109236ddaff9cd132991cbab",
     },
     "sample": {
         "translate-QI": "878889c8c12053ae18b9ddf782130107897f0379184f15be464d9b048b7f6e00",
-        "report-all": "3f1137af1f5d19ec27a2d95869f46a7fbb7e88168c39d2982e6a931209d073fc",
+        "report-all": "855b9f5327fdcb9c5ad19817b18f80d2c30bafe7febc9a963184f8002de43190",
     },
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import fill
 
 from analyticup import augmentation, corpus, ensembling, filtering, report, submission, training
 from analyticup.engine.graph import Part, Stage
@@ -376,25 +376,6 @@ def test_trouble_of_the_machine_is_one_line_and_the_next_run_goes_on(place: Plac
         finished = place.finished()
     assert place.run() == 0, place.printed()[-2000:]
     assert place.files() == whole.files()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 MB, which the checks before a run find large enough."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    """A file that leaves so many bytes of the folder's disk."""
-    file = folder / "filling"
-    file.write_bytes(b"x" * (shutil.disk_usage(folder).free - leave))
-    return file
 
 
 def test_a_disk_that_is_full_and_then_is_not(place: Place, whole: Place, small_disk: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import ROOT, TINY, places
+from tiny_runs import ROOT, TINY, fill, places
 from worker_calls import answer, fail_beside, raise_odd, wait_for
 
 from analyticup.engine import cluster
@@ -104,6 +104,52 @@ def test_a_run_on_ray_writes_the_bytes_of_one_without_cold_cached_and_taken_over
         assert files(tmp_path) == files(whole)
 
 
+# ---------------------------------------------------------------- the shared filesystem
+
+
+def undo(whole: Path, folder: Path) -> None:
+    """Makes of a folder one where the trainings of `whole`, and what follows, are still to be run."""
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    for path in (folder / "artifacts").glob("train-*"):
+        shutil.rmtree(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trouble", "says"), [("full", "the disk is full"), ("read-only", "no permission")])
+def test_a_filesystem_that_fails_is_one_line_and_the_next_run_goes_on(whole, runner, small_disk, trouble, says):
+    undo(whole, small_disk)
+    settings, remount = given(small_disk, *RAY), ["mount", str(small_disk), "-o"]
+    with pytest.raises(UserError) as caught:
+        for step in execute(settings, build(settings), describe(PROJECT), runner):
+            if isinstance(step, Done) or not step.node.title.startswith("train-"):
+                continue
+            if trouble == "full" and not (small_disk / "filling").exists():
+                fill(small_disk, 0)
+            if trouble == "read-only":
+                subprocess.run([*remount, "remount,ro"], check=True)
+    said = str(caught.value)
+    assert said.startswith("train-QI-fold") and f": {says} (" in said and said.count("\n") == 0
+    assert said.endswith("; finished stages are kept, and the same command resumes from there")
+    # The other training fails too; a run's workers end with it, these do not.
+    wait_for(lambda: not runner._waiting, 60)
+    subprocess.run([*remount, "remount,rw"], check=True)
+    (small_disk / "filling").unlink(missing_ok=True)
+    assert not any(title.startswith(("ingest", "translate", "folds")) for title in run_through(settings, runner))
+    assert files(small_disk) == files(whole)
+
+
+@pytest.mark.long
+def test_a_slow_filesystem_changes_nothing(whole, tmp_path):
+    undo(whole, tmp_path)
+    # Python imports what is called so at its start, in every process of the run and its cluster.
+    (tmp_path / "sitecustomize.py").write_text((ROOT / "tests" / "slow_files.py").read_text())
+    slow = {"SLOW_FOLDER": f"{tmp_path}/artifacts", "SLOW_COUNT": f"{tmp_path}/count"}
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run = start(tmp_path, **slow, PYTHONPATH=path)
+    assert run.wait(600) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert files(tmp_path) == files(whole) and (tmp_path / "count").stat().st_size > 100
+
+
 # ---------------------------------------------------------------- workers
 
 
@@ -174,6 +220,22 @@ GPU_NODE = {"CPU": 17.0, "GPU": 8.0}
 )
 def test_the_workers_are_what_the_nodes_have_room_for(machine, nodes, found):
     assert layout(MachineSettings(engine="ray", **machine), nodes) == found
+
+
+@pytest.mark.parametrize(
+    ("machine", "nodes", "slots", "need", "less"),
+    [
+        # Two fit, one fits, and on the second node none.
+        ({"workers": 2}, [{"CPU": 4.0, "memory": 7.5e9}], Slots(2), Need(2, 0, 3 * 10**9), 0),
+        ({"workers": 2}, [{"CPU": 4.0, "memory": 5.9e9}], Slots(1), Need(4, 0, 3 * 10**9), 1),
+        ({}, [{"CPU": 2.0, "memory": 4e9}, {"CPU": 4.0, "memory": 2e9}], Slots(1), Need(2, 0, 3 * 10**9), 1),
+        # It fits nowhere: one on each.
+        ({"workers": 2}, [{"CPU": 4.0, "memory": 2e9}], Slots(1), Need(4, 0, 2 * 10**9), 1),
+        ({}, [{**GPU_NODE, "memory": 5e9}], Slots(5, plain=1), Need(3, 1, 10**9), 3),
+    ],
+)
+def test_a_node_has_no_more_workers_than_its_memory_holds(machine, nodes, slots, need, less):
+    assert layout(MachineSettings(engine="ray", **machine), nodes, (3e9, 1e9)) == Layout(slots, need, less)
 
 
 def test_a_cluster_without_a_core_is_refused():
@@ -357,6 +419,25 @@ def test_one_run_on_three_nodes_from_which_workers_nodes_heads_and_drivers_are_t
         if run is not None and run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     assert files(folder) == files(whole)
+
+
+@pytest.mark.long
+def test_two_runs_at_once_on_one_cluster_and_a_third_in_a_folder_of_theirs(nodes, whole, tmp_path_factory):
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
+    runs = [start(folder, "machine.workers=1", **nodes.environment) for folder in folders]
+    try:
+        wait_for(lambda: "running" in (folders[0] / "log").read_text(), 300)
+        third = tmp_path_factory.mktemp("third")
+        same = start(third, *places(folders[0]), "machine.workers=1", **nodes.environment)
+        assert same.wait(120) == 2
+        (line,) = [line for line in (third / "log").read_text().splitlines() if line.startswith("error: ")]
+        assert "another run is using this artifacts folder; wait for it" in line
+        assert [run.wait(600) for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert files(folders[0]) == files(folders[1]) == files(whole)
 
 
 # ---------------------------------------------------------------- SLURM

@@ -282,6 +282,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.compiling:compiled": given(
         "train.compile_min_steps=1", variables={"CXX": "no-compiler"}, says="no-compiler"
     ),
+    "engine.artifacts:await_seen": MACHINE,
     "engine.cache:Cache._named": DAMAGE,
     "engine.execution:_naming": MACHINE,
     "engine.files:lock": "another run in the same folder at that moment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,13 @@ def places(folder: Path) -> list[str]:
     """All that a run writes, below one folder."""
     below = [f"paths.{name}={folder / name}" for name in ("artifacts", "submissions", "cache")]
     return [*below, f"filter.decisions={folder}/reviews/{{name}}"]
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """A file that leaves so many bytes of the folder's disk."""
+    file = folder / "filling"
+    file.write_bytes(b"x" * (shutil.disk_usage(folder).free - leave))
+    return file
 
 
 def make_job(folder: Path, **given: Any) -> Job:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analyticup.checks import NEEDS
 from analyticup.console import compare_with_expected, exclusive_run, show_execution
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     with exclusive_run(settings, console), Watch() as watch:
         for left in close_left_open(resolve(settings.paths.artifacts)):
             console.print(f"{left}: closed the W&B run that an interrupted run left open", soft_wrap=True)
-        with make_runner(settings, MODELS) as runner:
+        with make_runner(settings, MODELS, NEEDS) as runner:
             steps = _once_checked(execute(settings, nodes, environment, runner), runner, settings, nodes, console)
             show_execution(console, steps, titles, artifacts)
         # They import torch, and the workers that have it have ended.

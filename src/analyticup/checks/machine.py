@@ -17,11 +17,14 @@ from analyticup.augmentation.translators.generation import dtype_on
 from analyticup.checks.finding import Finding, nearest_existing
 from analyticup.checks.models import (
     DTYPE_BYTES,
+    PROCESS_BYTES,
     Model,
     adapter_bytes,
     backbone_bytes,
+    cpu_process_bytes,
     cpu_run_bytes,
     download_bytes,
+    needed_models,
     state_bytes,
     training_bytes,
 )
@@ -90,6 +93,17 @@ def free_memory() -> int:
         return free
     # Cached file contents count as used but give way.
     return min(free, limit - used + int(stat.get("inactive_file", 0)))
+
+
+def worker_bytes(settings: Settings) -> tuple[float, float]:
+    """Estimate of the main memory that a worker takes which runs the stages' models, one after the other, on the CPU,
+    and on a GPU, to which weights go file by file. A translator or an embedder takes the backbone's place."""
+    backbone, *others = needed_models(settings, resolve(settings.paths.cache))
+    value_bytes = DTYPE_BYTES[choose_precision(settings.model.dtype, "cpu").dtype]
+    each = [cpu_process_bytes(task_settings(settings, task), backbone, value_bytes) for task in settings.tasks]
+    each += [PROCESS_BYTES + (model.parameters or 0.0) * DTYPE_BYTES[dtype_on("cpu")] for model in others]
+    largest = max((model.parameters or 0.0) * DTYPE_BYTES["bfloat16"] for model in (backbone, *others))
+    return max(each), PROCESS_BYTES + min(largest, _FILE_BYTES)
 
 
 def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Finding]:

@@ -69,7 +69,7 @@ _KEPT_VALUES: Final = 17
 # holds a tokenizer, and what stays with a working one, by bytes of a value: oneDNN's code, mostly for bf16, and free
 # heap. Of a mapped file not all is touched.
 _MAIN_BYTES: Final = 0.26e9
-_PROCESS_BYTES: Final = 0.66e9
+PROCESS_BYTES: Final = 0.66e9
 _CONVERSION_BYTES: Final = 9.3
 _TOKENIZER_BYTES: Final = 0.47e9
 _KERNEL_BYTES: Final = {4: 0.2e9, 2: 0.45e9}
@@ -216,8 +216,8 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     run += _TOKENIZER_BYTES if model.kind == "gguf" else 0.0
     if model.kind != "gguf" or model.folder is not None:
         return run
-    idle = _MAIN_BYTES + workers * _PROCESS_BYTES if workers > 1 else _PROCESS_BYTES
-    return max(run, idle + _PROCESS_BYTES + parameters * _CONVERSION_BYTES)
+    idle = _MAIN_BYTES + workers * PROCESS_BYTES if workers > 1 else PROCESS_BYTES
+    return max(run, idle + PROCESS_BYTES + parameters * _CONVERSION_BYTES)
 
 
 def backbone_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
@@ -236,7 +236,7 @@ def cpu_process_bytes(own: Settings, model: Model, value_bytes: int) -> float:
     tokens = min(train.max_batch_tokens, train.batch_rows * _TYPICAL_TOKENS)
     scoring = max(train.max_batch_tokens, own.predict.max_batch_tokens) * _SCORING_VALUES
     need = max(tokens * trained_layers(own, shape) * _KEPT_VALUES, scoring) * shape.width * value_bytes
-    return _PROCESS_BYTES + _TOUCHED * (model.parameters or 0.0) * value_bytes + need + _KERNEL_BYTES[value_bytes]
+    return PROCESS_BYTES + _TOUCHED * (model.parameters or 0.0) * value_bytes + need + _KERNEL_BYTES[value_bytes]
 
 
 def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: bool, least: bool = False) -> float:

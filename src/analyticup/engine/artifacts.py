@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import platform
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Any, Final, Self, TypedDict, TypeVar
 
 from analyticup.engine.files import file_sha256, read_json, write_json
+from analyticup.errors import UserError
 
 RECORD = "record.json"
 # Fields of records that older ones may lack: their folders are as good.
 LATER = {"memory", "started"}
 SEAL = "sha256_of_the_rest"
+# So long NFS may show what was there before (acdirmax), and some more.
+STALE_SECONDS: Final = 90.0
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -165,6 +172,22 @@ def read_artifact(folder: Path, identity: str) -> Artifact | Unusable:
     """The finished artifact of a stage's folder, or why there is none; checked as by `read_record`."""
     record = read_record(folder, identity, StageRecord)
     return record if isinstance(record, Unusable) else Artifact(folder, record)
+
+
+def await_seen(folder: Path, patience: float = STALE_SECONDS) -> None:
+    """Returns when this machine sees a finished folder that another one may have made a moment ago. Raises UserError
+    after `patience` seconds."""
+    end = time.monotonic() + patience
+    while not (folder / RECORD).is_file():
+        if time.monotonic() > end:
+            raise UserError(
+                f"{folder}: was made, but is not to be seen on {platform.node()} after {patience:g} s; all nodes must "
+                f"share paths.artifacts, and nothing in it may be removed during a run"
+            )
+        time.sleep(0.1)
+        # Listed anew, a folder's contents are asked of the server.
+        with contextlib.suppress(OSError):
+            os.listdir(folder.parent)
 
 
 def read_record(folder: Path, identity: str, kind: type[AnyRecord]) -> AnyRecord | Unusable:

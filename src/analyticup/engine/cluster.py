@@ -32,7 +32,7 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import package_versions
 from analyticup.engine.graph import Node
 from analyticup.engine.schedule import Slots
-from analyticup.engine.workers import GRACE_SECONDS, Call, called, finished
+from analyticup.engine.workers import GRACE_SECONDS, Call, apart, called, finished
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import MachineSettings, Settings
@@ -98,51 +98,64 @@ class Setup:
 
 @dataclass(frozen=True)
 class Need:
-    """What a worker takes of a node: cores, which are its stages' threads too, and GPUs."""
+    """What a worker takes of a node: cores, which are its stages' threads too, GPUs, and bytes of main memory."""
 
     cpus: int
     gpus: int = 0
+    memory: int = 0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The workers of a cluster: how many, and what each takes."""
+    """The workers of a cluster: how many, what each takes, and how many fewer they are than memory would allow."""
 
     slots: Slots
     need: Need
+    less: int = 0
 
 
-def layout(machine: MachineSettings, nodes: Sequence[Mapping[str, float]]) -> Layout:
+def layout(
+    machine: MachineSettings, nodes: Sequence[Mapping[str, float]], memory: tuple[float, float] = (0.0, 0.0)
+) -> Layout:
     """One worker for every `machine.devices` GPUs, and on each node with GPUs one without beside them; where there are
     none, or with `machine.accelerator=cpu`, `machine.workers` of them on each. `nodes` are the resources of each, by
     Ray's names; those without a core, as a head may be, get none.
 
-    All take as many cores as there are for each on the node with the fewest. Raises UserError for no cores at all.
+    All take as many cores as there are for each on the node with the fewest. `memory` are the bytes of main memory that
+    a worker takes which runs models on the CPU, and on a GPU: a node has no more workers than its memory holds. Where
+    none holds one, each has one all the same, as an estimate stops no run. Raises UserError for no cores at all.
     """
     nodes = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not nodes:
         raise UserError("no node of the Ray cluster has a core; start some, or give this one --num-cpus")
     with_gpus = [node for node in nodes if node.get("GPU", 0) >= machine.devices]
-    if with_gpus and machine.accelerator != "cpu":
-        counts = [int(node["GPU"]) // machine.devices for node in with_gpus]
-        each = min((int(node["CPU"]) - 1) // count for node, count in zip(with_gpus, counts, strict=True))
-        return Layout(Slots(sum(counts), plain=len(counts)), Need(max(1, each), machine.devices))
-    cpus = min(int(node["CPU"]) for node in nodes)
-    return Layout(Slots(machine.workers * len(nodes)), Need(max(1, cpus // machine.workers)))
+    on_gpus = bool(with_gpus) and machine.accelerator != "cpu"
+    nodes = with_gpus if on_gpus else nodes
+    wanted = [int(node["GPU"]) // machine.devices if on_gpus else machine.workers for node in nodes]
+    held = [int(node.get("memory", sys.maxsize)) for node in nodes]
+    each = int(memory[on_gpus])
+    # Ray would wait for ever for a place with more.
+    each = each if each <= max(held) else min(held)
+    counts = [min(count, one // max(1, each)) for count, one in zip(wanted, held, strict=True)]
+    # A node with GPUs leaves a core to its worker without.
+    shares = [(int(node["CPU"]) - on_gpus) // count for node, count in zip(nodes, counts, strict=True) if count]
+    need = Need(max(1, min(shares)), machine.devices * on_gpus, each)
+    return Layout(Slots(sum(counts), plain=len(nodes) * on_gpus), need, sum(wanted) - sum(counts))
 
 
 class RayRunner:
     """Workers on Ray, each of them an actor that keeps what it has loaded. They start with the first call.
 
-    Raises UserError where there is no Ray, or no cluster.
+    `needs` is "module:function": from the settings to the `memory` of `layout`. Raises UserError where there is no Ray,
+    or no cluster.
     """
 
-    def __init__(self, settings: Settings, models: str) -> None:
+    def __init__(self, settings: Settings, models: str, needs: str = "") -> None:
         if fault := cluster_fault():
             raise UserError(fault)
         # As many as they will be on an own cluster; on another one that is known when it is reached.
         self.slots = Slots(settings.machine.workers)
-        self._settings, self._models = settings, models
+        self._settings, self._models, self._needs = settings, models, needs
         self._ours, self._theirs = get_context("spawn").Pipe()
         self._process: Any = None
         self._folder: Path | None = None
@@ -182,6 +195,8 @@ class RayRunner:
         self._process = context.Process(target=_drive, args=(self._theirs, Setup(*given, artifacts, live)))
         self._process.start()
         self._theirs.close()
+        # Beside the start of Ray, and in a process that gives back what its imports take.
+        self._ours.send(apart(_needed, self._needs, self._settings))
         try:
             said, told = self._ours.recv()
         except EOFError:
@@ -242,6 +257,13 @@ class RayRunner:
         end(self._family)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _needed(needs: str, settings: Settings) -> tuple[float, float]:
+    # What is wrong with the settings is said by the checks, which run next.
+    with contextlib.suppress(UserError, OSError, ValueError):
+        return called(needs, settings) if needs else (0.0, 0.0)
+    return 0.0, 0.0
 
 
 def _drive(theirs: Connection, setup: Setup) -> None:

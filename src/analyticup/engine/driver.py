@@ -119,7 +119,9 @@ def drive(theirs: Connection, setup: Setup) -> None:
     send = _sending(theirs)
     try:
         connect(setup)
-        found = layout(setup.machine, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if (memory := theirs.recv()) is None:
+            return
+        found = layout(setup.machine, [node["Resources"] for node in ray.nodes() if node["Alive"]], memory)
         driver = Driver(setup, found, send)
     except Exception as error:
         send("failed", error if isinstance(error, UserError) else UserError(f"Ray does not start: {error}"))
@@ -127,6 +129,9 @@ def drive(theirs: Connection, setup: Setup) -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     send("slots", found.slots)
+    if found.less:
+        each = f"{found.need.memory / 1e9:.1f} GB of main memory for each (estimate)"
+        send("told", f"Ray: {found.slots.any} workers, {found.less} less than asked for: {each}")
     with contextlib.suppress(EOFError, OSError):
         while (call := theirs.recv()) is not None:
             driver.take(*call)
@@ -196,7 +201,8 @@ class Driver:
         self._environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         # By number, so that what runs again comes first. The second is for stages that run no model.
         self._todo: tuple[_Todo, _Todo] = (queue.PriorityQueue(), queue.PriorityQueue())
-        self._plain = found.slots.plain > 0
+        # Whether there is a worker for them. Where several runs share a cluster, it may be long in coming.
+        self._beside = False
         self._busy: dict[Any, Place] = {}
         self._stopping = False
         self._in_thread(self._listen)
@@ -207,7 +213,7 @@ class Driver:
             self._in_thread(self._serve, Need(1), self._todo[1])
 
     def take(self, number: int, title: str, model: bool, work: Any) -> None:
-        self._todo[self._plain and not model].put(_Task(number, title, work))
+        self._todo[self._beside and not model].put(_Task(number, title, work))
 
     def stop(self) -> None:
         """Lets the stages that run clean up first."""
@@ -246,6 +252,7 @@ class Driver:
 
     def _serve(self, need: Need, todo: _Todo) -> None:
         worker, place = self._started(need)
+        self._beside |= todo is self._todo[1]
         # Later ones have a call waiting, which may need less.
         worker.prepare.remote()
         while not self._stopping:
@@ -256,11 +263,11 @@ class Driver:
         """A new worker, as soon as the cluster has a place for it."""
         given = (self._setup, need, self._environment, os.getcwd(), self._relay)
         for attempt in itertools.count(1):
-            worker = Worker.options(num_cpus=need.cpus, num_gpus=need.gpus).remote(*given)
+            worker = Worker.options(num_cpus=need.cpus, num_gpus=need.gpus, memory=need.memory or None).remote(*given)
             asked = worker.place.remote()
             if not ray.wait([asked], timeout=_PATIENCE)[0] and not self._busy:
-                wanted = f"{need.cpus} cores" + " and a GPU" * need.gpus
-                self._send("told", f"waiting for a place on the Ray cluster: {wanted} for a worker")
+                wanted = f"cores: {need.cpus}, GPUs: {need.gpus}, memory: {need.memory / 1e9:.1f} GB"
+                self._send("told", f"waiting for a worker to start on the Ray cluster; it takes {wanted}")
             try:
                 place = ray.get(asked)
             except RayActorError:

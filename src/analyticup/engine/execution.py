@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analyticup.engine.artifacts import Artifact, StageRecord, fingerprint, read_artifact
+from analyticup.engine.artifacts import Artifact, StageRecord, await_seen, fingerprint, read_artifact
 from analyticup.engine.files import discard, publish_folder, tidy
 from analyticup.engine.graph import WHOLE, Node, Status, inspect_node, inspect_shards, shards_folder
 from analyticup.engine.job import Job, given_files
@@ -88,6 +88,7 @@ class _Execution:
                 status = self.running.pop(future)
                 with _naming(status.node):
                     artifact = future.result()
+                    await_seen(artifact.folder)
                 if status.node.part.shard != WHOLE:
                     self._keep(status, artifact)
                     continue
@@ -170,6 +171,8 @@ def _run(
     resumes = {"node": node.identity, "inputs": digests, "packages": environment.get("packages", {})}
     own = task_settings(settings, node.task) if node.task in TASKS else settings
     artifacts = resolve(settings.paths.artifacts)
+    for artifact in (*inputs.values(), *shards):
+        await_seen(artifact.folder)
     with _naming(node), publish_folder(folder) as scratch:
         job = Job(
             task=node.task,

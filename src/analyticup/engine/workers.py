@@ -56,14 +56,15 @@ class Runner(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-def make_runner(settings: Settings, models: str) -> Runner:
+def make_runner(settings: Settings, models: str, needs: str = "") -> Runner:
     """By `machine.engine` and `machine.workers`. To be entered; it can then serve several runs, which keep what was
     loaded.
 
-    `models` is "module:function": what gives a stage the models of its settings, imported where stages run.
+    `models` is "module:function": what gives a stage the models of its settings, imported where stages run. So is
+    `needs`: the memory that a worker takes (see `cluster.layout`), by which Ray places workers.
     """
     if settings.machine.engine == "ray":
-        return imported("analyticup.engine.cluster:RayRunner")(settings, models)
+        return imported("analyticup.engine.cluster:RayRunner")(settings, models, needs)
     return InProcess(models) if settings.machine.workers == 1 else Workers(settings, models)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from analyticup.checks import NEEDS
 from analyticup.console import exclusive_run, show_execution
 from analyticup.corpus.official import official_names, row_names
 from analyticup.engine.artifacts import Artifact
@@ -168,7 +169,7 @@ def _plan(bundle: Bundle, depth: str, settings: Settings) -> Plan:
     settings = settings.replace(**{"filter.decisions": str(decided) if decided.is_dir() else None})
     if depth == "predict":
         settings = settings.replace(**{"model.adapters": str(bundle.folder)})
-    return Plan(settings, build(settings), [], lambda: make_runner(settings, MODELS))
+    return Plan(settings, build(settings), [], lambda: make_runner(settings, MODELS, NEEDS))
 
 
 def no_models(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
+from analyticup.checks import NEEDS
 from analyticup.console import exclusive_run, show_execution
 from analyticup.engine.environment import describe
 from analyticup.engine.execution import execute
@@ -38,7 +39,7 @@ def run_rows(plans: Mapping[str, Sequence[Settings]], rows: Sequence[Row], conso
         build(seeds[0])
     alike = {name: getattr(first, name) for name in ("paths", "machine", "tracking")}
     found: dict[Row, list[RowRun]] = {row: [] for row in rows}
-    with exclusive_run(first, console), make_runner(first, MODELS) as runner:
+    with exclusive_run(first, console), make_runner(first, MODELS, NEEDS) as runner:
         for config, seeds in plans.items():
             own = [row for row in rows if row.config == config]
             for settings in seeds:
