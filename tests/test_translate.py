@@ -1,11 +1,12 @@
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from tiny_runs import make_job
 
-from analyticup.augmentation import stage
+from analyticup.augmentation import TRANSLATE, stage
 from analyticup.augmentation.translate import COUNTS, missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
@@ -14,6 +15,7 @@ from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.corpus.rows import COLUMNS, load_rows, make_rows, save_rows
 from analyticup.corpus.text import query_key
 from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.graph import WHOLE, Part, Shard
 from analyticup.errors import UserError
 from analyticup.seeds import proportional_quotas
 from analyticup.settings.loading import load_settings
@@ -364,6 +366,36 @@ def test_the_stage_writes_rows_and_report_and_counts_what_it_left_out(tmp_path):
     assert counts["left out by translate.source_languages"] == 1
     assert load_rows(tmp_path / "out" / "rows.parquet")["row_id"].tolist()[-1] == "train-1/t-de"
     assert "bratpfanne 28cm" in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8")
+
+
+def test_the_stage_writes_the_same_in_any_number_of_shards_which_do_all_that_costs(tmp_path, monkeypatch):
+    stub = StubTranslator({"en query 3": Translation(None, None, "no")})
+    monkeypatch.setattr(stage, "_translator", lambda job, *rest: CachedTranslator(stub, job.cache, 4))
+    own = TranslateSettings(translator="seedx", rows_per_language=12, languages=["de", "pl", "it"])
+    made, asked = {}, {}
+    for of in (1, 2, 7):
+        (tmp_path / f"{of}").mkdir()
+        save_rows(rows_of(*MIXED), tmp_path / f"{of}" / "train.parquet")
+        given = {"rows": Artifact(tmp_path / f"{of}", StageRecord())}
+        calls = []
+        for shard in [*(Shard(number, of) for number in range(of) if of > 1), WHOLE]:
+            out = tmp_path / f"{of}" / f"out{shard}"
+            out.mkdir()
+            job = make_job(out, settings=Settings(translate=own), inputs=given, part=Part(shard=shard))
+            stage.translate(replace(job, cache=tmp_path / f"{of}"))
+            calls.append(len(stub.calls))
+            files = {path.name: path.read_bytes() for path in out.iterdir()}
+            assert bool(files) == (shard == WHOLE)
+        assert of == 1 or calls[-1] == calls[-2]
+        made[of], asked[of] = files, sorted(stub.asked)
+        stub.calls.clear()
+    assert made[1] == made[2] == made[7] and asked[1] == asked[2] == asked[7]
+
+
+def test_only_translators_with_a_model_are_cut():
+    own = Settings().replace(**{"translate.shards": 4})
+    pieces = {name: own.replace(**{"translate.translator": name}) for name in ("lexicon", "mined", "seedx")}
+    assert [TRANSLATE.cut(own).pieces for own in pieces.values()] == [1, 1, 4]
 
 
 # The settings

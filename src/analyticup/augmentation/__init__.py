@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from analyticup.augmentation.embedder_pin import embedder_identity
-from analyticup.augmentation.translators import translator_identity, translator_of
-from analyticup.engine.graph import Stage
+from analyticup.augmentation.translators import translation_models, translator_identity, translator_of
+from analyticup.engine.graph import UNCUT, Cut, Stage
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training import scoring_settings
 
@@ -32,6 +32,11 @@ def translate_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+def translate_cut(own: Settings) -> Cut:
+    """Translators without a model take seconds."""
+    return Cut(own.translate.shards) if translation_models(own.translate) else UNCUT
+
+
 def pivot_settings(own: Settings) -> dict[str, Any]:
     translator = translator_identity(own.translate, own.embedder)
     return {"pivot": own.prompt.pivot, "translator": own.translate.translator, **translator}
@@ -51,6 +56,6 @@ def negatives_settings(own: Settings) -> dict[str, Any]:
     return {**negatives, **guard, "seed": own.seed, "embedder": embedder_settings(own)}
 
 
-TRANSLATE = Stage("translate", version=2, run="analyticup.augmentation.stage:translate", settings=translate_settings)
+TRANSLATE = Stage("translate", 2, "analyticup.augmentation.stage:translate", translate_settings, translate_cut)
 PIVOT = Stage("pivot", version=1, run="analyticup.augmentation.stage:pivot", settings=pivot_settings)
 NEGATIVES = Stage("negatives", version=2, run="analyticup.augmentation.stage:negatives", settings=negatives_settings)

@@ -29,6 +29,7 @@ from analyticup.corpus.tables import (
     training_rows,
 )
 from analyticup.corpus.text import normalise
+from analyticup.engine.graph import WHOLE
 from analyticup.engine.job import Counts, Job
 from analyticup.metrics import sigmoid
 from analyticup.model.backbone import fill_adapter, load_adapter
@@ -38,7 +39,8 @@ from analyticup.training.fold import score_rows
 
 
 def translate(job: Job) -> Counts:
-    """Reads the ingested rows; writes the training rows with the translated ones below, and a report of the pairs."""
+    """Reads the ingested rows; writes the training rows with the translated ones below, and a report of the pairs. A
+    shard translates some of the languages, which know nothing of one another, and writes nothing."""
     settings = job.settings
     rows = load_rows(job.inputs["rows"].file("train.parquet"))
     splits = scored_splits(job.inputs["rows"])
@@ -47,7 +49,11 @@ def translate(job: Job) -> Counts:
         languages = missing_languages(rows, *splits.values())
     translator = _translator(job, splits, languages)
     seed = derive_seed(settings.seed, "translate", job.task)
+    # The translations of a shard are in the translator's cache, where the stage itself finds those of all.
+    languages = list(job.part.shard.take(languages))
     new_rows, counts, pairs = translate_rows(rows, settings.translate, translator, languages, seed)
+    if job.part.shard != WHOLE:
+        return {"new": len(new_rows)}
     save_with_new_rows(rows, new_rows, job.out)
     write_report(pairs, counts, seed, job.out)
     found: Counts = {"given": len(rows), "new": len(new_rows), "by language": counts}

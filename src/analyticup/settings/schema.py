@@ -354,6 +354,9 @@ class TranslateSettings(Section):
     positive_share: Number | None = Field(
         None, ge=0, le=1, description="Share of label 1 among a language's new rows; null = as among their sources."
     )
+    shards: RunOnly[int] = Field(
+        1, ge=1, le=1000, description="Parts in which a model translates, each with languages of its own."
+    )
     seedx: SeedXSettings = Field(SeedXSettings(), description="For `translator` seedx.")
     mined: MinedSettings = Field(MinedSettings(), description="For `translator` mined.")
     seq2seq: Seq2SeqSettings = Field(Seq2SeqSettings(), description="For `translator` seq2seq.")
