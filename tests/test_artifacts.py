@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from analyticup.engine.artifacts import (
     Artifact,
     StageRecord,
     Unusable,
+    await_seen,
     content_digest,
     fingerprint,
     list_files,
@@ -35,6 +37,18 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 def test_a_fingerprint_refuses_what_it_cannot_serialise(value):
     with pytest.raises(TypeError):
         fingerprint({"value": value})
+
+
+def test_a_folder_that_another_machine_has_made_is_waited_for(tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    begun = threading.Timer(0.2, StageRecord().save, [made])
+    begun.start()
+    await_seen(made, patience=30)
+    assert read_artifact(made, "").folder == made
+    begun.join()
+    with pytest.raises(UserError, match=r"none: was made, but is not to be seen on .* after 0\.1 s; all nodes must"):
+        await_seen(tmp_path / "none", patience=0.1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import ROOT, TINY, make_job, places
@@ -332,7 +333,39 @@ def test_rejected_rows_are_kept_and_counted(official: Path, tmp_path: Path) -> N
     assert counts["lines"] == counts["rows"] + 2 and counts["rejects"] == 2
 
 
-def test_the_papers_recipe_runs_on_a_tiny_model_of_its_architecture(official: Path, tmp_path: Path) -> None:
+# Of each kind of stage that runs the backbone, one of each task.
+STRAINED = ["filter_model-QI-all", "train-QC-fold0", "predict-QC-fold1", "train-QI-fold1", "predict-QI-fold0"]
+
+
+def strain_memory(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In each of these stages the first pass through the model runs out of memory; those where one did."""
+    import torch
+
+    from analyticup.engine import execution
+    from analyticup.model import module
+
+    at, strained = [""], list[str]()
+    publish_folder, label_hidden = execution.publish_folder, module.label_hidden
+
+    def publishing(folder: Path) -> Any:
+        at[0] = next((title for title in STRAINED if title in str(folder)), "")
+        return publish_folder(folder)
+
+    def passed(*given: Any, **named: Any) -> Any:
+        if at[0] and at[0] not in strained:
+            strained.append(at[0])
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return label_hidden(*given, **named)
+
+    monkeypatch.setattr(execution, "publish_folder", publishing)
+    monkeypatch.setattr(module, "label_hidden", passed)
+    return strained
+
+
+def test_the_papers_recipe_runs_on_a_tiny_model_of_its_architecture_also_where_memory_runs_out(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strained = strain_memory(monkeypatch)
     paper = ROOT / "configs" / "paper.yaml"
     small = [
         "model.revision=null",
@@ -343,7 +376,11 @@ def test_the_papers_recipe_runs_on_a_tiny_model_of_its_architecture(official: Pa
     ]
     assert run_main(tmp_path, f"data.dir={official}", *small, config=paper) == 0
     manifest = json.loads((tmp_path / "submissions" / "paper" / "manifest.json").read_text())
-    assert manifest["thresholds"] == {"QC": 0.4, "QI": 0.2}
+    assert manifest["thresholds"] == {"QC": 0.4, "QI": 0.2} and "submit-swept.zip" in manifest["files"]
+    shown = capsys.readouterr()
+    assert sorted(strained) == sorted(STRAINED) and shown.err.count(": out of memory with ") == len(STRAINED)
+    # Each was run once, to its end.
+    assert all(shown.out.count(f"] {title}: running") == 1 for title in STRAINED)
     ran = set(manifest["stages"])
     assert {"negatives-QC", "filter-QI", "filter_model-QI-all"} <= ran and not {"filter-QC", "negatives-QI"} & ran
     adapter = json.loads((one(tmp_path, "train-QC-fold0-*") / "adapter_config.json").read_text())

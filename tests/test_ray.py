@@ -310,7 +310,8 @@ def test_no_process_outlives_a_run_that_is_interrupted_or_killed(begun, number, 
 class Nodes:
     """A cluster (see ray_nodes.py) whose parts can be killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gpus: int = 0) -> None:
+        self._gpus = gpus
         self.environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         self._folder = folder
         self.start()
@@ -318,7 +319,7 @@ class Nodes:
     def start(self) -> None:
         own = {**self.environment, "RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "ray_nodes.py"), str(self._folder), "2"],
+            [sys.executable, str(ROOT / "tests" / "ray_nodes.py"), str(self._folder), "2", str(self._gpus)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -382,10 +383,10 @@ KILLS = [
 
 
 @pytest.fixture
-def nodes():
+def nodes(request):
     # Ray's sockets have no room for pytest's paths.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        made = Nodes(Path(folder))
+        made = Nodes(Path(folder), getattr(request, "param", 0))
         yield made
         assert not made.stop()
 
@@ -438,6 +439,18 @@ def test_two_runs_at_once_on_one_cluster_and_a_third_in_a_folder_of_theirs(nodes
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
     assert files(folders[0]) == files(folders[1]) == files(whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [1], indirect=True)
+def test_where_workers_with_gpus_leave_no_core_they_do_all_the_work(nodes, whole, tmp_path):
+    run = start(tmp_path, "machine.accelerator=auto", **nodes.environment)
+    try:
+        assert run.wait(600) == 0, (tmp_path / "log").read_text()[-2000:]
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert files(tmp_path) == files(whole)
 
 
 # ---------------------------------------------------------------- SLURM

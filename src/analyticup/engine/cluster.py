@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import package_versions
 from analyticup.engine.graph import Node
 from analyticup.engine.schedule import Slots
-from analyticup.engine.workers import GRACE_SECONDS, Call, apart, called, finished
+from analyticup.engine.workers import GRACE_SECONDS, Call, called, finished
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import MachineSettings, Settings
@@ -85,7 +85,8 @@ def cluster_fault() -> str | None:
 @dataclass(frozen=True)
 class Setup:
     """What the process with Ray is told. `address` None = an own cluster, with its files in `folder`; `packages` are
-    the versions that every worker must have, `artifacts` the folder that it must see; `live`: bars are drawn."""
+    the versions that every worker must have, `artifacts` the folder that it must see; `live`: bars are drawn. `needs`
+    gives the `memory` of `layout`, where stages run."""
 
     models: str
     machine: MachineSettings
@@ -94,6 +95,7 @@ class Setup:
     packages: dict[str, str]
     artifacts: Path
     live: bool
+    needs: Callable[[], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,11 @@ class RayRunner:
         artifacts, live = resolve(self._settings.paths.artifacts), progress.is_live(sys.stderr)
         artifacts.mkdir(parents=True, exist_ok=True)
         given = (self._models, self._settings.machine, cluster_address(), self._folder, package_versions())
-        context = get_context("spawn")
+        context, needs = get_context("spawn"), partial(_needed, self._needs, self._settings)
         # It starts processes of its own, so it is no daemon; it ends when our end of the pipe is closed.
-        self._process = context.Process(target=_drive, args=(self._theirs, Setup(*given, artifacts, live)))
+        self._process = context.Process(target=_drive, args=(self._theirs, Setup(*given, artifacts, live, needs)))
         self._process.start()
         self._theirs.close()
-        # Beside the start of Ray, and in a process that gives back what its imports take.
-        self._ours.send(apart(_needed, self._needs, self._settings))
         try:
             said, told = self._ours.recv()
         except EOFError:

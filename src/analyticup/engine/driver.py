@@ -58,9 +58,7 @@ class Worker:
     """Runs calls one after the other, in the main thread of its process."""
 
     def __init__(self, setup: Setup, need: Need, environment: dict[str, str], folder: str, relay: Queue) -> None:
-        # Ray sets it where it is not set, for all libraries of a worker; without Ray, each has its own default.
-        if "OMP_NUM_THREADS" not in environment:
-            os.environ.pop("OMP_NUM_THREADS", None)
+        _as_without_ray(environment)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -92,6 +90,20 @@ class Worker:
             return "raised", error
 
 
+def _as_without_ray(environment: dict[str, str]) -> None:
+    """Before libraries are imported: Ray sets the number of threads for all of them where it is not set; without Ray,
+    each has its own default."""
+    if "OMP_NUM_THREADS" not in environment:
+        os.environ.pop("OMP_NUM_THREADS", None)
+
+
+# The process that has imported what this takes is idle then, and becomes the first worker.
+@ray.remote(num_cpus=0, max_retries=0)
+def needed(environment: dict[str, str], needs: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    _as_without_ray(environment)
+    return needs()
+
+
 def _end_with(parent: int) -> None:
     """A worker whose node is gone ends before its stage runs again elsewhere."""
     while os.getppid() == parent:
@@ -119,8 +131,8 @@ def drive(theirs: Connection, setup: Setup) -> None:
     send = _sending(theirs)
     try:
         connect(setup)
-        if (memory := theirs.recv()) is None:
-            return
+        here = _at(ray.get_runtime_context().get_node_id())
+        memory = ray.get(needed.options(scheduling_strategy=here).remote(_passed_on(), setup.needs))
         found = layout(setup.machine, [node["Resources"] for node in ray.nodes() if node["Alive"]], memory)
         driver = Driver(setup, found, send)
     except Exception as error:
@@ -161,11 +173,14 @@ def _sending(pipe: Connection) -> Callable[..., None]:
     return send
 
 
+def _passed_on() -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
 def connect(setup: Setup) -> None:
     """To the cluster of the setup, or to an own one, which is started and then ends with this process."""
     if setup.address is not None:
-        environment = {"env_vars": {name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
-        ray.init(address=setup.address, runtime_env=environment, log_to_driver=False)
+        ray.init(address=setup.address, runtime_env={"env_vars": _passed_on()}, log_to_driver=False)
         return
     workers = setup.machine.workers
     ray.init(
@@ -198,7 +213,7 @@ class Driver:
         self._setup, self._send = setup, send
         self._node = ray.get_runtime_context().get_node_id()
         self._relay = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _at(self._node)})
-        self._environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        self._environment = _passed_on()
         # By number, so that what runs again comes first. The second is for stages that run no model.
         self._todo: tuple[_Todo, _Todo] = (queue.PriorityQueue(), queue.PriorityQueue())
         # Whether there is a worker for them. Where several runs share a cluster, it may be long in coming.
