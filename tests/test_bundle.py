@@ -27,6 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analyticup.__main__ import main
 from analyticup.augmentation.embedders import load_embedder
+from analyticup.checks import preflight
+from analyticup.checks.machine import MachineFacts
 from analyticup.checks.weights import adapter_findings
 from analyticup.engine.artifacts import sealed
 from analyticup.engine.checksums import SUMS, write_sums
@@ -171,6 +173,18 @@ def test_predict_and_train_give_the_same_bytes(
         made = tmp_path / "submissions" / f"sample-{depth}"
         assert (made / "submit.zip").read_bytes() == (finished / "submissions" / "sample" / "submit.zip").read_bytes()
         assert json.loads((made / "comparison.json").read_text())["depth"] == depth
+
+
+@pytest.mark.parametrize("depth", ["predict", "train"])
+def test_what_blocks_a_regeneration_is_said_before_its_first_stage(
+    bundle: Path, tmp_path: Path, monkeypatch, capsys, depth: str
+) -> None:
+    facts = MachineFacts("cpu", (), 10**12, "no device here")
+    monkeypatch.setattr(preflight, "look_at_machine", lambda given: facts)
+    assert regenerate(bundle, tmp_path, "--depth", depth, "machine.workers=1") == 2
+    told = capsys.readouterr()
+    assert "error: no device here\nerror: nothing was started" in told.err and ": running" not in told.out
+    assert not (tmp_path / "submissions").exists()
 
 
 def flip(folder: Path) -> None:

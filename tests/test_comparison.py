@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Page
 from made_reports import made_report
+from tiny_runs import TINY, places
 
 from analyticup.__main__ import main
 from analyticup.errors import UserError
@@ -158,6 +159,28 @@ def test_a_config_that_cannot_run_is_refused_before_the_others_run(
     assert main(["compare", str(one), str(two), f"paths.artifacts={tmp_path / 'none'}"]) == 2
     assert "model.revision: the hub model owner/name needs a pinned commit" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_what_blocks_a_later_config_is_said_before_the_first_one_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("name: one")
+    two.write_text("name: two\nmodel: {lora: {targets: foo}}")
+    given = [*TINY, *places(tmp_path / "made"), "translate.translator=lexicon"]
+    assert main(["compare", str(one), str(two), *given]) == 2
+    told = capsys.readouterr()
+    first, last = told.err.splitlines()
+    assert first.startswith("error: two: model.lora.targets: no linear module") and "nothing was started" in last
+    assert ": running" not in told.out and not list((tmp_path / "made" / "artifacts").glob("*-all-*"))
+
+
+def test_what_blocks_an_ablation_is_said_before_its_first_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", *TINY, *places(tmp_path), "tasks=[QC]", "model.lora.targets=foo"]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: qc1-sft: model.lora.targets: no linear module") and ": running" not in told.out
 
 
 def test_two_configs_of_one_name_are_refused_before_anything_runs(

@@ -68,7 +68,7 @@ from analyticup.__main__ import main
 def instead_of_stages(*given):
     sys.exit(f"torch: {'torch' in sys.modules}")
 
-commands.show_execution = instead_of_stages
+commands.run_stages = instead_of_stages
 main(sys.argv[1:])
 """
 

@@ -150,7 +150,7 @@ MODEL = "model.backbone={dir}/model"
 TABLE: Final[dict[str, Given | Shown | str]] = {
     "__main__:_refuse_deleted_folder": Shown("test_surroundings.py", "test_a_deleted_folder_is_named"),
     "commands:run": Shown("test_surroundings.py", "test_another_programs_manifest_is_not_replaced"),
-    "commands:_refuse_blocked": "these are `check`'s own findings",
+    "console:_refuse": "these are `check`'s own findings",
     "commands:report": OTHER_COMMAND,
     "console:exclusive_run": MACHINE,
     # settings

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analyticup.checks import NEEDS
-from analyticup.console import compare_with_expected, exclusive_run, show_execution
+from analyticup.console import compare_with_expected, exclusive_run, run_stages
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
-from analyticup.engine.execution import Done, execute, run_group, run_tags
+from analyticup.engine.execution import run_group, run_tags
 from analyticup.engine.graph import Node, Status, inspect
 from analyticup.engine.memory import Watch
-from analyticup.engine.workers import Runner, make_runner
+from analyticup.engine.workers import make_runner
 from analyticup.errors import UserError
 from analyticup.filtering import decision_files
 from analyticup.pipeline import MODELS, build
@@ -24,17 +24,12 @@ from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import TASK_SECTIONS, Settings
 from analyticup.terminal import make_console, plain_table, size_text
-from analyticup.training import PREDICT
 from analyticup.verdict import Verdict, tally
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from analyticup.checks.finding import Finding
     from analyticup.results.finished import Finished
-
-# By name, as the checks import torch.
-BLOCKERS = "analyticup.checks.preflight:blockers"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,20 +47,16 @@ def run(options: argparse.Namespace) -> int:
     _say_absent_files(settings, console)
     for path in decision_files(settings).values():
         console.print(f"{path}: people's decisions on rows are used", soft_wrap=True)
-    artifacts: dict[str, Artifact] = {}
-    titles, environment = [node.title for node in nodes], describe(PROJECT)
+    environment = describe(PROJECT)
     with exclusive_run(settings, console), Watch() as watch:
         for left in close_left_open(resolve(settings.paths.artifacts)):
             console.print(f"{left}: closed the W&B run that an interrupted run left open", soft_wrap=True)
         with make_runner(settings, MODELS, NEEDS) as runner:
-            steps = _once_checked(execute(settings, nodes, environment, runner), runner, settings, nodes, console)
-            show_execution(console, steps, titles, artifacts)
+            artifacts = run_stages(settings, nodes, environment, runner, console)
         # They import torch, and the workers that have it have ended.
         from analyticup.results.publish import publish
         from analyticup.results.tracked import log_finished
 
-        # They came in the order in which they were done.
-        artifacts = {title: artifacts[title] for title in titles}
         manifest = publish(folder, settings, artifacts)
         log_finished(settings, run_group(settings, nodes), run_tags(settings, nodes, environment), artifacts)
     figures = Report.load(artifacts["report-all"].file(REPORT))
@@ -76,29 +67,6 @@ def run(options: argparse.Namespace) -> int:
         f"done in {time.monotonic() - started:.1f} s; at most {size_text(watch.peak)} of memory over all processes"
     )
     return int(failed)
-
-
-def _once_checked(
-    steps: Iterable[Status | Done], runner: Runner, settings: Settings, nodes: Sequence[Node], console: Console
-) -> Iterator[Status | Done]:
-    """The steps; before the first stage that runs, what `check` would find to block it later, as a UserError."""
-    last_model = max(place for place, node in enumerate(nodes) if node.stage.name == PREDICT.name)
-    models = {node.identity for node in nodes[: last_model + 1]}
-    checked = False
-    for step in steps:
-        if not checked and isinstance(step, Status) and step.artifact is None:
-            checked = True
-            _refuse_blocked(runner.ask(BLOCKERS, settings, step.node.identity in models), console)
-        yield step
-
-
-def _refuse_blocked(found: Sequence[Finding], console: Console) -> None:
-    for finding in found:
-        if finding.verdict != Verdict.FAIL:
-            console.print(f"{finding.verdict}: {finding.text}", soft_wrap=True)
-    blocking = [finding.text for finding in found if finding.verdict == Verdict.FAIL]
-    if blocking:
-        raise UserError("\n".join([*blocking, "nothing was started; `./run.sh check` shows all findings"]))
 
 
 def _say_absent_files(settings: Settings, console: Console) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analyticup.checks import NEEDS
-from analyticup.console import exclusive_run, show_execution
+from analyticup.console import exclusive_run, run_stages
 from analyticup.corpus.official import official_names, row_names
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.checksums import SUMS
 from analyticup.engine.environment import describe
-from analyticup.engine.execution import execute
 from analyticup.engine.files import file_sha256, publish_folder, write_json
 from analyticup.engine.graph import Node, Status
 from analyticup.engine.workers import InProcess, Runner, make_runner
@@ -124,10 +123,8 @@ def regenerate(
     if target.exists() and not (target / COMPARISON).is_file():
         raise UserError(f"{target}: is there already and was not regenerated; move it elsewhere")
     plan = _plan(bundle, depth, settings.replace(**{"paths.artifacts": str(work), "tracking.mode": "disabled"}))
-    artifacts: dict[str, Artifact] = {}
     with exclusive_run(plan.settings, console), plan.runner() as runner:
-        steps = execute(plan.settings, plan.nodes, describe(PROJECT), runner, plan.given)
-        show_execution(console, steps, [node.title for node in plan.nodes], artifacts)
+        artifacts = run_stages(plan.settings, plan.nodes, describe(PROJECT), runner, console, plan.given)
     made = published_files(artifacts)
     decisions = {task: artifacts[f"threshold-{task}"] for task in settings.tasks}
     items = [*_inputs(bundle, artifacts), *_code(bundle, depth)]

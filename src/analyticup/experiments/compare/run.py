@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 
 from analyticup.checks import NEEDS
-from analyticup.console import exclusive_run, show_execution
+from analyticup.console import exclusive_run, refuse_blocked, run_stages
 from analyticup.engine.environment import describe
-from analyticup.engine.execution import execute
 from analyticup.engine.job import given_files
 from analyticup.engine.workers import Runner, make_runner
 from analyticup.pipeline import MODELS, build
@@ -31,28 +30,29 @@ def seeded(first: Settings, seeds: int) -> list[Settings]:
 def run_rows(plans: Mapping[str, Sequence[Settings]], rows: Sequence[Row], console: Console) -> Runs:
     """Runs what is not cached. `plans`: what `rows` call a config, and its settings, one per seed.
 
-    Where the runs write and on what they are executed is what the first of them says. Raises UserError for missing
-    files and models of any of them before the first one runs.
+    Where the runs write and on what they are executed is what the first of them says. Raises UserError for what would
+    block any of them before the first one runs.
     """
     first = next(iter(plans.values()))[0]
-    for seeds in plans.values():
-        build(seeds[0])
     alike = {name: getattr(first, name) for name in ("paths", "machine", "tracking")}
+    plans = {config: [settings.replace(**alike) for settings in seeds] for config, seeds in plans.items()}
+    graphs = {config: build(seeds[0]) for config, seeds in plans.items()}
     found: dict[Row, list[RowRun]] = {row: [] for row in rows}
     with exclusive_run(first, console), make_runner(first, MODELS, NEEDS) as runner:
+        for config, seeds in plans.items():
+            refuse_blocked(seeds[0], graphs[config], runner, console, config)
         for config, seeds in plans.items():
             own = [row for row in rows if row.config == config]
             for settings in seeds:
                 console.print(f"{config}, seed {settings.seed}: {', '.join(row.task for row in own)}", style="bold")
-                for row, run in zip(own, _run(own, settings.replace(**alike), runner, console), strict=True):
+                for row, run in zip(own, _run(own, settings, runner, console), strict=True):
                     found[row].append(run)
     return found
 
 
 def _run(rows: Sequence[Row], settings: Settings, runner: Runner, console: Console) -> list[RowRun]:
-    nodes, artifacts = build(settings), {}
-    steps = execute(settings, nodes, describe(PROJECT), runner)
-    show_execution(console, steps, [node.title for node in nodes], artifacts)
+    nodes = build(settings)
+    artifacts = run_stages(settings, nodes, describe(PROJECT), runner, console, checked=True)
     files = given_files(settings, nodes[-1].file_hashes, artifacts.get("sample-all"))
     return [read_run(row.task, artifacts, files) for row in rows]
 
