@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from interrupting import VARIABLE
 from tiny_runs import fill
 
 from analyticup import augmentation, corpus, ensembling, filtering, report, submission, training
@@ -305,12 +308,106 @@ def test_one_run_interrupted_at_every_point(place: Place, whole: Place, first: i
     check_interrupted(place, whole, [POINTS[0]] * first + POINTS[:-1])
 
 
+# ---------------------------------------------------------------- two workers
+
+
+SIGNALS = (
+    {"signal": "SIGINT", "all": True},
+    {"signal": "SIGTERM"},
+    {"signal": "SIGINT"},
+    {"signal": "SIGTERM", "all": True},
+)
+
+
+@dataclass
+class WithWorkers:
+    """Runs of a place in processes of their own, with two workers, of which one may send the signal that ends it."""
+
+    place: Place
+
+    @property
+    def seen(self) -> Path:
+        return self.place.folder.parent / "seen"
+
+    def run(self, **told: Any) -> int:
+        """Exit status; where a process is left after it, an AssertionError. `told` as in interrupting.py."""
+        self.seen.touch()
+        variables = {"PYTHONPATH": str(TESTS.parent / "src"), "OMP_NUM_THREADS": "1"}
+        variables |= {VARIABLE: json.dumps({"seen": str(self.seen), **told} if told else {})}
+        command = [sys.executable, str(TESTS / "interrupting.py"), *self.place.arguments("machine.workers=2")]
+        with self.place.output.open("w") as output:
+            run = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **variables},
+                start_new_session=True,
+            )
+            status = run.wait()
+        wait_until(lambda: not in_session(run.pid), f"processes of the run are left: {in_session(run.pid)}")
+        return status
+
+    def interrupt(self, number: int, **told: Any) -> bool:
+        """Runs on to the next signal, the kind of which the number says; False where the run has ended without."""
+        before = self.place.finished()
+        status = self.run(**SIGNALS[number % len(SIGNALS)], **told)
+        printed = self.place.printed()
+        assert status in (0, 130) and "Traceback" not in printed, (number, status, printed[-2000:])
+        assert not list(self.place.folder.rglob(".unfinished-*"))
+        assert self.place.finished() >= before and not self.place.stages("running") & before
+        if status == 130:
+            assert printed.endswith("interrupted; finished stages are kept, the same command resumes from there\n")
+        return status == 130
+
+    def titles(self) -> set[str]:
+        """Where signals were sent."""
+        return set(self.seen.read_text().splitlines())
+
+
+def in_session(leader: int) -> list[str]:
+    """The processes of a session that still run, by what they were called with."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        with contextlib.suppress(OSError):
+            if os.getsid(process.info["pid"]) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.info["cmdline"] or []))
+    return found
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_workers_says_so_and_goes_on(place: Place, whole: Place) -> None:
+    workers = WithWorkers(place)
+    assert workers.interrupt(0, when="step", stage="train-QC-fold0")
+    assert workers.interrupt(1, when="after", stage="predict-QC-fold1")
+    assert place.run() == 0, place.printed()[-2000:]
+    assert place.files() == whole.files()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("when", "first"), [("before", 0), ("after", 1), ("step", 0)])
+def test_a_run_of_workers_interrupted_in_every_stage(place: Place, whole: Place, when: str, first: int) -> None:
+    # Each stage gets one kind of signal where it begins, the other where it ends.
+    workers = WithWorkers(place)
+    number = first
+    while workers.interrupt(number, when=when):
+        number += 1
+    trainings = {title for title in whole.finished() if title.startswith(("train-", "filter_model-"))}
+    assert workers.titles() >= (trainings if when == "step" else whole.finished())
+    assert number - first == len(workers.titles())
+    assert place.files() == whole.files()
+
+
 def wait_for(path: Path) -> None:
+    wait_until(path.exists, f"{path} did not appear")
+
+
+def wait_until(true: Callable[[], bool], fault: str) -> None:
     for _ in range(2400):
-        if path.exists():
+        if true():
             return
         time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear")
+    raise AssertionError(fault)
 
 
 def wait_for_end(place: Place) -> None:
