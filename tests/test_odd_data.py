@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyticup.checks.data import data_findings
 from analyticup.checks.preflight import blockers
 from analyticup.checks.rows import row_findings, rows_beyond_the_first
-from analyticup.corpus.rows import make_rows, read_lines
+from analyticup.corpus.official import raw_files
+from analyticup.corpus.rows import SPLITS, make_rows, read_lines, read_split
 from analyticup.errors import UserError
 from analyticup.settings.loading import settings_from_dict
 from analyticup.submission.score import labels_of
@@ -158,6 +160,10 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def indented(text: str) -> str:
+    return "".join(json.dumps(json.loads(one), indent=2) + "\n" for one in text.splitlines())
+
+
 def of_files(name: str) -> dict[str, tuple[dict, str]]:
     """Each form that a file can have, for one of the files; what the line says."""
     text = SOUND[name.replace("__", ".") + ".txt"]
@@ -172,6 +178,19 @@ def of_files(name: str) -> dict[str, tuple[dict, str]]:
             ("zip", b"PK\3\4" + text.encode(), "a zip archive; unpack it"),
             ("xz", b"\xfd7zXZ\0" + text.encode(), "compressed by xz"),
             ("zstd", b"\x28\xb5\x2f\xfd" + text.encode(), "compressed by zstd"),
+            ("7-Zip", b"7z\xbc\xaf\x27\x1c\0\4", "compressed by 7-Zip"),
+            ("a spreadsheet", b"PK\3\4" + b"\0" * 26 + b"[Content_Types].xml", "a spreadsheet (.xlsx)"),
+            ("an old spreadsheet", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of an old Office program"),
+            ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+            ("a page that asks for a login", b"<!DOCTYPE html>\n<html></html>\n", "a web page"),
+            ("NUL bytes", b"\0" * 4096, "begins with NUL bytes alone"),
+            ("an array", f"[{','.join(text.split())}]", "not one object a line"),
+            (
+                "an array, an object a line",
+                "[\n" + text.rstrip().replace("\n", ",\n") + "\n]\n",
+                "not one object a line",
+            ),
+            ("objects over several lines", indented(text), "not one object a line"),
             ("CR alone", text.replace("\n", "\r"), "its lines end in CR alone"),
             ("a dangling link", dangling, "a link to nowhere.txt, which is not there"),
             ("a folder", a_folder, "a folder, not a file"),
@@ -263,6 +282,16 @@ ACCEPTED: dict[str, dict] = {
     "one dev row": {"dev_QC": line(3)},
     "one category": {"train_QC": train().replace("target", "the one target, for row")},
     "a language of its own": {"train_QC": train(language="tlh")},
+    "tokens of models, markup and formulas": {
+        "train_QC": train().replace("query 1", "<bos> {target}<|im_end|> </s> =1+1 %s \\\\n \u202e[PAD]")
+    },
+    "half of the lines refused": {"train_QC": train(12) + "".join(line(i, label=2) for i in range(13, 25))},
+    "numbers as texts": {"train_QC": train().replace('"target 1"', '"00123"').replace('"query 2"', '"1e5"')},
+    "languages in other spellings": {"train_QC": train(language="EN-us"), "dev_QC": line(1, language="zh-Hans")},
+    "more fields": {"train_QC": train().replace('"id"', '"weight": null, "": [], "id"')},
+    "the largest id": {"test_QC": line(2**53 - 1)},
+    "blanks around the objects": {"test_QC": SOUND["test_QC.txt"].replace("{", " \t{").replace("}", "} \t")},
+    "rows that are all the same": {"test_QC": "".join(line(i) for i in range(1, 40))},
     "four rows": {"train_QC": "".join(line(i, f"query {i}", label=i % 2) for i in range(1, 5))},
     "labels in CRLF": {"dev_QC__labels": labels(1, 2, 3, 4).replace("\n", "\r\n")},
     "labels in another order": {"dev_QC__labels": labels(4, 2, 3, 1)},
@@ -282,9 +311,25 @@ ACCEPTED: dict[str, dict] = {
 }
 
 
+def check_rows(folder: Path, split: str) -> None:
+    """Every line with a label of 0, 1 or none is a row with just its texts."""
+    path = folder / f"{split}_QC.txt"
+    given = [json.loads(one) for one in path.read_text(encoding="utf-8-sig").split("\n") if one.strip()]
+    kept = [one for one in given if one.get("label", 0) in (0, 1)]
+    rows = read_split(path, "QC", split).rows
+    names = {"language": "language", "query": "origin_query", "target": "category_path"}
+    assert {name: rows[name].tolist() for name in names} == {
+        name: [one[field] for one in kept] for name, field in names.items()
+    }
+    assert rows["row_id"].tolist() == [f"{split}-{one['id']}" for one in kept]
+
+
 @pytest.mark.parametrize("changed", ACCEPTED.values(), ids=ACCEPTED)
-def test_what_a_run_takes_is_not_refused(tmp_path, changed):
+def test_what_a_run_takes_is_not_refused_and_not_changed(tmp_path, changed):
     data(tmp_path, **changed)
+    for split in SPLITS:
+        if (tmp_path / f"{split}_QC.txt").exists():
+            check_rows(tmp_path, split)
     found = list(row_findings(settings(tmp_path, "folds.n=2")))
     assert [finding.text for finding in found if finding.verdict == Verdict.FAIL] == []
     told = [finding for finding in found if "dev_QC.labels.txt: labels of" in finding.text]
@@ -294,6 +339,28 @@ def test_what_a_run_takes_is_not_refused(tmp_path, changed):
         count = some.get(changed["dev_QC__labels"], 4)
         assert finding.verdict == (Verdict.NOTE if count < 4 else Verdict.OK)
         assert f"labels of {count} of 4 rows" in finding.text
+
+
+def test_lines_that_would_be_left_out_are_noted(tmp_path):
+    data(tmp_path, train_QC=train() + "{]\n" + line(14, label=3))
+    (note,) = [one.text for one in row_findings(settings(tmp_path)) if "left out" in one.text]
+    assert "train_QC.txt: 2 of 14 lines would be left out, first line 13: broken JSON" in note
+
+
+@pytest.mark.parametrize(
+    "name", ["TEST_QC.TXT", "test_QC.txt.gz", "test_QC.txt.txt", "test_QC (1).txt", "test_QC.jsonl"]
+)
+def test_a_file_under_nearly_its_name_is_named(tmp_path, name):
+    data(tmp_path, test_QC=None)
+    (tmp_path / name).write_text(SOUND["test_QC.txt"])
+    (note,) = [one.text for one in data_findings(settings(tmp_path)) if "is absent" in one.text]
+    assert f"test_QC.txt is absent ({name} is there), so there will be no test submission" in note
+    (tmp_path / "dev_QC.txt").rename(tmp_path / "dev_QC.json")
+    (tmp_path / "train_QC.txt").rename(tmp_path / "train_QC.csv")
+    failing = [one.text for one in data_findings(settings(tmp_path)) if one.verdict == Verdict.FAIL]
+    assert len(failing) == 3 and "(train_QC.csv is there)" in failing[0] and f"({name} is there)" in failing[2]
+    with pytest.raises(UserError, match=r"train_QC.txt: no such file \(train_QC.csv is there\); put"):
+        raw_files(settings(tmp_path))
 
 
 def test_labels_are_those_of_the_rows(tmp_path):

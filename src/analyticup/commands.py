@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from analyticup.checks import NEEDS
 from analyticup.console import compare_with_expected, exclusive_run, run_stages
+from analyticup.corpus.official import alike
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.environment import describe
 from analyticup.engine.execution import run_group, run_tags
@@ -77,7 +78,8 @@ def _say_absent_files(settings: Settings, console: Console) -> None:
         for split in ("dev", "test"):
             path = Path(settings.data.dir).expanduser() / f"{split}_{task}.txt"
             if not path.is_file():
-                console.print(f"{path}: absent, so there will be no {split} submission for {task}")
+                also = alike(path.parent, path.name)
+                console.print(f"{path}: absent{also}, so there will be no {split} submission for {task}")
 
 
 def _say_where(

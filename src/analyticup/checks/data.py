@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from analyticup.checks.finding import Finding
+from analyticup.corpus.official import alike
 from analyticup.corpus.rows import TARGET_FIELD, BadLine, decode_line
 from analyticup.settings.schema import Settings
 from analyticup.terminal import size_text
@@ -49,9 +50,10 @@ def _task_data(folder: Path, task: str) -> Iterable[Finding]:
             yield _first_row(path, task, split)
         elif split == "train" or nothing_to_score:
             also = ", or the other one of dev and test" if split != "train" else ""
-            yield Finding(Verdict.FAIL, f"data {task}: put {path} there{also}; {_SOURCE}")
+            yield Finding(Verdict.FAIL, f"data {task}: put {path} there{also}{alike(folder, path.name)}; {_SOURCE}")
         else:
-            yield Finding(Verdict.NOTE, f"data {task}: {path} is absent, so there will be no {split} submission")
+            absent = f"data {task}: {path} is absent{alike(folder, path.name)}"
+            yield Finding(Verdict.NOTE, f"{absent}, so there will be no {split} submission")
     labels = [path.name for split in ("dev", "test") if (path := folder / f"{split}_{task}.labels.txt").is_file()]
     text = f"labels for the report in {', '.join(labels)}" if labels else "no label files, so only out-of-fold scores"
     yield Finding(Verdict.OK, f"data {task}: {text}")

@@ -16,7 +16,7 @@ from analyticup.augmentation.translators import unknown_languages
 from analyticup.checks.data import data_findings
 from analyticup.checks.finding import Finding
 from analyticup.corpus.official import SCORED_SPLITS, label_names, raw_files
-from analyticup.corpus.rows import SPLITS, original_id, read_split
+from analyticup.corpus.rows import SPLITS, ReadResult, original_id, read_split
 from analyticup.corpus.stage import whole_queries
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
@@ -82,7 +82,9 @@ def _of_task(own: Settings, task: str, files: dict[str, Path]) -> Iterable[Findi
             path = files.get(f"{split}_{task}.txt")
             with _faults_found() as look:
                 if path is not None:
-                    tables[split] = read_split(path, task, split, own.data.max_chars).rows
+                    read = read_split(path, task, split, own.data.max_chars)
+                    tables[split] = read.rows
+                    yield from _refused(path, task, read)
             yield from look.found
             progress.advance()
     if "train" in tables:
@@ -101,6 +103,13 @@ def _of_task(own: Settings, task: str, files: dict[str, Path]) -> Iterable[Findi
             with _faults_found() as look:
                 yield from _labelled(files[name], task, files[f"{split}_{task}.txt"], tables[split])
             yield from look.found
+
+
+def _refused(path: Path, task: str, read: ReadResult) -> Iterable[Finding]:
+    if read.rejects:
+        first, count = read.rejects[0], f"{len(read.rejects):,} of {read.lines:,} lines"
+        text = f"data {task}: {path}: {count} would be left out, first line {first.line}: {first.reason}"
+        yield Finding(Verdict.NOTE, text)
 
 
 def _translatable(own: Settings, task: str, tables: Mapping[str, DataFrame]) -> None:

@@ -27,14 +27,22 @@ def raw_files(settings: Settings) -> dict[str, Path]:
                 found[name] = folder / name
         if f"train_{task}.txt" not in found:
             raise UserError(
-                f"{folder}/train_{task}.txt: no such file; put the competition's file there, or leave the task out "
-                f"with tasks=[{', '.join(other for other in TASKS if other != task)}]"
+                f"{folder}/train_{task}.txt: no such file{alike(folder, f'train_{task}.txt')}; put the competition's "
+                f"file there, or leave the task out with tasks=[{', '.join(other for other in TASKS if other != task)}]"
             )
         if not any(f"{split}_{task}.txt" in found for split in SCORED_SPLITS):
             raise UserError(
                 f"{folder}: neither dev_{task}.txt nor test_{task}.txt is there; put at least one of them there"
             )
     return found
+
+
+def alike(folder: Path, name: str) -> str:
+    """ " (TRAIN_QC.TXT is there)": the files of which one may be meant, where an official one is not there; or ""."""
+    stem, official = name.removesuffix(".txt").casefold(), {known for task in TASKS for known in official_names(task)}
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    near = [other for other in names if other.casefold().startswith(stem) and other not in official]
+    return f" ({', '.join(near[:3])} {'is' if len(near) == 1 else 'are'} there)" if near else ""
 
 
 def official_names(task: str) -> list[str]:

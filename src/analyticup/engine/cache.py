@@ -22,7 +22,8 @@ class Cache:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._database = sqlite3.connect(path, timeout=60)
+        with self._named():
+            self._database = sqlite3.connect(path, timeout=60)
         with self._named(), self._database:
             self._database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value, sha256 TEXT)")
 
@@ -69,13 +70,15 @@ class Cache:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            self.close()
+            if hasattr(self, "_database"):
+                self.close()
             # A full disk does not mean that the file is broken.
             if machine_trouble(error):
                 raise
-            raise UserError(
-                f"{self.path}: the cache cannot be used ({error}); delete the file and run again"
-            ) from error
+            # Neither do another program that has it open, and a filesystem without locks.
+            sound = isinstance(error, sqlite3.OperationalError)
+            advice = "end what else uses it, or set paths.cache to a local disk" if sound else "delete the file"
+            raise UserError(f"{self.path}: the cache cannot be used ({error}); {advice} and run again") from error
 
 
 def text_key(kind: str, text: str) -> str:

@@ -154,6 +154,11 @@ def lock(artifacts: Path, waits: bool = False) -> Iterator[None]:
                 f"{artifacts}: another run is using this artifacts folder; wait for it, or give this one its own with "
                 f"paths.artifacts=FOLDER"
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"{artifacts}: its filesystem has no locks, which keep two runs apart ({error.strerror}); give a "
+                f"folder on another disk with paths.artifacts=FOLDER"
+            ) from None
         yield
 
 
