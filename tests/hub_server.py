@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SHUT_RDWR
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -21,7 +21,8 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub:
-    """One repository. With `fault` it answers nothing but this HTTP status, or "cut": it closes each connection.
+    """One repository. With `fault` it answers nothing but this HTTP status, or "cut": it closes each connection, or
+    "silent": it says nothing until it is `closed`, or "begun": no more than the headers.
     `broken` are sha256 of files whose upload fails; `received` counts what arrived, by sha256."""
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Hub:
         self.tokens: set[str | None] = set()
         self.url = ""
         self.fault: int | str = 0
+        self.closed = Event()
 
     def commit(self, lines: list[dict]) -> None:
         for line in lines:
@@ -111,6 +113,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.shutdown(SHUT_RDWR)
                 return
+            if hub.fault in ("silent", "begun"):
+                if hub.fault == "begun":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "1000")
+                    self.end_headers()
+                hub.closed.wait()
+                self.close_connection = True
+                return
             code = {403: "GatedRepo", 404: "RepoNotFound"}.get(int(hub.fault), "")
             self.answer({"error": "no"}, int(hub.fault), X_Error_Code=code)
 
@@ -149,6 +159,7 @@ def hub_server() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closed.set()
         server.shutdown()
         thread.join()
         server.server_close()

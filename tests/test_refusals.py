@@ -240,7 +240,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.pins:checked_kind | needs a pinned commit": given("model.backbone=a/b", says="needs a pinned commit"),
     "model.pins:gguf_sha256": given("model.backbone=gguf:none.gguf"),
     "model.pins:gguf_package": given("model.backbone=gguf:no_package"),
-    "model.pins:_fetched": "a hub is not asked before a run; its answer is the one line",
+    "model.pins:fetched": "a hub is not asked before a run; its answer is the one line",
     "model.pins:check_packaged": Shown("test_pins.py", "test_a_package_that_promises_other_bytes_is_refused"),
     "model.pins:check_pinned | neither an existing": given(*ENCODER, "embedder.model=none", says="none is neither"),
     "model.pins:check_pinned | pin … to a commit": given(*ENCODER, "embedder.revision=main", says="a pinned commit"),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +38,9 @@ _NEEDED: Final = [
     f"*{end}" for end in (".safetensors", ".json", ".model", ".txt", ".spm", ".tiktoken", ".bpe", ".jinja")
 ]
 _NOT_NEEDED: Final = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
+# How long a hub may say nothing before it is asked again.
+HUB_SECONDS: Final = 20.0
+_WAITS: Final = ("connect", "read", "write", "pool")
 # What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
 _DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
 
@@ -161,15 +166,20 @@ def loadable(model: str, revision: str | None) -> str:
     UserError, with the hub's reason, where the model cannot be had.
     """
     folder = existing_folder(model)
-    return str(folder or (_fetched(model, revision) if is_hub_id(model) else model))
+    return str(folder or (fetched(model, revision, _NEEDED, _NOT_NEEDED) if is_hub_id(model) else model))
 
 
-def _fetched(model: str, revision: str | None) -> str:
+def fetched(model: str, revision: str | None, needed: Sequence[str], not_needed: Sequence[str] = ()) -> str:
+    """The folder in the local cache with a repository's files of these patterns, all of them fetched; UserError with
+    the hub's reason where they cannot be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    _end_a_wait_for_the_hub()
     try:
-        return snapshot_download(model, revision=revision, allow_patterns=_NEEDED, ignore_patterns=_NOT_NEEDED)
+        return snapshot_download(
+            model, revision=revision, allow_patterns=list(needed), ignore_patterns=list(not_needed)
+        )
     except Exception as error:
         # A full disk, or no permission; the hub's library and what it uses have errors of their own.
         if getattr(error, "errno", None):
@@ -187,6 +197,26 @@ def _fetched(model: str, revision: str | None) -> str:
     else:
         advice = "see that the hub can be reached, and run again: what was fetched is kept"
     raise UserError(f"{model} at {str(revision)[:12]} cannot be fetched from the hub ({told}); {advice}")
+
+
+@cache
+def _end_a_wait_for_the_hub() -> None:
+    """By default it has no end, where a hub takes the connection and then says nothing."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.event_hooks["request"].append(_limit)
+        return made
+
+    set_client_factory(client)
+
+
+def _limit(request: Any) -> None:
+    """The library asks for no limit with most of its requests; those with one keep it."""
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {name: given.get(name) or HUB_SECONDS for name in _WAITS}
 
 
 def folder_sha256(folder: Path, *, decisive_only: bool) -> str:

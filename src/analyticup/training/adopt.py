@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from analyticup.engine.artifacts import RECORD, Artifact, StageRecord, Unusable, read_artifact
 from analyticup.engine.job import Counts, Job
 from analyticup.errors import UserError
-from analyticup.model.pins import identity
+from analyticup.model.pins import fetched, identity
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.training import training_settings
 from analyticup.training.published import STAGES, on_hub
@@ -51,8 +49,7 @@ def _folder(adapters: str, job: Job) -> Path:
     found = on_hub(adapters)
     if found is None:
         return Path(adapters).expanduser()
-    wanted = [f"{STAGES}/train-{job.task}-*/*"]
-    return Path(snapshot_download(found.repository, revision=found.commit, allow_patterns=wanted))
+    return Path(fetched(found.repository, found.commit, [f"{STAGES}/train-{job.task}-*/*"]))
 
 
 def _other(record: StageRecord, settings: Settings) -> str:
