@@ -318,6 +318,29 @@ def test_a_stack_is_fitted_on_out_of_fold_rows_and_its_threshold_on_scores_of_ro
     )
 
 
+def test_a_stack_reads_a_bi_encoder_out_of_fold_and_on_dev_the_mean_of_its_folds(world):
+    world.add_features()
+    random = np.random.default_rng(5)
+    known, seen = random.normal(world.labels, 1.0), random.normal(size=(20, 2))
+    for part in (0, 1):
+        name = f"bi_encoder-fold{part}"
+        world.inputs[name] = world._folder(name)
+        own = random.permutation(np.flatnonzero(world.fold == part))
+        save_table(
+            {"row_id": [f"train-{i + 1}" for i in own], "margin": known[own]}, world.root / name / "held_out.parquet"
+        )
+        save_table(
+            {"row_id": [f"dev-{i + 1}" for i in range(20)], "margin": seen[:, part]}, world.root / name / "dev.parquet"
+        )
+    _, table, counts, _ = world.run(settings("stack", stack_features=["model", "bi_encoder"]))
+    _, predict = regression(np.column_stack([world.margins, known]), world.labels)
+    np.testing.assert_allclose(table["score"], predict(np.column_stack([world.dev.mean(axis=1), seen.mean(axis=1)])))
+    assert list(counts["coefficients"]) == ["model", "bi_encoder", "intercept"]
+    save_table({"row_id": ["dev-1"], "margin": [0.0]}, world.root / "bi_encoder-fold0" / "dev.parquet")
+    with pytest.raises(CheckFailed, match="the bi-encoder's scores of dev are not of its rows; delete their folder"):
+        world.run(settings("stack", stack_features=["model", "bi_encoder"]))
+
+
 def test_a_stack_refuses_features_of_other_rows_and_rows_of_one_label(world):
     world.add_features()
     path = world.root / "features" / "dev.parquet"

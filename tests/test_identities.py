@@ -24,7 +24,7 @@ BASES = {
     "mined": EVERYTHING,
     "seedx": [*EVERYTHING, "translate.translator=seedx", SEEDX],
     "seq2seq": [*EVERYTHING, "translate.translator=seq2seq", "translate.seq2seq.model=a/b", SEQ2SEQ],
-    "stack": [*EVERYTHING, "ensemble.method=stack"],
+    "stack": [*EVERYTHING, "ensemble.method=stack", "bi_encoder.enabled=true"],
     "sample": ["translate.translator=lexicon"],
     "paths": ["tasks=[QC]"],
 }
@@ -33,6 +33,7 @@ BASE_OF |= {
     "folds.group_by": "paths",
     "prompt.level_marker": "paths",
     "neighbours.": "stack",
+    "bi_encoder.": "stack",
     "ensemble.stack_features": "stack",
 }
 

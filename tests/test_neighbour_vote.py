@@ -306,7 +306,7 @@ def test_what_paths_and_titles_have_of_their_own(tmp_path):
     titles, _ = run(tmp_path / "qi", stage.features, training().assign(task="QI"))
     assert set(paths["train"]) - set(titles["train"]) == {"leaf_cosine"}
     assert set(titles["train"]) - set(paths["train"]) == {"typical"}
-    offered = {"row_id", *get_args(StackFeature)} - {"model", "neighbours", "density"}
+    offered = {"row_id", *get_args(StackFeature)} - {"model", "neighbours", "bi_encoder", "density"}
     assert set(paths["train"]) | set(titles["train"]) == offered
     right = training()["label"] == 1
     assert paths["train"]["leaf_cosine"][right].min() > paths["train"]["leaf_cosine"][~right].max()

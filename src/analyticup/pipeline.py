@@ -16,7 +16,7 @@ from analyticup.corpus.official import hash_files, label_names, row_names
 from analyticup.engine.files import file_sha256
 from analyticup.engine.graph import Graph, Node, Part, Stage
 from analyticup.ensembling import ENSEMBLE, THRESHOLD
-from analyticup.features import FEATURES, NEIGHBOURS
+from analyticup.features import BI_ENCODER, FEATURES, NEIGHBOURS
 from analyticup.filtering import FILTER, JUDGE, decision_files
 from analyticup.report import REPORT
 from analyticup.settings.loading import task_settings
@@ -131,16 +131,25 @@ class TaskStages:
             )
             for n in self.folds
         }
-        known = {}
-        if self.own.ensemble.method == "stack":
-            known = {stage.name: self.add(stage, {"rows": ingest}) for stage in KNOWN}
+        known = self.known() if self.own.ensemble.method == "stack" else {}
         return {**used, **self.decided(ingest, trained, scored, known), **trained, **scored}
+
+    def known(self) -> dict[str, Node]:
+        """What a stack knows of a row without the models; its own folds, as these may hold derived rows too."""
+        found = {stage.name: self.add(stage, {"rows": self.ingest}) for stage in KNOWN}
+        if self.own.bi_encoder.enabled:
+            given = {"rows": self.ingest, "folds": self.add(FOLDS, {"rows": self.ingest}, Part(purpose="bi_encoder"))}
+            found |= {f"{BI_ENCODER.name}-fold{n}": self.add(BI_ENCODER, given, Part(n)) for n in self.folds}
+        return found
 
     def from_scores(self) -> dict[str, Node]:
         """The ends, from what earlier stages have given."""
         trained = {f"train-fold{n}": self.given(TRAIN, Part(n)) for n in self.folds}
         scored = {f"predict-fold{n}": self.given(PREDICT, Part(n)) for n in self.folds}
-        return self.decided(self.given(INGEST), trained, scored, {stage.name: self.given(stage) for stage in KNOWN})
+        known = {stage.name: self.given(stage) for stage in KNOWN}
+        if self.own.bi_encoder.enabled:
+            known |= {f"{BI_ENCODER.name}-fold{n}": self.given(BI_ENCODER, Part(n)) for n in self.folds}
+        return self.decided(self.given(INGEST), trained, scored, known)
 
     def given(self, stage: Stage, part: Part | None = None) -> Node:
         """Stands for what a stage wrote, in the place of that stage."""

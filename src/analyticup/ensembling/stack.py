@@ -4,6 +4,7 @@ without them. Which features it has is assumed."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,11 @@ from sklearn.preprocessing import StandardScaler
 from analyticup.corpus.tables import load_table
 from analyticup.engine.artifacts import Artifact
 from analyticup.errors import CheckFailed, UserError
+from analyticup.training.out_of_fold import gathered
+
+# The feature, and the name of the stages that it comes from.
+BI_ENCODER: Final = "bi_encoder"
+_AGAIN: Final = "delete their folder and run again"
 
 
 def stack_table(
@@ -26,10 +32,23 @@ def stack_table(
     neighbours, features = (load_table(inputs[name].file(f"{split}.parquet")) for name in ("neighbours", "features"))
     for table in (neighbours, features):
         if table["row_id"].tolist() != rows["row_id"].tolist():
-            raise CheckFailed(f"stack: the features of {split} are not of its rows; delete their folder and run again")
+            raise CheckFailed(f"stack: the features of {split} are not of its rows; {_AGAIN}")
     voted = {"neighbours": neighbours["margin"], "density": neighbours["density"]}
-    known = {"model": margins, **voted, **features.drop(columns="row_id")}
+    known = {"model": margins, **voted, **_encoded(rows, inputs, split), **features.drop(columns="row_id")}
     return pd.DataFrame({name: np.asarray(known[name]) for name in names if name in known})
+
+
+def _encoded(rows: DataFrame, inputs: Mapping[str, Artifact], split: str) -> dict[str, np.ndarray]:
+    """The bi-encoder's margins, where it is trained: out of fold, for dev and test the mean over the folds."""
+    trained = [artifact for name, artifact in sorted(inputs.items()) if name.startswith(BI_ENCODER)]
+    if not trained:
+        return {}
+    if split == "train":
+        return {BI_ENCODER: gathered(rows, inputs, BI_ENCODER)["margin"].to_numpy()}
+    tables = [load_table(artifact.file(f"{split}.parquet")) for artifact in trained]
+    if any(table["row_id"].tolist() != rows["row_id"].tolist() for table in tables):
+        raise CheckFailed(f"stack: the bi-encoder's scores of {split} are not of its rows; {_AGAIN}")
+    return {BI_ENCODER: np.mean([table["margin"] for table in tables], axis=0)}
 
 
 def fit_stack(table: DataFrame, labels: np.ndarray) -> Pipeline:

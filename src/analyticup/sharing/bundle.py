@@ -40,7 +40,7 @@ from analyticup.training.published import STAGES
 from analyticup.verdict import Verdict
 
 # Without any text of a row.
-SHARED = ("train", "predict", "ensemble", "threshold", "neighbours", "features")
+SHARED = ("train", "predict", "ensemble", "threshold", "neighbours", "features", "bi_encoder")
 OPTIONS = ("bundle.rows", "bundle.adapters")
 # In the place of the folder that the run read, which is nobody else's business.
 DATA_DIR = "data"
