@@ -215,6 +215,7 @@ GPU_NODE = {"CPU": 17.0, "GPU": 8.0}
         ({}, [GPU_NODE], Layout(Slots(8, plain=1), Need(2, 1))),
         ({}, [GPU_NODE, GPU_NODE, {"CPU": 64.0}], Layout(Slots(16, plain=2), Need(2, 1))),
         ({"devices": 4}, [GPU_NODE], Layout(Slots(2, plain=1), Need(8, 4))),
+        ({}, [{"CPU": 2.0, "GPU": 2.0}], Layout(Slots(2), Need(1, 1))),
         ({"accelerator": "cpu"}, [GPU_NODE], Layout(Slots(1), Need(17))),
     ],
 )

@@ -119,9 +119,9 @@ class Layout:
 def layout(
     machine: MachineSettings, nodes: Sequence[Mapping[str, float]], memory: tuple[float, float] = (0.0, 0.0)
 ) -> Layout:
-    """One worker for every `machine.devices` GPUs, and on each node with GPUs one without beside them; where there are
-    none, or with `machine.accelerator=cpu`, `machine.workers` of them on each. `nodes` are the resources of each, by
-    Ray's names; those without a core, as a head may be, get none.
+    """One worker for every `machine.devices` GPUs, and on each node where they leave a core one without; where there
+    are none, or with `machine.accelerator=cpu`, `machine.workers` of them on each. `nodes` are the resources of each,
+    by Ray's names; those without a core, as a head may be, get none.
 
     All take as many cores as there are for each on the node with the fewest. `memory` are the bytes of main memory that
     a worker takes which runs models on the CPU, and on a GPU: a node has no more workers than its memory holds. Where
@@ -139,10 +139,11 @@ def layout(
     # Ray would wait for ever for a place with more.
     each = each if each <= max(held) else min(held)
     counts = [min(count, one // max(1, each)) for count, one in zip(wanted, held, strict=True)]
-    # A node with GPUs leaves a core to its worker without.
+    # A node with GPUs leaves a core to a worker without, if it can.
     shares = [(int(node["CPU"]) - on_gpus) // count for node, count in zip(nodes, counts, strict=True) if count]
     need = Need(max(1, min(shares)), machine.devices * on_gpus, each)
-    return Layout(Slots(sum(counts), plain=len(nodes) * on_gpus), need, sum(wanted) - sum(counts))
+    left = [node["CPU"] - count * need.cpus >= 1 for node, count in zip(nodes, counts, strict=True)]
+    return Layout(Slots(sum(counts), plain=sum(left) * on_gpus), need, sum(wanted) - sum(counts))
 
 
 class RayRunner:

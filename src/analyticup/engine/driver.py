@@ -216,8 +216,9 @@ class Driver:
         self._environment = _passed_on()
         # By number, so that what runs again comes first. The second is for stages that run no model.
         self._todo: tuple[_Todo, _Todo] = (queue.PriorityQueue(), queue.PriorityQueue())
-        # Whether there is a worker for them. Where several runs share a cluster, it may be long in coming.
-        self._beside = False
+        # Whether there is a worker for them. Where several runs share a cluster, it may be long in coming; and it comes
+        # after one of the others, so that no run keeps what another one needs and cannot go on itself.
+        self._beside, self._begun = False, threading.Event()
         self._busy: dict[Any, Place] = {}
         self._stopping = False
         self._in_thread(self._listen)
@@ -266,8 +267,11 @@ class Driver:
         self._fail(UserError(f"the Ray node of this process is gone; {ADVICE}"))
 
     def _serve(self, need: Need, todo: _Todo) -> None:
+        if todo is self._todo[1]:
+            self._begun.wait()
         worker, place = self._started(need)
         self._beside |= todo is self._todo[1]
+        self._begun.set()
         # Later ones have a call waiting, which may need less.
         worker.prepare.remote()
         while not self._stopping:
