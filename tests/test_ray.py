@@ -61,7 +61,7 @@ def runner(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MALLOC_TRIM_THRESHOLD_", "123456789")
         patch.setenv("OMP_NUM_THREADS", "1")
-        with make_runner(settings, MODELS) as made:
+        with make_runner(settings, MODELS, "worker_calls:needs") as made:
             assert isinstance(made, RayRunner)
             yield made
             own = cluster.family(made._process.pid)
@@ -169,6 +169,7 @@ def test_workers_have_their_share_of_the_cores_and_the_environment_of_the_run(ru
         # As it was when the process began: the C library reads it then.
         assert runner.ask("worker_calls:began_with", "MALLOC_TRIM_THRESHOLD_") == "123456789"
     assert runner.ask("os:getenv", "OMP_NUM_THREADS") == "1"
+    assert runner.ask("worker_calls:assigned") == {"CPU": max(1, cores() // 2), "memory": 1e8}
 
 
 def test_only_this_machine_can_reach_an_own_cluster(runner):
