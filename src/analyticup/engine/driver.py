@@ -28,7 +28,7 @@ from analyticup.engine import progress
 from analyticup.engine.cluster import Layout, Need, Setup, end, family, layout
 from analyticup.engine.environment import package_versions
 from analyticup.engine.workers import GRACE_SECONDS, Sources, cores, imported
-from analyticup.errors import ADVICE, UserError
+from analyticup.errors import ADVICE, UserError, machine_trouble
 
 # A stage that ends its worker so often is to blame itself.
 ATTEMPTS: Final = 3
@@ -136,7 +136,9 @@ def drive(theirs: Connection, setup: Setup) -> None:
         found = layout(setup.machine, [node["Resources"] for node in ray.nodes() if node["Alive"]], memory)
         driver = Driver(setup, found, send)
     except Exception as error:
-        send("failed", error if isinstance(error, UserError) else UserError(f"Ray does not start: {error}"))
+        place = setup.address or f"with its files in {setup.folder.parent} (TMPDIR)"
+        told = f"Ray does not start, {place}: {_in_short(error)}; see that there are disk, memory and processes left"
+        send("failed", error if isinstance(error, UserError) else UserError(told))
         return
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -154,6 +156,11 @@ def drive(theirs: Connection, setup: Setup) -> None:
     shutil.rmtree(setup.folder, ignore_errors=True)
     # Threads that still wait for Ray must not keep the process.
     os._exit(0)
+
+
+def _in_short(error: Exception) -> str:
+    """On one line; Ray's own go over many."""
+    return machine_trouble(error) or " ".join(str(error).split())[:300]
 
 
 def _quiet(log: Path) -> None:
@@ -246,7 +253,7 @@ class Driver:
             except UserError as error:
                 self._fail(error)
             except Exception as error:
-                self._fail(UserError(f"Ray: {' '.join(str(error).split())[:300]}; {ADVICE}"))
+                self._fail(UserError(f"Ray: {_in_short(error)}; {ADVICE}"))
 
         threading.Thread(target=call, daemon=True).start()
 
