@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -386,7 +387,9 @@ def test_the_stage_writes_the_same_in_any_number_of_shards_which_do_all_that_cos
             calls.append(len(stub.calls))
             files = {path.name: path.read_bytes() for path in out.iterdir()}
             assert bool(files) == (shard == WHOLE)
+        # Each shard has languages of its own, of which there are three; the stage itself asks nothing.
         assert of == 1 or calls[-1] == calls[-2]
+        assert sum(before < after for before, after in pairwise([0, *calls])) == min(of, 3)
         made[of], asked[of] = files, sorted(stub.asked)
         stub.calls.clear()
     assert made[1] == made[2] == made[7] and asked[1] == asked[2] == asked[7]
