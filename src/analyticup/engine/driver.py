@@ -36,6 +36,8 @@ ATTEMPTS: Final = 3
 _STORE_BYTES: Final = 80_000_000
 # After so long, a wait for a place on the cluster is said.
 _PATIENCE: Final = 20.0
+# After so long Ray knows that a node is gone: five checks, one every three seconds.
+_NOTICED: Final = 20.0
 # What changes how a process works, and is set for this one; other nodes are told.
 _PASSED_ON: Final = (
     *("PYTHONPATH", "PYTHONHASHSEED"),
@@ -207,7 +209,8 @@ class _Task:
     number: int
     title: str
     work: Any
-    attempt: int = 1
+    # The nodes of the workers that it was lost with.
+    lost: tuple[str, ...] = ()
 
 
 _Todo = queue.PriorityQueue[_Task]
@@ -326,13 +329,22 @@ class Driver:
     def _again(self, task: _Task, place: Place, todo: _Todo) -> None:
         if self._stopping:
             return
-        # A node takes with it what has done it no harm.
-        attempt = task.attempt + _alive(place.node)
-        if attempt > ATTEMPTS:
+        lost = (*task.lost, place.node)
+        if self._to_blame(lost):
             self._send("raised", task.number, MemoryError(f"its worker was ended {ATTEMPTS} times"))
             return
         self._send("told", f"{task.title}: its worker on {place.address} was lost; it runs again")
-        todo.put(replace(task, attempt=attempt))
+        todo.put(replace(task, lost=lost))
+
+    def _to_blame(self, lost: tuple[str, ...]) -> bool:
+        """Whether a stage has ended too many workers: a node that goes takes with it what has done it no harm."""
+        end = time.monotonic() + _NOTICED
+        while sum(map(_alive, lost)) >= ATTEMPTS:
+            # The run's own node is there.
+            if lost[-1] == self._node or time.monotonic() > end:
+                return True
+            time.sleep(0.5)
+        return False
 
 
 def _at(node: str) -> NodeAffinitySchedulingStrategy:
