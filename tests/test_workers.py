@@ -18,7 +18,7 @@ import psutil
 import pytest
 import worker_calls
 from tiny_runs import ROOT, TINY, places
-from worker_calls import MODELS, answer, fail_beside, wait_for, work_long
+from worker_calls import MODELS, answer, end_itself, fail_beside, wait_for, work_long
 
 from analyticup.__main__ import main
 from analyticup.engine import execution, progress, workers
@@ -107,6 +107,13 @@ def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path)
     with pytest.raises(UserError, match="rows are wrong"), make_runner(settings(), MODELS) as runner:
         runner.submit(functools.partial(work_long, tmp_path / "stage"), settings())
         runner.submit(functools.partial(fail_beside, tmp_path), settings()).result()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_is_ended_from_outside_is_said(tmp_path):
+    told = "a worker process was ended from outside; finished stages are kept"
+    with pytest.raises(UserError, match=told), make_runner(settings(), MODELS) as runner:
+        runner.submit(functools.partial(end_itself, tmp_path / "stage"), settings()).result()
     assert list(tmp_path.iterdir()) == []
 
 

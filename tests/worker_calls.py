@@ -63,6 +63,13 @@ def work_long(folder: Path, source: Any) -> None:
         time.sleep(100)
 
 
+def end_itself(folder: Path, source: Any) -> None:
+    """By the signal that a batch system sends first."""
+    with publish_folder(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+
+
 def slow_and_loud(rounds: int) -> int:
     """A bar, and a line in its middle."""
     for number in track(range(rounds), "loop"):

@@ -8,7 +8,8 @@ from typing import Final
 
 from analyticup.checks.finding import Finding
 from analyticup.corpus.official import alike
-from analyticup.corpus.rows import TARGET_FIELD, BadLine, decode_line
+from analyticup.corpus.rows import TARGET_FIELD, BadLine, decode_line, read_lines
+from analyticup.errors import UserError
 from analyticup.settings.schema import Settings
 from analyticup.terminal import size_text
 from analyticup.verdict import Verdict
@@ -69,6 +70,8 @@ def _first_row(path: Path, task: str, split: str) -> Finding:
     try:
         record = decode_line(line.removeprefix(b"\xef\xbb\xbf").strip())
     except BadLine as error:
+        if form := _other_form(path):
+            return Finding(Verdict.FAIL, f"data {task}: {form}")
         # A bad line costs a training file no more than that line.
         verdict = Verdict.NOTE if split == "train" else Verdict.FAIL
         return Finding(verdict, f"data {task}: {path}:{number}: {error}; check that this is the {task} file")
@@ -79,6 +82,15 @@ def _first_row(path: Path, task: str, split: str) -> Finding:
     if lines == official:
         return Finding(Verdict.OK, f"{text}, as many as the official file")
     return Finding(Verdict.NOTE, f"{text}; the official file has {official:,}, so this is other data or part of it")
+
+
+def _other_form(path: Path) -> str:
+    """What is wrong with all lines of a file; "" = nothing."""
+    try:
+        read_lines(path)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _lines(path: Path) -> int:

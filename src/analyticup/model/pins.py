@@ -78,7 +78,7 @@ def checked_kind(settings: ModelSettings) -> str:
     if kind == "hub" and not is_commit(settings.revision):
         raise UserError(
             f"model.revision: the hub model {name} needs a pinned commit (40 hex digits), so that a rerun loads the "
-            f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it"
+            f"same bytes; `git ls-remote https://huggingface.co/{name} HEAD` prints it; no folder is called so here"
         )
     return kind
 

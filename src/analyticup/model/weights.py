@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -63,6 +64,12 @@ _GET_AGAIN: Final = "the files are damaged or not those of this model: get them 
 
 
 def _loaded(auto_class: Any, place: str, what: str, **options: Any) -> Any:
+    if Path(place, "adapter_config.json").is_file():
+        # Transformers would load the base model that it names, from anywhere, and put the adapter onto it.
+        raise UserError(
+            f"{what}: there is an adapter (adapter_config.json); merge it into its base model and give that, or move "
+            f"it out of the folder"
+        )
     try:
         model, report = auto_class.from_pretrained(
             place, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
