@@ -392,3 +392,37 @@ except KeyboardInterrupt:
 """
     run = fresh(code=code)
     assert (run.stdout, run.stderr) == ("heard\n", "")
+
+
+@pytest.mark.parametrize("place", ["commands.run", "__main__._parse"])
+@pytest.mark.parametrize("raised", ["Panic", "KeyboardInterrupt", "SystemExit"])
+def test_an_interruption_that_a_library_makes_another_error_of_is_one_all_the_same(place, raised):
+    code = f"""
+import os, signal, sys
+from analyticup import __main__, commands
+signal.signal(signal.SIGINT, signal.default_int_handler)
+__main__.heed_sigterm()
+class Panic(BaseException):
+    pass
+def importing(_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+    except KeyboardInterrupt:
+        raise {raised}(1)
+{place} = importing
+sys.exit(__main__.main([]))
+"""
+    run = fresh(code=code)
+    told = "interrupted; finished stages are kept, the same command resumes from there\n"
+    assert (run.returncode, run.stderr) == (130, told)
+
+
+def test_an_interruption_inside_of_a_text_that_python_runs_is_no_other_exit_code(tmp_path):
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nfor _ in range(1000): pass"
+    lines = ["import sys", "from analyticup import __main__, commands", "__main__.heed_sigterm()"]
+    lines += [f"commands.run = lambda _: exec({text!r})", "sys.exit(__main__.main([]))"]
+    (tmp_path / "odd.py").write_text("\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    run = subprocess.run([sys.executable, "-m", "odd"], cwd=tmp_path, env=environment, capture_output=True, timeout=60)
+    assert run.returncode == 130, run.stderr

@@ -257,42 +257,58 @@ def make_parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     """Exit code of one command line."""
+    try:
+        code = _run(arguments)
+        # What cannot be written is found here, and not by Python at the exit.
+        sys.stdout.flush()
+        return code
+    except BaseException as error:
+        # Libraries turn an interruption into errors of their own, those in Rust while they are imported.
+        if isinstance(error, KeyboardInterrupt) or _interruptions:
+            _say("interrupted; finished stages are kept, the same command resumes from there")
+            # Where it came inside of a text that Python runs, as those of dataclasses are, Python would end by SIGINT
+            # and not with this code; the next text makes it forget that.
+            exec("")
+            return 130
+        code = _code_of(error)
+        if code is None:
+            raise
+        return code
+    finally:
+        _drop_what_nobody_reads()
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments]
     options = _parse(arguments)
     command = COMMANDS[options.command]
     if not command.writes:
         sys.dont_write_bytecode = True
+    _refuse_deleted_folder()
+    module, _, function = command.run.partition(":")
+    return int(getattr(import_module(module), function)(options))
+
+
+def _code_of(error: BaseException) -> int | None:
+    """Says what went wrong, and gives the exit code; None for an error of the kit itself."""
     from analyticup.errors import CheckFailed, UserError, machine_trouble
 
-    try:
-        _refuse_deleted_folder()
-        module, _, function = command.run.partition(":")
-        code = getattr(import_module(module), function)(options)
-        # What cannot be written is found here, and not by Python at the exit.
-        sys.stdout.flush()
-        return code
-    except UserError as error:
+    if isinstance(error, UserError):
         _say(f"error: {error}".replace("\n", "\nerror: "))
         return 2
-    except CheckFailed as error:
+    if isinstance(error, CheckFailed):
         _say(f"failed: {error}")
         return 1
-    except KeyboardInterrupt:
-        _say("interrupted; finished stages are kept, the same command resumes from there")
-        return 130
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # `plan | head` has shown what was wanted.
         return 1
-    except Exception as error:
-        # A full disk, a folder without write access, a model hub out of reach: the machine's fault, not the kit's.
-        trouble = machine_trouble(error)
-        if trouble is None:
-            raise
-        _say(f"error: {trouble}")
-        return 2
-    finally:
-        _drop_what_nobody_reads()
+    # A full disk, a folder without write access, a model hub out of reach: the machine's fault, not the kit's.
+    trouble = machine_trouble(error) if isinstance(error, Exception) else None
+    if trouble is None:
+        return None
+    _say(f"error: {trouble}")
+    return 2
 
 
 def _refuse_deleted_folder() -> None:
@@ -355,7 +371,12 @@ def _show_what_the_terminal_can() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
+# The signals that came.
+_interruptions: list[int] = []
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interruptions.append(number)
     while frame is not None:
         if frame.f_code.co_name == "__del__":
             # An exception that is raised in there is lost: again in a moment.
