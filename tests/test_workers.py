@@ -110,6 +110,14 @@ def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_workers_start_is_no_affair_of_theirs(tmp_path):
+    with make_runner(settings(), MODELS) as runner:
+        done = runner.submit(functools.partial(answer, tmp_path), settings())
+        for process in runner._pool._processes.values():
+            os.kill(process.pid, signal.SIGINT)
+        assert done.result().record.counts["pid"] in runner._pool._processes
+
+
 def test_a_worker_that_is_ended_from_outside_is_said(tmp_path):
     told = "a worker process was ended from outside; finished stages are kept"
     with pytest.raises(UserError, match=told), make_runner(settings(), MODELS) as runner:

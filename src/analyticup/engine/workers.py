@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -120,8 +121,9 @@ class Workers:
         if not self._started:
             # All at once, as each spends seconds on imports; a run that finds everything cached starts none.
             self._started = True
-            for _ in range(self.slots.any):
-                self._pool.submit(_prepare, self._models)
+            with _deaf_from_the_start():
+                for _ in range(self.slots.any):
+                    self._pool.submit(_prepare, self._models)
         return self._pool
 
     def __enter__(self) -> Workers:
@@ -213,7 +215,8 @@ def side_by_side(function: Callable[..., Any], given: Sequence[tuple[Any, ...]])
             ours, theirs = context.Pipe()
             process = context.Process(target=_answer, args=(theirs, progress.is_heard(), function, arguments))
             ends[ours] = process
-            process.start()
+            with _deaf_from_the_start():
+                process.start()
             theirs.close()
         answers = _answers(list(ends), function.__name__)
     finally:
@@ -265,6 +268,17 @@ def _answer(theirs: Connection, heard: bool, function: Callable[..., Any], argum
         error.add_note(traceback.format_exc())
         answer = ("raised", error)
     theirs.send(answer)
+
+
+@contextmanager
+def _deaf_from_the_start() -> Iterator[None]:
+    """A process that is started within gets no Ctrl-C: one that still imports would end with a traceback. This process
+    gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watch(alive: Connection, stops: Any = None) -> None:
