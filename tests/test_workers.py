@@ -18,7 +18,7 @@ import psutil
 import pytest
 import worker_calls
 from tiny_runs import ROOT, TINY, places
-from worker_calls import MODELS, answer, end_itself, fail_beside, wait_for, work_long
+from worker_calls import MODELS, answer, end_in_a_finaliser, end_itself, fail_beside, wait_for, work_long
 
 from analyticup.__main__ import main
 from analyticup.engine import execution, progress, workers
@@ -108,6 +108,12 @@ def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path)
         runner.submit(functools.partial(work_long, tmp_path / "stage"), settings())
         runner.submit(functools.partial(fail_beside, tmp_path), settings()).result()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_is_stopped_within_a_finaliser_ends_all_the_same(tmp_path, capfd):
+    with pytest.raises(UserError, match="ended from outside"), make_runner(settings(), MODELS) as runner:
+        runner.submit(functools.partial(end_in_a_finaliser, tmp_path), settings()).result()
+    assert capfd.readouterr().err == ""
 
 
 def test_ctrl_c_while_workers_start_is_no_affair_of_theirs(tmp_path):

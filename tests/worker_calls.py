@@ -70,6 +70,18 @@ def end_itself(folder: Path, source: Any) -> None:
         time.sleep(100)
 
 
+class EndsInAFinaliser:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+
+def end_in_a_finaliser(folder: Path, source: Any) -> None:
+    EndsInAFinaliser()
+    time.sleep(5)
+
+
 def slow_and_loud(rounds: int) -> int:
     """A bar, and a line in its middle."""
     for number in track(range(rounds), "loop"):

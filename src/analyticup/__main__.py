@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
+from typing import NoReturn
+
+from analyticup.engine.signals import end_by
 
 VERSION = "0.1.0"
 EPILOG = """A setting is given as key=value, e.g. data.dir=data train.lr=2e-4 QC.negatives.enabled=false;
@@ -375,24 +377,16 @@ def _show_what_the_terminal_can() -> None:
 _interruptions: list[int] = []
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(number: int) -> NoReturn:
     _interruptions.append(number)
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            # An exception that is raised in there is lost: again in a moment.
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            return
-        frame = frame.f_back
     raise KeyboardInterrupt
 
 
 def heed_sigterm() -> None:
     """What batch systems and containers send first is an interruption as Ctrl-C is."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGALRM, _interrupt)
     # A shell starts what it puts into the background deaf to Ctrl-C, and so it stays.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    hears = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    end_by([signal.SIGTERM, *[signal.SIGINT] * hears], _interrupt)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from analyticup.engine import progress
 from analyticup.engine.cluster import Layout, Need, Setup, end, family, layout
 from analyticup.engine.environment import package_versions
+from analyticup.engine.signals import end_by
 from analyticup.engine.workers import GRACE_SECONDS, Sources, cores, imported
 from analyticup.errors import ADVICE, UserError, machine_trouble
 
@@ -62,7 +63,7 @@ class Worker:
     def __init__(self, setup: Setup, need: Need, environment: dict[str, str], folder: str, relay: Queue) -> None:
         _as_without_ray(environment)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        end_by([signal.SIGTERM], lambda _: sys.exit(1))
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         progress.relay_to(lambda said: _told(relay, said), bars=setup.live)
         self._setup, self._sources = setup, Sources(setup.models, need.cpus)

@@ -26,6 +26,7 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.graph import Node
 from analyticup.engine.memory import keep, let_go
 from analyticup.engine.schedule import Slots
+from analyticup.engine.signals import end_by
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.schema import MachineSettings, Settings
 
@@ -176,7 +177,7 @@ def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings
     if machine.accelerator != "cpu":
         _take_gpu(number, machine.devices)
     _watch(alive, stops)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_by([signal.SIGTERM], lambda _: sys.exit(1))
     if queue is not None:
         progress.relay_to(queue.put)
 
