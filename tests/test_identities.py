@@ -24,16 +24,19 @@ BASES = {
     "mined": EVERYTHING,
     "seedx": [*EVERYTHING, "translate.translator=seedx", SEEDX],
     "seq2seq": [*EVERYTHING, "translate.translator=seq2seq", "translate.seq2seq.model=a/b", SEQ2SEQ],
-    "stack": [*EVERYTHING, "ensemble.method=stack", "bi_encoder.enabled=true"],
+    "stack": [*EVERYTHING, "ensemble.method=stack"],
     "sample": ["translate.translator=lexicon"],
     "paths": ["tasks=[QC]"],
+    "bare": ["ensemble.method=stack"],
+    "bi_encoder": ["ensemble.method=stack", "bi_encoder.enabled=true"],
 }
 BASE_OF = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
 BASE_OF |= {
     "folds.group_by": "paths",
     "prompt.level_marker": "paths",
     "neighbours.": "stack",
-    "bi_encoder.": "stack",
+    "bi_encoder.enabled": "bare",
+    "bi_encoder.": "bi_encoder",
     "ensemble.stack_features": "stack",
 }
 
