@@ -98,6 +98,7 @@ def bi_encoder(job: Job) -> Counts:
     )
     check_no_leakage(training, held_out)
     seed = derive_seed(job.settings.seed, "bi_encoder", job.task, str(job.part))
+    job.source.machine.make_room()
     trained = train_bi_encoder(training, job.settings, job.source.machine, seed, f"bi_encoder {job.title}")
     counts: Counts = {"trained on": len(training)}
     for split, table in {"held_out": held_out, **scored_splits(job.inputs["rows"])}.items():

