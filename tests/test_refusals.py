@@ -308,6 +308,9 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
         "a loss or gradient that is not finite shows when it is computed",
         "finite the_first_loss_that_is_not_finite_is_named",
     ),
+    "features.bi_encoder:BiEncoder.training_step": late(
+        "a loss that is not finite shows when it is computed", "bi_encoder a_loss_that_is_not_finite_ends_it"
+    ),
     "model.module:LabelWordModule.scores": late(
         "a score that is not finite shows when it is computed", "finite scores_under_a_broken_adapter_are_refused"
     ),

@@ -27,13 +27,13 @@ TASK_SECTIONS = (
     "embedder",
     "negatives",
     "neighbours",
-    "bi_encoder",
     "folds",
     "filter",
     "train",
     "predict",
     "ensemble",
     "threshold",
+    "bi_encoder",
 )
 NLLB_CODES = (
     *("en=eng_Latn", "fr=fra_Latn", "es=spa_Latn", "ko=kor_Hang", "pt=por_Latn", "ja=jpn_Jpan", "th=tha_Thai"),
@@ -698,11 +698,11 @@ class Settings(Section):
     embedder: EmbedderSettings = Field(EmbedderSettings(), description="Vectors of texts.")
     negatives: NegativesSettings = Field(NegativesSettings(), description="New negatives.")
     neighbours: NeighbourSettings = Field(NeighbourSettings(), description="The vote of labelled neighbours.")
-    bi_encoder: BiEncoderSettings = Field(BiEncoderSettings(), description="The embedder, trained on labelled pairs.")
     folds: FoldSettings = Field(FoldSettings(), description="Cross-validation.")
     filter: FilterSettings = Field(FilterSettings(), description="Filter of wrong labels.")
     train: TrainSettings = Field(TrainSettings(), description="Training.")
     predict: PredictSettings = Field(PredictSettings(), description="Scoring.")
+    bi_encoder: BiEncoderSettings = Field(BiEncoderSettings(), description="The embedder, trained on labelled pairs.")
     ensemble: EnsembleSettings = Field(EnsembleSettings(), description="One score from the folds'.")
     threshold: ThresholdSettings = Field(ThresholdSettings(), description="From a score to an answer.")
     report: RunOnly[ReportSettings] = Field(ReportSettings(), description="The page of a finished run.")
