@@ -67,6 +67,19 @@ def test_the_order_of_the_voters_and_of_the_rows_changes_nothing():
     np.testing.assert_allclose(neighbour_vote(shuffled, shuffled, LABELS[order], 9, "vote")[0], votes[order], atol=1e-9)
 
 
+def test_a_query_of_many_voters_is_left_out_of_the_search_for_its_neighbours(monkeypatch):
+    groups = np.repeat([0, 1, 2], [4, 50, 6])
+    points = Points(POINTS.vectors, groups)
+    plain = neighbour_vote(points, points, LABELS, 5, "vote")
+    sought = []
+    known = neighbours.Neighbours.of
+    monkeypatch.setattr(neighbours.Neighbours, "of", lambda self, rows, k: sought.append(k) or known(self, rows, k))
+    monkeypatch.setattr(vote, "MANY_VOTERS", 8)
+    np.testing.assert_allclose(neighbour_vote(points, points, LABELS, 5, "vote"), plain, atol=1e-12)
+    # Its own, and the largest of the others.
+    assert sought == [5 + 6, 5]
+
+
 def test_many_pairs_are_searched_by_a_graph_that_finds_nearly_all(monkeypatch):
     queries, targets = unit(800), unit(800)
     points, labels = Points.of(queries, targets, np.arange(800) // 2, SETTINGS), RANDOM.integers(0, 2, 800)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from tiny_models import fill_adapter_at_random
 
+from analyticup.console import exclusive_run
 from analyticup.engine.execution import Done, execute
 from analyticup.engine.graph import UNCUT, Cut, Node, Part, Shard, Stage, inspect
 from analyticup.engine.workers import InProcess
@@ -145,3 +149,11 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch):
     next(runs.artifacts.glob("shards/*/shard2of2/letters")).write_text("xyz")
     failing.clear()
     assert runs.run(2)[:2] == ("not made yet; 1 of 2 shards are made", "abcdefghij")
+
+
+def test_what_a_killed_shard_left_goes_when_the_next_run_begins(tmp_path):
+    runs, said = Letters(tmp_path), io.StringIO()
+    left = runs.artifacts / "shards" / "letters-1" / ".unfinished-shard1of2"
+    left.mkdir(parents=True)
+    with exclusive_run(runs.settings, Console(file=said, width=200)):
+        assert runs.left() == [] and said.getvalue().startswith("removed .unfinished-shard1of2, left half-made")

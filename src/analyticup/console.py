@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.execution import Done, execute
 from analyticup.engine.files import clean_cache, lock, remove_unfinished
-from analyticup.engine.graph import Node, Status, inspect
+from analyticup.engine.graph import SHARDS, Node, Status, inspect
 from analyticup.engine.workers import Runner
 from analyticup.errors import ADVICE, UserError
 from analyticup.settings.paths import PROJECT, resolve
@@ -30,7 +31,7 @@ def exclusive_run(settings: Settings, console: Console) -> Iterator[None]:
     """Holds the artifacts folder and clears what interrupted runs left in it; UserError where another run has it."""
     artifacts = resolve(settings.paths.artifacts)
     with lock(artifacts):
-        left = [*remove_unfinished(artifacts), *clean_cache(resolve(settings.paths.cache))]
+        left = [*_clear(artifacts), *clean_cache(resolve(settings.paths.cache))]
         for name in left:
             console.print(f"removed {name}, left half-made by an interrupted run")
         try:
@@ -38,8 +39,13 @@ def exclusive_run(settings: Settings, console: Console) -> Iterator[None]:
         except BrokenPipeError:
             raise UserError(f"nobody reads this program's output any more, so it ended; {ADVICE}") from None
         finally:
-            # What the stages shared.
-            remove_unfinished(artifacts)
+            # What the stages shared, and what those that were ended left.
+            _clear(artifacts)
+
+
+def _clear(artifacts: Path) -> list[str]:
+    folders = (artifacts, *(artifacts / SHARDS).glob("*"))
+    return [name for folder in folders for name in remove_unfinished(folder)]
 
 
 def run_stages(

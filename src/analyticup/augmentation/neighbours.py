@@ -17,6 +17,8 @@ EXACT_PAIRS = 50_000_000
 # The graph's links per row, and how many candidates are kept while it is built and searched (assumed). What they find
 # is measured in experiments/bench/README.md.
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 80, 64
+# Values of candidates' vectors that are there at once in double precision: 64 MB.
+_SETTLED_VALUES = 8_000_000
 
 
 class Neighbours:
@@ -72,8 +74,10 @@ def _one_thread() -> Iterator[None]:
 def _settled(base: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of the base rows `found` [n, more than k] for each query, scored in double precision: (similarity,
     index), ties by index."""
-    exact = np.einsum("nd,nkd->nk", queries.astype(np.float64), base[found].astype(np.float64))
-    exact = exact.astype(np.float32)
+    exact = np.zeros(found.shape, dtype=np.float32)
+    for rows in batches(np.arange(len(found)), max(_SETTLED_VALUES // (found.shape[1] * base.shape[1]), 1)):
+        candidates = base[found[rows]].astype(np.float64)
+        exact[rows] = np.einsum("nd,nkd->nk", queries[rows].astype(np.float64), candidates)
     order = np.lexsort((found, -exact), axis=1)[:, :k]
     return np.take_along_axis(exact, order, axis=1), np.take_along_axis(found, order, axis=1)
 

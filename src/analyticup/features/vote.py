@@ -6,6 +6,7 @@ Mises-Fisher distribution, stands once for the query and once for the target (as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,6 +22,8 @@ from analyticup.settings.schema import NeighbourSettings
 
 # Rows that are scored together, to bound the memory.
 _BLOCK = 2048
+# A row's own query is left out of what was found; with more voters than this it is left out of the search.
+MANY_VOTERS = 256
 # Up to so many pairs of a row and a voter the nearest are found exactly: some two minutes of one core. The official
 # files have a hundred times as many.
 EXACT_PAIRS = 1_000_000_000
@@ -57,22 +60,32 @@ def neighbour_vote(
     missed for the next one (see augmentation/neighbours.py).
     """
     votes, density = np.full(len(rows.groups), labels.mean() if len(labels) else 0.5), np.zeros(len(rows.groups))
-    # So many of the nearest voters may be of the row's own group.
-    largest_group = int(np.unique(voters.groups, return_counts=True)[1].max(initial=0))
     few = len(votes) * len(voters.groups) <= EXACT_PAIRS
-    among = Neighbours(voters.vectors, exact_pairs=EXACT_PAIRS if few else 0)
     with track(len(votes), description) as progress:
-        for block in batches(np.arange(len(votes)), _BLOCK):
-            exponents, found = among.of(rows.vectors[block], k + largest_group)
-            others = voters.groups[found] != rows.groups[block][:, None]
-            counted = others & (np.cumsum(others, axis=1) <= k)
-            exponents = np.where(counted, exponents.astype(np.float64), -np.inf)
-            some = counted.any(axis=1)
-            total = logsumexp(exponents[some], axis=1)
-            density[block[some]] = total
-            votes[block[some]] = (np.exp(exponents[some] - total[:, None]) * labels[found[some]]).sum(axis=1)
-            progress.advance(len(block))
+        for asking, asked, largest_group in _searches(rows.groups, voters.groups):
+            among = Neighbours(voters.vectors[asked], exact_pairs=EXACT_PAIRS if few else 0)
+            groups, said = voters.groups[asked], labels[asked]
+            for block in batches(asking, _BLOCK):
+                # So many of the nearest voters may be of the row's own group.
+                exponents, found = among.of(rows.vectors[block], k + largest_group)
+                others = groups[found] != rows.groups[block][:, None]
+                counted = others & (np.cumsum(others, axis=1) <= k)
+                exponents = np.where(counted, exponents.astype(np.float64), -np.inf)
+                some = counted.any(axis=1)
+                total = logsumexp(exponents[some], axis=1)
+                density[block[some]] = total
+                votes[block[some]] = (np.exp(exponents[some] - total[:, None]) * said[found[some]]).sum(axis=1)
+                progress.advance(len(block))
     return votes, density
+
+
+def _searches(rows: np.ndarray, voters: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(rows, voters that they look among, the most voters of one row's own group), by place, from the groups of all."""
+    groups, counts = np.unique(voters, return_counts=True)
+    many = counts > MANY_VOTERS
+    yield np.flatnonzero(~np.isin(rows, groups[many])), np.arange(len(voters)), int(counts[~many].max(initial=0))
+    for group in groups[many]:
+        yield np.flatnonzero(rows == group), np.flatnonzero(voters != group), 0
 
 
 @dataclass(frozen=True)
