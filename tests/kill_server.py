@@ -9,6 +9,7 @@ to raise. Answers with the exit status, negative for a signal, one line each.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -38,9 +39,12 @@ def import_everything() -> None:
             "rich.table",
         ),
         "lightning.pytorch.plugins",
-        *(module.name for module in pkgutil.walk_packages(analyticup.__path__, "analyticup.")),
     ):
         importlib.import_module(name)
+    for module in pkgutil.walk_packages(analyticup.__path__, "analyticup."):
+        # Ray need not be there.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(module.name)
 
 
 def torch_out_of_memory() -> Exception:

@@ -491,6 +491,7 @@ def test_turned_labels_are_measured_by_rule_and_rounds_build_on_each_other(tmp_p
     # With two folds each row that is left is trained on once a round.
     trained = [sum(counts[f"filter_model-QC-fold{i}{part}"]["trained on"] for i in (0, 1)) for part in ("", "-round2")]
     assert trained == [first["given"], first["kept"]]
+    assert counts["filter_model-QC-fold0"]["frozen weights"] in ("float32 on cpu", "bfloat16 on cpu")
     scored = [counts[f"filter_model-QC-fold0{part}"]["scored"] for part in ("", "-round2")]
     assert scored[0] == scored[1]
 

@@ -130,7 +130,9 @@ def _trained(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, r
     columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
     save_table(columns, job.out / "held_out.parquet")
     figures = _held_out_figures(held_out, margins) if len(held_out) else {}
-    return {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
+    counts = {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
+    # The same rows give other bytes in another precision.
+    return {**counts, "frozen weights": f"{job.source.dtype} on {job.source.machine.device}"}
 
 
 def _checkpoint(job: Job, rank: Shard) -> StepCheckpoint | None:
