@@ -69,6 +69,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             path, data = urlparse(self.path).path, self.body()
+            if hub.fault:
+                self.refuse()
+                return
             hub.tokens.add(self.headers.get("Authorization"))
             if path == "/api/repos/create":
                 given = json.loads(data)

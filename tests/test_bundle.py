@@ -19,6 +19,7 @@ import torch
 import yaml
 from closeness import assert_same_sums
 from hub_server import COMMIT, Hub, hub_in_use
+from huggingface_hub.utils import _http
 from peft import PeftModel
 from test_neighbour_vote import WordEmbedder
 from test_pipeline import SAMPLE, digests, one, run_main
@@ -32,6 +33,7 @@ from analyticup.checks.machine import MachineFacts
 from analyticup.checks.weights import adapter_findings
 from analyticup.engine.artifacts import sealed
 from analyticup.engine.checksums import SUMS, write_sums
+from analyticup.model import pins
 from analyticup.model.backbone import load_adapter, random_qwen3, random_tokenizer
 from analyticup.pipeline import build
 from analyticup.settings.loading import load_settings
@@ -312,6 +314,26 @@ def test_a_push_lists_then_sends_and_resumes(bundle: Path, hub: Hub, capsys) -> 
     sent = {name: hashlib.sha256(data).hexdigest() for name, data in hub.files.items()}
     assert sent == digests(bundle)
     assert hub.files["README.md"].startswith(b"---\n")
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    {
+        403: "your token may write there",
+        429: "wait some minutes",
+        "cut": "can be reached",
+        "silent": "can be reached",
+    }.items(),
+)
+def test_a_hub_that_takes_nothing_is_one_line(
+    bundle: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys, fault: int | str, advice: str
+) -> None:
+    monkeypatch.setattr(pins, "HUB_SECONDS", 0.05)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    hub.fault = fault
+    assert push(bundle, "--yes") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: push (") and advice in line and "the same command sends the rest" in line
 
 
 def test_rows_and_private_bundles_do_not_become_public(bundle: Path, hub: Hub, monkeypatch, capsys) -> None:

@@ -40,6 +40,8 @@ _NEEDED: Final = [
 _NOT_NEEDED: Final = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 # How long a hub may say nothing before it is asked again.
 HUB_SECONDS: Final = 20.0
+# What it is sent it has to store before it answers (assumed).
+_LONGER_FOR_SENT: Final = 6
 _WAITS: Final = ("connect", "read", "write", "pool")
 # What decides the output of an embedder or translator; the rest of its folder (licence, pictures) may change.
 _DECISIVE: Final = (".safetensors", ".json", ".model", ".spm", ".txt")
@@ -173,9 +175,8 @@ def fetched(model: str, revision: str | None, needed: Sequence[str], not_needed:
     """The folder in the local cache with a repository's files of these patterns, all of them fetched; UserError with
     the hub's reason where they cannot be had."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    _end_a_wait_for_the_hub()
+    limit_waits_for_the_hub()
     try:
         return snapshot_download(
             model, revision=revision, allow_patterns=list(needed), ignore_patterns=list(not_needed)
@@ -184,24 +185,31 @@ def fetched(model: str, revision: str | None, needed: Sequence[str], not_needed:
         # A full disk, or no permission; the hub's library and what it uses have errors of their own.
         if getattr(error, "errno", None):
             raise
-        # Where the local cache is of no help either, the hub's own answer is the cause.
-        reason = (error.__cause__ or error) if isinstance(error, LocalEntryNotFoundError) else error
-        status = getattr(getattr(reason, "response", None), "status_code", 0)
-        told = " ".join(str(reason).split())[:200]
+        told = hub_refusal(error, model, "see that the hub can be reached, and run again: what was fetched is kept")
+    raise UserError(f"{model} at {str(revision)[:12]} cannot be fetched from the hub {told}")
+
+
+def hub_refusal(error: Exception, name: str, otherwise: str) -> str:
+    """The reason for an error of the hub's library, in brackets, and what to do; `otherwise` where that is not clear
+    from the reason. `name` is the repository's."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    # Where the local cache is of no help either, the hub's own answer is the cause.
+    reason = (error.__cause__ or error) if isinstance(error, LocalEntryNotFoundError) else error
+    status = getattr(getattr(reason, "response", None), "status_code", 0)
+    advice = otherwise
     if isinstance(reason, GatedRepoError):
-        advice = f"its owners give access at https://huggingface.co/{model}; then set HF_TOKEN or run `hf auth login`"
+        advice = f"its owners give access at https://huggingface.co/{name}; then set HF_TOKEN or run `hf auth login`"
     elif isinstance(reason, RepositoryNotFoundError) or status == 401:
         advice = "correct the name, or for a private model set HF_TOKEN or run `hf auth login`"
     elif status == 429:
         advice = "too many requests: wait some minutes and run again; with HF_TOKEN set, more are allowed"
-    else:
-        advice = "see that the hub can be reached, and run again: what was fetched is kept"
-    raise UserError(f"{model} at {str(revision)[:12]} cannot be fetched from the hub ({told}); {advice}")
+    return f"({' '.join(str(reason).split())[:200]}); {advice}"
 
 
 @cache
-def _end_a_wait_for_the_hub() -> None:
-    """By default it has no end, where a hub takes the connection and then says nothing."""
+def limit_waits_for_the_hub() -> None:
+    """By default one has no end, where a hub takes the connection and then says nothing."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -215,8 +223,10 @@ def _end_a_wait_for_the_hub() -> None:
 
 def _limit(request: Any) -> None:
     """The library asks for no limit with most of its requests; those with one keep it."""
-    given = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {name: given.get(name) or HUB_SECONDS for name in _WAITS}
+    given, limit = request.extensions.get("timeout", {}), HUB_SECONDS
+    if request.method not in ("GET", "HEAD"):
+        limit *= _LONGER_FOR_SENT
+    request.extensions["timeout"] = {name: given.get(name) or limit for name in _WAITS}
 
 
 def folder_sha256(folder: Path, *, decisive_only: bool) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, get_token
 
 from analyticup.errors import UserError
-from analyticup.model.pins import is_hub_id
+from analyticup.model.pins import hub_refusal, is_hub_id, limit_waits_for_the_hub
 from analyticup.sharing.layout import Bundle
 
 
@@ -31,25 +31,31 @@ def upload(bundle: Bundle, repository: str, public: bool) -> CommitInfo:
     there is none. What an interrupted upload has sent is not sent again.
 
     The token is that of the hub's own login. Raises UserError where there is none, where the repository is public and
-    `public` is not asked for, and where a file did not arrive.
+    `public` is not asked for, where the hub refuses or says nothing, and where a file did not arrive.
     """
     if get_token() is None:
         raise UserError("push: not logged in to the hub; run .venv/bin/hf auth login, then push again")
-    api = HfApi()
+    limit_waits_for_the_hub()
+    try:
+        return _uploaded(HfApi(), bundle, repository, public)
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        told = hub_refusal(cause, repository, "see that the hub can be reached and that your token may write there")
+        raise UserError(f"push {told}; what has arrived is kept, the same command sends the rest") from error
+
+
+def _uploaded(api: HfApi, bundle: Bundle, repository: str, public: bool) -> CommitInfo:
     api.create_repo(repository, private=not public, exist_ok=True)
     if not public and not api.model_info(repository).private:
         raise UserError(f"--repo {repository}: is public already; add --public if the bundle may be, or name another")
-    try:
-        with warnings.catch_warnings():
-            # Score tables, in a repository of models.
-            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
-            return api.upload_folder(
-                repo_id=repository,
-                folder_path=Path(bundle.folder),
-                commit_message=f"Bundle of the run {bundle.manifest.name}",
-                delete_patterns="*",
-            )
-    except RuntimeError as error:
-        raise UserError(
-            f"push: {error} ({error.__cause__}); what has arrived is kept, the same command sends the rest"
-        ) from error
+    with warnings.catch_warnings():
+        # Score tables, in a repository of models.
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
+        return api.upload_folder(
+            repo_id=repository,
+            folder_path=Path(bundle.folder),
+            commit_message=f"Bundle of the run {bundle.manifest.name}",
+            delete_patterns="*",
+        )
