@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -392,6 +393,23 @@ except KeyboardInterrupt:
 """
     run = fresh(code=code)
     assert (run.stdout, run.stderr) == ("heard\n", "")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("at_the_end", ["atexit.register(end)", "weakref.finalize(end, end)"])
+def test_an_interruption_while_the_process_ends_says_nothing(name, at_the_end):
+    code = f"""
+import atexit, os, signal, time, weakref
+from analyticup.__main__ import heed_sigterm
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heed_sigterm()
+def end():
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(5)
+{at_the_end}
+"""
+    run = fresh(code=code)
+    assert (run.returncode, run.stdout, run.stderr) == (128 + signal.Signals[name], "", "")
 
 
 @pytest.mark.parametrize("place", ["commands.run", "__main__._parse"])

@@ -42,7 +42,7 @@ _NOTICED: Final = 20.0
 # What changes how a process works, and is set for this one; other nodes are told.
 _PASSED_ON: Final = (
     *("PYTHONPATH", "PYTHONHASHSEED"),
-    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS"),
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Collection
 from types import FrameType
 from typing import NoReturn
@@ -12,6 +14,9 @@ def end_by(numbers: Collection[int], act: Callable[[int], NoReturn]) -> None:
     """From now on these signals call `act`, which raises. Takes SIGALRM, too."""
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # Of what runs at a process's end an exception would only be printed.
+        if not threading.main_thread().is_alive():
+            os._exit(128 + number)
         while frame is not None:
             if frame.f_code.co_name == "__del__":
                 # An exception that is raised in there is lost: again in a moment.
