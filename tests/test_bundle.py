@@ -177,6 +177,23 @@ def test_predict_and_train_give_the_same_bytes(
         assert json.loads((made / "comparison.json").read_text())["depth"] == depth
 
 
+def test_models_that_ran_in_another_precision_are_named(
+    bundle: Path, tmp_path: Path, replaced: Callable, capsys
+) -> None:
+    replaced(load_embedder, lambda *given: WordEmbedder())
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    now = manifest["stages"]["predict-QC-fold0"]["counts"]["frozen weights"]
+    for entry in manifest["stages"].values():
+        entry["counts"] = {name: "int9 on cpu" if value == now else value for name, value in entry["counts"].items()}
+    (copy / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    write_sums(copy)
+    assert regenerate(copy, tmp_path, "--depth", "predict", "machine.accelerator=cpu", "machine.workers=1") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"note frozen weights: {now} here, int9 on cpu in the run: scores may differ" in told
+
+
 @pytest.mark.parametrize("depth", ["predict", "train"])
 def test_what_blocks_a_regeneration_is_said_before_its_first_stage(
     bundle: Path, tmp_path: Path, monkeypatch, capsys, depth: str

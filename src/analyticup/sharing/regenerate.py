@@ -27,6 +27,7 @@ from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import Settings, decisive
 from analyticup.sharing.compare import compare
 from analyticup.sharing.layout import DATA, DECISIONS, Bundle
+from analyticup.training import PRECISION
 from analyticup.verdict import Item, Verdict
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def regenerate(
         artifacts = run_stages(plan.settings, plan.nodes, describe(PROJECT), runner, console, plan.given)
     made = published_files(artifacts)
     decisions = {task: artifacts[f"threshold-{task}"] for task in settings.tasks}
-    items = [*_inputs(bundle, artifacts), *_code(bundle, depth)]
+    items = [*_inputs(bundle, artifacts), *_code(bundle, depth), *_precision(bundle, artifacts)]
     items += compare(bundle, depth, made, decisions, changed)
     failed = any(item.verdict == Verdict.FAIL for item in items)
     if not failed:
@@ -199,6 +200,16 @@ def _code(bundle: Bundle, depth: str) -> Iterator[Item]:
         item = stages_by_settings(bundle.manifest, bundle.settings())
         # Another version of the code is judged by what it gives.
         yield dataclasses.replace(item, verdict=Verdict.NOTE) if item.verdict == Verdict.FAIL else item
+
+
+def _precision(bundle: Bundle, artifacts: Mapping[str, Artifact]) -> Iterator[Item]:
+    """Where models ran in another precision than the run's: why bytes may differ."""
+    now = {title: artifact.record.counts.get(PRECISION) for title, artifact in artifacts.items()}
+    then = {title: entry.counts.get(PRECISION) for title, entry in bundle.manifest.stages.items()}
+    pairs = {(then[title], now[title]) for title in now.keys() & then.keys() if then[title] and now[title]}
+    if other := sorted(pair for pair in pairs if pair[0] != pair[1]):
+        text = "; ".join(f"{here} here, {there} in the run" for there, here in other)
+        yield Item(Verdict.NOTE, PRECISION, f"{text}: scores may differ in their last digits")
 
 
 def _name(bundle: Bundle) -> dict[str, str]:

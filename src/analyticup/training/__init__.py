@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from analyticup.engine.graph import Cut, Stage
 from analyticup.model.pins import identity
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training.published import adapters_identity
+
+# Among the counts of what ran a backbone: in which dtype and on which device its weights were.
+PRECISION: Final = "frozen weights"
 
 
 def fold_settings(own: Settings) -> dict[str, Any]:

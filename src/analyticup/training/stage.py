@@ -24,6 +24,7 @@ from analyticup.model.backbone import load_adapter, merge_into_copies, save_adap
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.model.ranks import joined
 from analyticup.seeds import derive_seed
+from analyticup.training import PRECISION
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
 from analyticup.training.out_of_fold import in_order
@@ -131,8 +132,12 @@ def _trained(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, r
     save_table(columns, job.out / "held_out.parquet")
     figures = _held_out_figures(held_out, margins) if len(held_out) else {}
     counts = {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
-    # The same rows give other bytes in another precision.
-    return {**counts, "frozen weights": f"{job.source.dtype} on {job.source.machine.device}"}
+    return {**counts, **_precision(job)}
+
+
+def _precision(job: Job) -> Counts:
+    """In another one the same rows give other bytes."""
+    return {PRECISION: f"{job.source.dtype} on {job.source.machine.device}"}
 
 
 def _checkpoint(job: Job, rank: Shard) -> StepCheckpoint | None:
@@ -174,7 +179,7 @@ def predict(job: Job) -> Counts:
         if tracked is not None:
             seconds = time.monotonic() - started + sum(shard.record.seconds for shard in job.shards)
             tracked.summary.update({"predict/rows_per_second": sum(counts.values()) / seconds})
-    return counts
+    return {**counts, **_precision(job)}
 
 
 def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
