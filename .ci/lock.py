@@ -2,11 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["cyclonedx-python-lib[json-validation]==11.12.0", "packaging==26.3", "pydantic==2.14.3", "uv==0.13.9"]
 # ///
-"""Writes the locks and sbom.cdx.json beside this file from requirements.txt and requirements-ray.txt: `uv run
-.ci/lock.py`.
+"""Writes the locks and sbom.cdx.json beside this file from requirements.txt, requirements-ray.txt and
+requirements-gpu.txt: `uv run .ci/lock.py`.
 
 Takes the newest release of whatever these do not pin. Needs a package index. What is locked already stays
-with `UV_CONSTRAINT=".ci/requirements.lock .ci/requirements-cuda.lock" uv run .ci/lock.py`.
+with `UV_CONSTRAINT=".ci/requirements.lock .ci/requirements-cuda.lock" uv run .ci/lock.py`. `--check` writes nothing:
+it only asks whether all locks can be installed together, with CUDA, which is asked at the end in any case.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ sys.path.insert(0, str(ROOT / "src"))
 from analyticup.model.pins import PACKAGED_SHA256  # noqa: E402
 
 PYTHONS = ((3, 11), (3, 12))
-# glibc 2.28 is what torch's wheels ask for.
-GLIBC_MINORS = range(28, 4, -1)
+# glibc 2.28 is what torch's wheels ask for, 2.31 what a parser of vLLM's does.
+GLIBC, GPU_GLIBC = 28, 31
 LEGACY_TAGS = ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
-PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC_MINORS), *LEGACY_TAGS]
 CUDA_PREFIXES = ("cuda-", "nvidia-", "triton")
 # Not on the package index, which has the CUDA build only, but on PyTorch's index of CPU builds.
 CPU_TORCH_SHA256 = {
@@ -51,17 +51,19 @@ MODELS: dict[str, dict[str, str]] = {
     "Qwen/Qwen3-Embedding-8B": {"commit": "1d8ad4ca9b3dd8059ad90a75d4983776a23d44af", "licence": "Apache-2.0"},
     "ByteDance-Seed/Seed-X-PPO-7B": {"licence": "OpenMDW"},
 }
+EXTRAS = ("requirements-ray.txt", "requirements-gpu.txt")
 HEADER = """\
 # Written by `uv run .ci/lock.py` from {source}; do not edit.
 # {purpose}
-# For CPython 3.11 and 3.12 on Linux x86-64 (glibc 2.28 or newer); {how}.
+# For CPython 3.11 and 3.12 on Linux x86-64 (glibc 2.{glibc} or newer); {how}.
 --only-binary :all:
 """
 PURPOSES = {
     "requirements.lock": "Every package but torch, and the sha256 of its wheels.",
     "requirements-cpu.lock": "torch without CUDA, taken wherever pip can see it (PyTorch's index of CPU builds).",
     "requirements-cuda.lock": "torch with CUDA, and what it needs for that, taken otherwise.",
-    "requirements-ray.lock": "Optional: Ray, and what it needs beside the packages of the other locks.",
+    "requirements-ray.lock": "Optional: Ray, and what it needs beside the packages of the first locks.",
+    "requirements-gpu.lock": "Optional, beside torch with CUDA: vLLM, bitsandbytes, and what they need.",
 }
 
 
@@ -87,11 +89,11 @@ def resolve(*files: Path, known: Sequence[Locked] = ()) -> list[dict[str, Any]]:
         return tomllib.loads(output.read_text(encoding="utf-8"))["packages"]
 
 
-def locked(packages: list[dict[str, Any]]) -> Iterator[Locked]:
+def locked(packages: list[dict[str, Any]], glibc: int = GLIBC) -> Iterator[Locked]:
     for package in packages:
         pythons = [python for python in PYTHONS if applies(package.get("marker"), python)]
         if pythons:
-            hashes = list(dict.fromkeys(wheel_sha256(package, python) for python in pythons))
+            hashes = list(dict.fromkeys(wheel_sha256(package, python, glibc) for python in pythons))
             marker = "" if len(pythons) == len(PYTHONS) else f' ; python_version == "{dotted(pythons[0])}"'
             yield Locked(package["name"], package["version"], marker, hashes)
 
@@ -114,25 +116,47 @@ def dotted(python: tuple[int, int]) -> str:
     return f"{python[0]}.{python[1]}"
 
 
-def wheel_sha256(package: dict[str, Any], python: tuple[int, int]) -> str:
-    """sha256 of the wheel that an installer prefers for `python`; exits where the release has none."""
+def wheel_sha256(package: dict[str, Any], python: tuple[int, int], glibc: int) -> str:
+    """sha256 of the wheel that an installer prefers for `python` and glibc 2.`glibc`; exits where there is none."""
     by_tag: dict[Tag, str] = {}
     for wheel in package["wheels"]:
         for tag in parse_wheel_filename(wheel["url"].rpartition("/")[2])[3]:
             by_tag.setdefault(tag, wheel["hashes"]["sha256"])
-    wanted = [*cpython_tags(python, platforms=PLATFORMS), *compatible_tags(python, platforms=PLATFORMS)]
+    platforms = [*(f"manylinux_2_{minor}_x86_64" for minor in range(glibc, 4, -1)), *LEGACY_TAGS]
+    wanted = [*cpython_tags(python, platforms=platforms), *compatible_tags(python, platforms=platforms)]
     for tag in wanted:
         if tag in by_tag:
             return by_tag[tag]
-    raise SystemExit(f"{package['name']} {package['version']} has no wheel for Python {dotted(python)} on Linux x86-64")
+    raise SystemExit(
+        f"{package['name']} {package['version']} has no wheel for Python {dotted(python)} on Linux x86-64 with glibc "
+        f"2.{glibc}"
+    )
+
+
+def check_together() -> None:
+    """A dry run that installs all locks but torch's CPU build, for each Python; exits where that fails."""
+    locks = [FOLDER / name for name in PURPOSES if "cpu" not in name]
+    options = ["--no-config", "--dry-run", "--quiet", "--require-hashes", "--only-binary", ":all:"]
+    options += ["--python-platform", f"x86_64-manylinux_2_{GPU_GLIBC}"]
+    files = [text for lock in locks for text in ("--requirement", str(lock))]
+    for python in PYTHONS:
+        with tempfile.TemporaryDirectory() as empty:
+            place = ["--target", empty, "--python-version", dotted(python)]
+            done = subprocess.run(["uv", "pip", "install", *options, *place, *files])
+        if done.returncode:
+            raise SystemExit(f"the locks do not fit together for Python {dotted(python)}; uv's message stands above")
+        print(f"Python {dotted(python)}: all locks fit together")
+
+
+def glibc_of(lock: str) -> int:
+    return GPU_GLIBC if "gpu" in lock else GLIBC
 
 
 def lock_text(name: str, releases: list[Locked]) -> str:
-    source = "requirements-ray.txt" if "ray" in name else "requirements.txt"
-    how = (
-        "install it with --require-hashes --no-deps" if "ray" in name else "./run.sh installs it with --require-hashes"
-    )
-    lines = [HEADER.format(source=source, purpose=PURPOSES[name], how=how)]
+    extra = name.replace(".lock", ".txt")
+    source = extra if extra in EXTRAS else "requirements.txt"
+    how = f"{'install it' if extra in EXTRAS else './run.sh installs it'} with --require-hashes --no-deps"
+    lines = [HEADER.format(source=source, purpose=PURPOSES[name], glibc=glibc_of(name), how=how)]
     for release in releases:
         pins = [f"{release.name}=={release.version}{release.marker}"]
         lines.append(" \\\n    ".join(pins + [f"--hash=sha256:{digest}" for digest in release.hashes]) + "\n")
@@ -188,13 +212,17 @@ def sha256(digest: str) -> dict[str, str]:
     return {"alg": "SHA-256", "content": digest}
 
 
-def main() -> None:
+def write() -> None:
     wanted = ROOT / "requirements.txt"
-    releases = list(locked(resolve(wanted)))
+    # All together first, so that every lock fits beside the others; then what each needs of that.
+    every = list(locked(resolve(wanted, *(FOLDER / name for name in EXTRAS)), GPU_GLIBC))
+    releases = list(locked(resolve(wanted, known=every)))
     names = {release.name for release in releases}
-    ray = [
-        one for one in locked(resolve(wanted, FOLDER / "requirements-ray.txt", known=releases)) if one.name not in names
-    ]
+    beside = {}
+    for extra in EXTRAS:
+        lock = extra.replace(".txt", ".lock")
+        found = locked(resolve(wanted, FOLDER / extra, known=every), glibc_of(lock))
+        beside[lock] = [one for one in found if one.name not in names]
     cuda = [release for release in releases if release.name == "torch" or release.name.startswith(CUDA_PREFIXES)]
     torch = next(release for release in releases if release.name == "torch")
     cpu_torch = Locked("torch", f"{torch.version}+cpu", "", CPU_TORCH_SHA256[torch.version])
@@ -202,13 +230,16 @@ def main() -> None:
         "requirements.lock": [release for release in releases if release not in cuda],
         "requirements-cpu.lock": [cpu_torch],
         "requirements-cuda.lock": cuda,
-        "requirements-ray.lock": ray,
+        **beside,
     }
     for name, part in parts.items():
         (FOLDER / name).write_text(lock_text(name, part), encoding="utf-8")
         print(f"{name}: {len(part)} packages")
-    (FOLDER / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch, *ray]), encoding="utf-8")
+    added = {one.name: one for part in beside.values() for one in part}
+    (FOLDER / "sbom.cdx.json").write_text(sbom_text([*releases, cpu_torch, *added.values()]), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] != ["--check"]:
+        write()
+    check_together()

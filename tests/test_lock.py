@@ -18,7 +18,7 @@ from analyticup.model.pins import PACKAGED_SHA256
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
     *(".ci/requirements.lock", ".ci/requirements-cpu.lock", ".ci/requirements-cuda.lock"),
-    ".ci/requirements-ray.lock",
+    *(".ci/requirements-ray.lock", ".ci/requirements-gpu.lock"),
 )
 EXTRAS = (".ci/requirements-gpu.txt", ".ci/requirements-ray.txt")
 RELEASE = re.compile(r'([\w.-]+)==([\w.+]+)( ; python_version == "3\.1[12]")?((?: --hash=sha256:[0-9a-f]{64})+)')
@@ -40,15 +40,20 @@ def releases(name: str) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def test_every_line_is_a_pin_with_hashes_and_stands_in_one_lock() -> None:
+def test_every_line_is_a_pin_with_hashes_and_each_extra_adds_to_the_first_locks() -> None:
     locks = [releases(name) for name in NAMES]
     assert [len(lock) for lock in locks] == [len(lines(name)) for name in NAMES]
-    assert len(set().union(*locks)) == sum(map(len, locks))
+    base, ray, gpu = {**locks[0], **locks[1], **locks[2]}, *locks[3:]
+    assert len(base) == sum(map(len, locks[:3]))
+    for extra in (ray, gpu):
+        assert not {name for name, _ in extra} & {name for name, _ in base}
+    # Both can be installed: what they share is one release.
+    assert len({name for name, _ in ray.keys() | gpu.keys()}) == len(ray.keys() | gpu.keys())
 
 
 def test_every_direct_pin_is_locked_in_that_version() -> None:
-    direct = {tuple(line.split("==")) for file in ("requirements.txt", EXTRAS[1]) for line in lines(file)}
-    assert direct <= releases(NAMES[0]).keys() | releases(NAMES[2]).keys() | releases(NAMES[3]).keys()
+    direct = {tuple(line.split("==")) for file in ("requirements.txt", *EXTRAS) for line in lines(file)}
+    assert direct <= set().union(*map(releases, NAMES))
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -75,7 +80,7 @@ def test_every_imported_package_is_named_in_the_requirements() -> None:
 
 
 def test_torch_is_locked_in_one_version_for_both_builds_and_both_pythons() -> None:
-    shared, cpu, cuda, _ = map(releases, NAMES)
+    shared, cpu, cuda, *_ = map(releases, NAMES)
     ((version, hashes),) = [(release[1], found) for release, found in cuda.items() if release[0] == "torch"]
     assert list(cpu) == [("torch", f"{version}+cpu")]
     assert len(hashes) == len(cpu["torch", f"{version}+cpu"]) == 2
