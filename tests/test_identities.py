@@ -115,7 +115,7 @@ def test_what_decides_is_everything_else():
     settings = Settings(QC={"predict.max_batch_tokens": 5, "train.max_batch_tokens": 7, "train.lr": 1.0})
     told = decisive(settings)
     assert told["QC"] == {"train.lr": 1.0} and "machine" not in told and "dir" not in told["data"]
-    assert "batch_size" not in told["translate"]["seedx"] and told["translate"]["seedx"]["beams"] == 4
+    assert "batch_size" not in told["translate"]["seedx"] and told["translate"]["seedx"]["max_new_tokens"] == 96
     assert told["train"].keys() == settings.train.model_dump().keys() - {"max_batch_tokens"}
 
 

@@ -232,6 +232,13 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
         dev_QC__labels__txt=None,
         says="seedx does not know tlh",
     ),
+    "augmentation.translators.seedx:SeedXTranslator._weights_of": given(
+        *("translate.enabled=true", "translate.translator=seedx", "translate.seedx.engine=vllm"),
+        says="translate.seedx.engine = vllm: ",
+    ),
+    "augmentation.translators.vllm_engine:VllmEngine.__init__": late(
+        "only starting it shows what vLLM says", "vllm a_start_that_fails_is_one_line"
+    ),
     "augmentation.translators.seq2seq:Seq2SeqTranslator._weights": given(
         *SEQ2SEQ, says="set translate.seq2seq.model to a local folder"
     ),

@@ -13,6 +13,8 @@ import psutil
 import torch
 from huggingface_hub import constants
 
+from analyticup.augmentation import translates
+from analyticup.augmentation.translators import engine_fault
 from analyticup.augmentation.translators.generation import dtype_on
 from analyticup.checks.finding import Finding, nearest_existing
 from analyticup.checks.models import (
@@ -132,7 +134,9 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
     if machine.device == "cpu" and precision.dtype == "bfloat16" and not cpu_has_bf16():
         text = "bfloat16 on a CPU without bf16 instructions, about 30 times slower than float32; set model.dtype=auto"
         yield Finding(Verdict.NOTE, f"{SLOW} {text}")
-    faults = [compiler_fault(task_settings(settings, task)) for task in settings.tasks]
+    each = [task_settings(settings, task) for task in settings.tasks]
+    faults = [compiler_fault(own) for own in each]
+    faults += [engine_fault(own.translate, machine.device) for own in each if translates(own)]
     yield from (Finding(Verdict.FAIL, fault) for fault in dict.fromkeys(faults) if fault)
 
 

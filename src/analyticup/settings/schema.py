@@ -289,8 +289,13 @@ class SeedXSettings(Section):
 
     model: Text = Field("ByteDance-Seed/Seed-X-PPO-7B", description="A hub id (needs `revision`) or a local folder.")
     revision: Text | None = Field(None, description="Commit of a hub id.")
-    beams: int = Field(4, ge=1, description="Beams of the search.")
-    batch_size: RunOnly[int] = Field(32, ge=1, description="Queries in one batch.")
+    # vLLM takes as many GPUs as machine.devices says.
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What runs the model; vllm needs a GPU and the extras of .ci/requirements-gpu.lock."
+    )
+    memory_share: RunOnly[Number] = Field(0.9, ge=0.1, le=0.98, description="Of each GPU's memory; for vllm only.")
+    beams: int | None = Field(None, ge=1, description="Beams of the search; null = 4, or 1 (greedy) with vllm.")
+    batch_size: RunOnly[int] = Field(32, ge=1, description="Queries in one batch; for transformers only.")
     max_new_tokens: int = Field(96, ge=1, description="A translation is at most this long.")
     source_tag: bool = Field(False, description="Tell the model the source language.")
 

@@ -30,10 +30,12 @@ from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
 
 @dataclass(frozen=True)
 class Machine:
-    """What the models run on. `threads` None leaves it to torch; `tenants` are asked to go when a large model comes."""
+    """What the models run on. `threads` None leaves it to torch; `devices` is the number of GPUs that one model may
+    take; `tenants` are asked to go when a large model comes."""
 
     accelerator: str
     threads: int | None
+    devices: int = 1
     tenants: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
 
     @cached_property
@@ -149,6 +151,6 @@ class ModelSource:
 
 def model_source(settings: Settings) -> ModelSource:
     """The models of these settings, loaded when they are needed."""
-    machine = Machine(settings.machine.accelerator, settings.machine.threads)
+    machine = Machine(settings.machine.accelerator, settings.machine.threads, settings.machine.devices)
     scratch = scratch_path(resolve(settings.paths.artifacts) / "states")
     return ModelSource(settings, resolve(settings.paths.cache), machine, scratch)

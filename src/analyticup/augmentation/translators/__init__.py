@@ -12,6 +12,7 @@ from analyticup.augmentation.translators.lexicon import LexiconTranslator
 from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.augmentation.translators.seedx import SeedXTranslator
 from analyticup.augmentation.translators.seq2seq import Seq2SeqTranslator
+from analyticup.augmentation.translators.vllm_engine import vllm_fault
 from analyticup.corpus.languages import LANGUAGES
 from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
@@ -20,6 +21,7 @@ __all__ = [
     "Tools",
     "Translator",
     "build_translator",
+    "engine_fault",
     "translation_models",
     "translator_identity",
     "translator_of",
@@ -61,6 +63,13 @@ def translation_models(settings: TranslateSettings) -> list[tuple[str, str, str 
     translator, section = translator_of(settings)
     key = f"translate.{TRANSLATORS[settings.translator][1]}"
     return [(key, name, section.revision) for name in translator.models(section)]
+
+
+def engine_fault(settings: TranslateSettings, device: str) -> str:
+    """Why the translator's engine cannot be used on cpu, cuda or mps, as a text; "" where it may be."""
+    if settings.translator == "seedx" and settings.seedx.engine == "vllm":
+        return vllm_fault("translate.seedx.engine", device)
+    return ""
 
 
 def unknown_languages(settings: TranslateSettings, languages: Iterable[str]) -> str:

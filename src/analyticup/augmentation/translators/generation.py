@@ -23,7 +23,7 @@ class GenerationSettings(Protocol):
 
     model: Any  # str, or None where it must be set
     revision: str | None
-    beams: int
+    beams: Any  # int, or None where the translator decides
     batch_size: int
     max_new_tokens: int
 
@@ -56,7 +56,8 @@ class GeneratingTranslator(Generic[S]):
 
     @classmethod
     def build(cls, settings: S, tools: Tools) -> CachedTranslator:
-        return CachedTranslator(cls(settings, tools.machine), tools.cache_dir, settings.batch_size)
+        made = cls(settings, tools.machine)
+        return CachedTranslator(made, tools.cache_dir, made._batch_size)
 
     @classmethod
     def decides(cls, settings: S, embedder: EmbedderSettings) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class GeneratingTranslator(Generic[S]):
     @classmethod
     def identity_of(cls, settings: S) -> str:
         """Weights, settings and output rules; `batch_size` and device are left out."""
-        how = f"beams={settings.beams},max={settings.max_new_tokens},{cls._how(settings)},rules={RULES}"
+        how = f"beams={cls._beams(settings)},max={settings.max_new_tokens},{cls._how(settings)},rules={RULES}"
         return f"{cls.name}:{cls._weights(settings)}:{how}"
 
     @classmethod
@@ -82,6 +83,10 @@ class GeneratingTranslator(Generic[S]):
     def _how(cls, settings: S) -> str:
         """What else of its settings changes a translation, as `name=value`."""
         raise NotImplementedError
+
+    @classmethod
+    def _beams(cls, settings: S) -> int:
+        return settings.beams
 
     def _answers(self, asked: Sequence[str], complete: Callable[[list[str]], list[str]]) -> list[str]:
         """What `complete` makes of each, in order; it is given batches of at most `batch_size`, and of fewer where
@@ -113,35 +118,40 @@ class GeneratingTranslator(Generic[S]):
                 **inputs.to(self._model.device),
                 **options,
                 do_sample=False,
-                num_beams=self._settings.beams,
+                num_beams=self._beams(self._settings),
                 max_new_tokens=self._settings.max_new_tokens,
             )
 
-    def _decode(self, tokens: torch.Tensor) -> list[str]:
+    def _decode(self, tokens: torch.Tensor | Sequence[list[int]]) -> list[str]:
         return self._tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _load(self, model: str) -> None:
         """Makes `model` (folder or hub id) the loaded one; raises UserError where the machine lacks the wanted GPU."""
         if self._loaded == model:
             return
-        import torch
         import transformers
 
-        from analyticup.model.weights import check_vocabulary, load_whole
-
-        device = self._machine.device
         # The old model goes before the new one comes, so that never two need memory.
         self._loaded = self._model = self._tokenizer = None
         self._machine.make_room()
         place = loadable(model, self._settings.revision)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         self._prepare(tokenizer)
-        auto_class, what = getattr(transformers, self.auto_class), f"{self.key}.model = {model}"
-        how = {"dtype": getattr(torch, dtype_on(device)), "use_safetensors": True}
-        loaded = load_whole(auto_class, place, what, **how)
-        check_vocabulary(loaded, tokenizer, what)
-        self._model, self._tokenizer = loaded.to(device), tokenizer
+        self._model, self._tokenizer = self._weights_of(place, tokenizer, f"{self.key}.model = {model}"), tokenizer
         self._loaded = model
+
+    def _weights_of(self, place: str, tokenizer: Any, what: str) -> Any:
+        """The model of a folder, on the device; `what` names it in errors."""
+        import torch
+        import transformers
+
+        from analyticup.model.weights import check_vocabulary, load_whole
+
+        device = self._machine.device
+        how = {"dtype": getattr(torch, dtype_on(device)), "use_safetensors": True}
+        loaded = load_whole(getattr(transformers, self.auto_class), place, what, **how)
+        check_vocabulary(loaded, tokenizer, what)
+        return loaded.to(device)
 
     def _prepare(self, tokenizer: Any) -> None:
         """Changes a tokenizer that was just loaded, where need be."""

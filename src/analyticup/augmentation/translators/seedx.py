@@ -1,13 +1,14 @@
-"""Seed-X-PPO-7B (or another Seed-X model) through Transformers: raw completion, one line out."""
+"""Seed-X-PPO-7B (or another Seed-X model) through Transformers or vLLM: raw completion, one line out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from analyticup.augmentation.translators.base import Translation
-from analyticup.augmentation.translators.generation import GeneratingTranslator
+from analyticup.augmentation.translators.generation import GeneratingTranslator, dtype_on
 from analyticup.augmentation.translators.outputs import first_line, judged
+from analyticup.augmentation.translators.vllm_engine import VllmEngine, vllm_fault
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
 from analyticup.model.pins import check_pinned, model_identity
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Assumed to part a translation from an explanation that was not asked for.
 _REASONING = "[COT]"
+# vLLM makes its own batches; after so many texts what was found is kept.
+_VLLM_TEXTS: Final = 2048
 
 
 class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
@@ -34,6 +37,8 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
         # Here and not in the identity, so that configs/paper.yaml, which leaves the commit open, can be planned.
         check_pinned(settings.model, settings.revision, key=self.key)
         self.uses_source = settings.source_tag
+        if settings.engine == "vllm":
+            self._batch_size = _VLLM_TEXTS
 
     @classmethod
     def _weights(cls, settings: SeedXSettings) -> str:
@@ -41,7 +46,13 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
 
     @classmethod
     def _how(cls, settings: SeedXSettings) -> str:
-        return f"source={settings.source_tag}"
+        # Another engine rounds in another way, which may turn a word.
+        engine = ",engine=vllm" if settings.engine == "vllm" else ""
+        return f"source={settings.source_tag}{engine}"
+
+    @classmethod
+    def _beams(cls, settings: SeedXSettings) -> int:
+        return settings.beams or (1 if settings.engine == "vllm" else 4)
 
     def translate(
         self, texts: list[str], target_language: str, sources: Sequence[str] | None = None
@@ -59,9 +70,21 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
 
     def _complete(self, prompts: list[str]) -> list[str]:
         self._load(self._settings.model)
+        if isinstance(self._model, VllmEngine):
+            ids = self._tokenizer(prompts, return_token_type_ids=False)["input_ids"]
+            return self._decode(self._model.complete(ids, self._settings.max_new_tokens))
         inputs = self._tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
         ends = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
         return self._decode(self._generate(inputs, **ends)[:, inputs["input_ids"].shape[1] :])
+
+    def _weights_of(self, place: str, tokenizer: Any, what: str) -> Any:
+        if self._settings.engine != "vllm":
+            return super()._weights_of(place, tokenizer, what)
+        device = self._machine.device
+        if fault := vllm_fault(f"{self.key}.engine", device):
+            raise UserError(fault)
+        on = {"dtype": dtype_on(device), "gpus": self._machine.devices, "memory": self._settings.memory_share}
+        return VllmEngine(self.key, place, self._beams(self._settings), **on)
 
     def _prepare(self, tokenizer: Any) -> None:
         # Left padding: what the model continues must stand at the end of every row.
