@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class SamplingParams:
-    def __init__(self, *, temperature=1.0, max_tokens=16, detokenize=True):
+    def __init__(self, *, temperature=1.0, max_tokens=16, detokenize=True, logprob_token_ids=None):
         assert temperature == 0.0, "only greedy answers are repeatable"
-        self.max_tokens = max_tokens
+        self.max_tokens, self.scored = max_tokens, logprob_token_ids or []
 
 
 class BeamSearchParams:
@@ -39,6 +39,8 @@ class LLM:
         load_format="auto",
         generation_config="auto",
         max_logprobs=20,
+        max_model_len=None,
+        seed=0,
     ):
         self.told = {name: value for name, value in locals().items() if name != "self"}
         self.down = []
@@ -50,17 +52,22 @@ class LLM:
 
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True):
         self.asked.append(len(prompts))
-        return [self._greedy(one["prompt_token_ids"], sampling_params.max_tokens) for one in prompts]
+        return [self._greedy(one["prompt_token_ids"], sampling_params) for one in prompts]
 
     def beam_search(self, prompts, params):
         return [self._beams(one["prompt_token_ids"], params) for one in prompts]
 
-    def _greedy(self, prompt, most):
-        ids = list(prompt)
+    def _greedy(self, prompt, params):
+        ids, logprobs = list(prompt), []
         with torch.inference_mode():
-            while len(ids) < len(prompt) + most and ids[len(prompt) :][-1:] != [self.end]:
-                ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(ids[len(prompt) :]))])
+            while len(ids) < len(prompt) + params.max_tokens and ids[len(prompt) :][-1:] != [self.end]:
+                scores = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+                ids.append(int(scores.argmax()))
+                # The word that was taken is always among them.
+                wanted = [ids[-1], *params.scored]
+                logprobs.append({word: SimpleNamespace(logprob=float(scores[word])) for word in wanted})
+        made = SimpleNamespace(token_ids=tuple(ids[len(prompt) :]), logprobs=logprobs if params.scored else None)
+        return SimpleNamespace(outputs=[made])
 
     def _beams(self, prompt, params):
         options = {"num_beams": params.beam_width, "max_new_tokens": params.max_tokens, "do_sample": False}

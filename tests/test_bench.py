@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import stand_in_vllm
 import torch
 from closeness import assert_same_sums
 from worker_calls import Writes
@@ -51,6 +52,7 @@ from analyticup.experiments.bench.pipeline import growth, pipeline_settings
 from analyticup.experiments.bench.run import THREEFOLD, UNFINISHED, Plan, _entries, _threefold, run_bench
 from analyticup.experiments.bench.table import COLUMNS, MATMUL, cells, to_markdown, to_record, with_limit
 from analyticup.experiments.bench.work import Work
+from analyticup.model.backbone import load_backbone, load_tokenizer
 from analyticup.model.frozen import _key
 from analyticup.settings.loading import load_settings, task_settings
 from analyticup.settings.schema import LoraSettings
@@ -183,6 +185,20 @@ def test_vllm_is_named_as_absent(work, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(Unavailable, match="vLLM cannot be imported"):
         peers.VllmScoring(work).warm_up()
+
+
+def test_vllm_gives_the_scores_of_generate(work, tmp_path, monkeypatch):
+    """A stand-in of vLLM's API computes them, in float32, with the backbone of a folder and no adapter."""
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    stand_in_vllm.install(monkeypatch)
+    folder = tmp_path / "model"
+    load_backbone(work.settings.model, tmp_path, torch.float32).save_pretrained(folder)
+    load_tokenizer(work.settings.model, tmp_path).save_pretrained(folder)
+    saved = replace(work, settings=work.settings.replace(**{"model.backbone": str(folder)}))
+    ours, theirs = peers.GenerateScoring(saved), peers.VllmScoring(saved)
+    assert done_by(ours).tokens == done_by(theirs).tokens
+    np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
+    assert np.ptp(ours.scores) > 0.01
 
 
 def test_flops_against_a_count_by_hand():

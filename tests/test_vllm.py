@@ -64,6 +64,8 @@ def test_what_vllm_is_told(random_model, monkeypatch):  # noqa: F811
         "load_format": "safetensors",
         "generation_config": "vllm",
         "max_logprobs": 20,
+        "max_model_len": None,
+        "seed": 0,
     }
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1" and os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
     # Greedy where no number of beams is given.

@@ -6,6 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -33,6 +34,13 @@ def vllm_fault(key: str, device: str) -> str:
     return ""
 
 
+def import_vllm() -> Any:
+    """The module vllm, with what it must be told before it is imported; raises ImportError where there is none."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return import_module("vllm")
+
+
 class VllmEngine:
     """Holds the model of a folder in processes of vLLM's, until it is let go. It answers greedily where `beams` is 1.
 
@@ -42,12 +50,8 @@ class VllmEngine:
 
     def __init__(self, key: str, folder: str, beams: int, *, dtype: str, gpus: int, memory: float) -> None:
         self._beams = beams
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         try:
-            from vllm import LLM
-
-            self._llm: Any = LLM(
+            self._llm: Any = import_vllm().LLM(
                 model=folder,
                 dtype=dtype,
                 tensor_parallel_size=gpus,

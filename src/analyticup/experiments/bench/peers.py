@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from analyticup.augmentation.translators.vllm_engine import import_vllm
 from analyticup.experiments.bench.flops import Shape, backward_flops, forward_flops, head_flops, prompts_load, shape_of
 from analyticup.experiments.bench.harness import Done, Unavailable
 from analyticup.experiments.bench.work import Work
@@ -302,14 +303,14 @@ class PipelineScoring(Generation):
 
 @dataclass
 class VllmScoring:
-    """vLLM: one token, restricted to the two label words, with their log probabilities. Only the backbone is loaded,
-    which is as fast as a merged adapter."""
+    """vLLM: one token, with the log probabilities of the two label words. Only the backbone is loaded, which is as fast
+    as a merged adapter."""
 
     work: Work
 
     def warm_up(self) -> None:
         try:
-            from vllm import LLM
+            vllm = import_vllm()
         except ImportError as error:
             raise Unavailable(f"vLLM cannot be imported ({str(error).splitlines()[0]})") from None
         settings = self.work.settings.model
@@ -317,9 +318,11 @@ class VllmScoring:
             raise Unavailable("vLLM needs weights on disk; random:qwen3 has none")
         lengths = self.work.encode(self.work.rows).lengths()
         self.done = Done(len(lengths), int(lengths.sum()))
-        self.model = LLM(
+        words = self.work.source.encoder(self.work.settings).label_words()
+        self.words = [words.negative, words.positive]
+        self.one_word = vllm.SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=self.words)
+        self.model = vllm.LLM(
             model=local_folder(settings, self.work.cache),
-            revision=settings.revision,
             dtype=self.work.dtype,
             max_model_len=int(lengths.max()) + 1,
             seed=self.work.settings.seed,
@@ -335,13 +338,7 @@ class VllmScoring:
         return self.done
 
     def _score(self, rows: DataFrame) -> list[float]:
-        from vllm import SamplingParams
-
-        words = self.work.source.encoder(self.work.settings).label_words()
-        one_word = SamplingParams(
-            temperature=0, max_tokens=1, logprobs=2, allowed_token_ids=[words.negative, words.positive]
-        )
         prompts = [{"prompt_token_ids": list(ids)} for ids in self.work.encode(rows).tokens]
-        made = self.model.generate(prompts, one_word, use_tqdm=False)
-        found = [one.outputs[0].logprobs[0] for one in made]
-        return [options[words.positive].logprob - options[words.negative].logprob for options in found]
+        made = self.model.generate(prompts, self.one_word, use_tqdm=False)
+        found = [[one.outputs[0].logprobs[0][word].logprob for word in self.words] for one in made]
+        return [yes - no for no, yes in found]
