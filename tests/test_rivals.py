@@ -32,7 +32,7 @@ TINY = [
         "translate.translator=lexicon",
         "translate.rows_per_language=4",
     ),
-    *("folds.n=2", "train.epochs=1", "train.batch_rows=32", "QC.folds.group_by=query"),
+    *("folds.n=2", "train.epochs=1", "train.batch_rows=32", "prompt.reasoning.max_tokens=4", "QC.folds.group_by=query"),
     *("data.sample.train_queries=26", "data.sample.dev_queries=13", "data.sample.test_queries=13"),
     *("machine.accelerator=cpu", "machine.workers=1", "tracking.mode=disabled"),
 ]
@@ -82,7 +82,15 @@ def test_all_rivals_run_on_the_sample_and_come_into_one_table(tmp_path: Path, re
     assert len(records) == len(rows) * 3 * 3
     # What they have in common is made once: corpus, rows, folds, and pivots of one form.
     stages = [path.name for path in (tmp_path / "artifacts").iterdir()]
-    counts = {"sample-all": 1, "ingest-QC": 1, "folds-QI": 1, "pivot-QI": 1, "pivot-QC": 2, "train-QC-fold0": 4}
+    counts = {
+        "sample-all": 1,
+        "ingest-QC": 1,
+        "folds-QI": 1,
+        "pivot-QI": 1,
+        "pivot-QC": 2,
+        "reason-QI": 1,
+        "train-QC-fold0": 4,
+    }
     counts |= {"pretrain-QI-fold0": 1, "pretrain-QC-fold1": 1, "teach-QC-fold0": 1, "translate-QC": 1}
     found = {start: sum(name.startswith(start) for name in stages) for start in counts}
     assert found == counts

@@ -297,11 +297,11 @@ def test_a_translator_that_runs_out_of_memory_goes_on_with_smaller_batches(capsy
         return [prompt.upper() for prompt in prompts]
 
     asked = [f"{'x' * (number % 4)}{number}" for number in range(9)]
-    assert translator._answers(asked, complete) == [text.upper() for text in asked]
+    assert translator._batches.answers(asked, complete) == [text.upper() for text in asked]
     # Also for the next language.
-    assert translator._answers(asked, complete) == [text.upper() for text in asked]
+    assert translator._batches.answers(asked, complete) == [text.upper() for text in asked]
     assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2 and told[0].startswith("translator seedx: out of memory with 8 texts at once; goes on with 4")
     with pytest.raises(MemoryError):
-        translator._answers(["one"], lambda prompts: (_ for _ in ()).throw(MemoryError()))
+        translator._batches.answers(["one"], lambda prompts: (_ for _ in ()).throw(MemoryError()))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-from analyticup.augmentation import NEGATIVES, PIVOT, TRANSLATE
+from analyticup.augmentation import NEGATIVES, PIVOT, REASON, TRANSLATE
 from analyticup.corpus import INGEST, SAMPLE
 from analyticup.corpus.official import hash_files, label_names, row_names
 from analyticup.engine.files import file_sha256
@@ -121,13 +121,29 @@ class TaskStages:
             return {}
         return {"pivot": self.add(PIVOT, {"rows": self.translated, "ingest": self.ingest})}
 
+    @cached_property
+    def augmented(self) -> Node:
+        """All rows that a training may see."""
+        rows = self.translated
+        if not self.own.negatives.enabled or self.own.model.adapters is not None:
+            return rows
+        return self.add(NEGATIVES, {"rows": rows, **self.guard(rows)})
+
+    @cached_property
+    def read(self) -> dict[str, Node]:
+        """What decides how the models read a row, besides its texts."""
+        if self.own.prompt.reasoning.template is None:
+            return self.pivot
+        rows = {"rows": self.augmented} if self.own.model.adapters is None else {}
+        return {**self.pivot, "reasoning": self.add(REASON, {**rows, "ingest": self.ingest, **self.pivot})}
+
     def all(self) -> dict[str, Node]:
         ingest = self.ingest
         used = {"ingest": ingest}
         trained = self.trained(used)
         scored = {
             f"predict-fold{n}": self.add(
-                PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"], **self.pivot}, Part(n)
+                PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"], **self.read}, Part(n)
             )
             for n in self.folds
         }
@@ -165,9 +181,10 @@ class TaskStages:
             used["translate"] = rows
         used |= self.pivot
         if own.negatives.enabled:
-            rows = used["negatives"] = self.add(NEGATIVES, {"rows": rows, **self.guard(rows)})
+            rows = used["negatives"] = self.augmented
+        used |= self.read
         folds = used["folds"] = self.add(FOLDS, {"rows": rows})
-        training = {"rows": rows, "folds": folds, **self.pivot}
+        training = {"rows": rows, "folds": folds, **self.read}
         if own.filter.enabled or decisions_name(self.task) in self.graph.hashes:
             training["filter"] = used["filter"] = self.filtered(training)
         given = {n: {**training, **self.start(n, rows, folds)} for n in self.folds}
@@ -180,7 +197,7 @@ class TaskStages:
         if self.own.train.start_from == "base":
             return {}
         (other,) = (stages for task, stages in self.tasks.items() if task != self.task)
-        inputs = {"rows": other.ingest, "other_rows": rows, "folds": folds, **other.pivot}
+        inputs = {"rows": other.ingest, "other_rows": rows, "folds": folds, **other.read}
         return {"start": other.add(PRETRAIN, inputs, Part(fold, f"before-{self.task}"))}
 
     def guard(self, rows: Node) -> dict[str, Node]:
@@ -209,7 +226,7 @@ class TaskStages:
         if not self.own.filter.enabled:
             return {}
         if scores == "neighbours":
-            voters = {name: node for name, node in given.items() if name not in ("folds", "pivot")}
+            voters = {name: node for name, node in given.items() if name not in ("folds", *self.read)}
             return {"neighbours": self.add(NEIGHBOURS, voters, Part(purpose="filter", round=turn))}
         by_fold = {f"fold{n}": Part(n, round=turn) for n in self.folds}
         parts = {"all": Part(purpose="all", round=turn)} if scores == "in-sample" else by_fold

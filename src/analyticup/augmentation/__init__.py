@@ -7,6 +7,7 @@ from typing import Any
 from analyticup.augmentation.embedder_pin import embedder_identity
 from analyticup.augmentation.translators import translation_models, translator_identity, translator_of
 from analyticup.engine.graph import UNCUT, Cut, Stage
+from analyticup.model.pins import identity
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training import scoring_settings
 
@@ -42,6 +43,18 @@ def pivot_settings(own: Settings) -> dict[str, Any]:
     return {"pivot": own.prompt.pivot, "translator": own.translate.translator, **translator}
 
 
+def reasoning_settings(own: Settings) -> dict[str, Any]:
+    """The model as it is before training, and what it goes on from."""
+    prompt = decisive(own.prompt)
+    read = {name: prompt[name] for name in ("reasoning", "max_query_tokens", "max_target_tokens", "level_marker")}
+    how = {"dtype": own.model.dtype, "quantisation": own.model.quantisation}
+    return {"weights": identity(own.model), **how, **read}
+
+
+def reasoning_cut(own: Settings) -> Cut:
+    return Cut(own.prompt.reasoning.shards, {"batch_size": own.prompt.reasoning.batch_size})
+
+
 def translates(own: Settings) -> bool:
     """Whether a task asks its translator for anything."""
     return own.translate.enabled or own.prompt.pivot != "none"
@@ -58,4 +71,5 @@ def negatives_settings(own: Settings) -> dict[str, Any]:
 
 TRANSLATE = Stage("translate", 2, "analyticup.augmentation.stage:translate", translate_settings, translate_cut)
 PIVOT = Stage("pivot", version=1, run="analyticup.augmentation.stage:pivot", settings=pivot_settings)
+REASON = Stage("reason", 1, "analyticup.augmentation.stage:reason", reasoning_settings, reasoning_cut)
 NEGATIVES = Stage("negatives", version=2, run="analyticup.augmentation.stage:negatives", settings=negatives_settings)

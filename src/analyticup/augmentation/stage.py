@@ -13,6 +13,7 @@ from pandas import DataFrame
 from analyticup.augmentation.embedders import load_embedder
 from analyticup.augmentation.negative_rules import PATH_TASK, relation_counts
 from analyticup.augmentation.negatives import REMOVED, sample_negatives
+from analyticup.augmentation.reasoning import reason_about
 from analyticup.augmentation.translate import ask, missing_languages, translate_rows
 from analyticup.augmentation.translation_report import write_report
 from analyticup.augmentation.translators import build_translator
@@ -21,6 +22,7 @@ from analyticup.corpus.rows import load_rows
 from analyticup.corpus.tables import (
     FOLDS,
     PIVOT_TABLE,
+    REASONING_TABLE,
     as_read,
     load_table,
     save_table,
@@ -103,6 +105,23 @@ def pivot(job: Job) -> Counts:
     save_table({**columns, "read": list(found.values())}, job.out / PIVOT_TABLE)
     refused = Counter(answer.refused or "empty" for answer in answers.values() if answer.text is None)
     return {"asked": len(answers), "found": len(found), "refused": dict(sorted(refused.items()))}
+
+
+def reason(job: Job) -> Counts:
+    """Writes what the backbone says about each query and target of training, dev and test, as the model reads them. A
+    shard says it of its part, and leaves it in the cache, where the stage itself finds it."""
+    tables = [as_read(rows, job.inputs) for rows in scored_splits(job.inputs["ingest"]).values()]
+    if "rows" in job.inputs:
+        tables.append(as_read(training_rows(job.inputs["rows"]), job.inputs))
+    asked = {pair for rows in tables for pair in zip(rows["query"], rows["target"], strict=True)}
+    shard = job.part.shard
+    found = reason_about(asked, job.settings, job.source, job.cache, f"reason {job.title}", shard)
+    if shard == WHOLE:
+        columns = {"query": [query for query, _ in found], "target": [target for _, target in found]}
+        save_table({**columns, "reasoning": [one.text for one in found.values()]}, job.out / REASONING_TABLE)
+    most = job.settings.prompt.reasoning.max_tokens
+    written = [one.tokens for one in found.values()]
+    return {"asked": len(found), "tokens": sum(written), "cut off": sum(tokens == most for tokens in written)}
 
 
 def negatives(job: Job) -> Counts:

@@ -250,7 +250,7 @@ def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: b
     needs = []
     for task in settings.tasks:
         own = task_settings(settings, task)
-        longest = own.prompt.max_query_tokens + own.prompt.max_target_tokens
+        longest = own.prompt.longest
         # But for the prompt's fixed words.
         tokens = longest if least else min(own.train.max_batch_tokens, own.train.batch_rows * longest)
         each = kept_bytes(shape, value_bytes, lora.r, bool(lora.dropout), longest, on_gpu)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from analyticup.augmentation import PIVOT, TRANSLATE
-from analyticup.checks.timing import Rates, TaskRows, measured_rates, task_rows
+from analyticup.augmentation import PIVOT, REASON, TRANSLATE
+from analyticup.checks.timing import Rates, TaskRows, measured_rates, task_rows, written_tokens
 from analyticup.engine.graph import UNCUT, Node, Status
 from analyticup.engine.schedule import Slots, longest_chain, replay, urgent_first
 from analyticup.filtering import JUDGE
@@ -22,6 +22,8 @@ from analyticup.training import PREDICT, PRETRAIN, TEACH, TRAIN
 ASSUMED: Final = Rates("rates that are assumed for an H100", training=180.0, scoring=450.0)
 # Queries that a translator of 7 billion parameters makes on one GPU (assumed).
 _TRANSLATED_A_SECOND: Final = 25.0
+# Tokens that a model of 14 billion parameters writes on one GPU, in batches of 32 (assumed).
+_WRITTEN_A_SECOND: Final = 1000.0
 # Of each stage, besides what its model does: files, figures, loading (assumed).
 _OTHER_SECONDS: Final = 60.0
 # They use all the GPUs of a worker (`machine.devices`).
@@ -102,6 +104,8 @@ def _model_seconds(own: Settings, rows: TaskRows, node: Node, rates: Rates) -> f
         return (rows.translated - rows.given) / _TRANSLATED_A_SECOND
     if name == PIVOT.name:
         return (rows.translated + rows.asked) / _TRANSLATED_A_SECOND
+    if name == REASON.name:
+        return written_tokens(own, rows) / _WRITTEN_A_SECOND
     if name == PREDICT.name:
         return rows.asked / rates.scoring
     if name == JUDGE.name and node.part.fold is None:

@@ -58,9 +58,11 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
         told = "not known; `./run.sh bench --only gpu` measures this machine's rates in eight minutes"
         yield Finding(Verdict.NOTE, f"time: {told}")
         return
-    slower, parts, total = parameters / _MEASURED_PARAMETERS, [], 0.0
+    slower, parts, total, written = parameters / _MEASURED_PARAMETERS, [], 0.0, 0.0
     for task in settings.tasks:
-        trained, scored = model_rows(task_settings(settings, task), task)
+        own = task_settings(settings, task)
+        written += written_tokens(own, task_rows(own, task))
+        trained, scored = model_rows(own, task)
         training, scoring = (
             rows * slower / rate / 3600
             for rows, rate in zip((trained, scored), (rates.training, rates.scoring), strict=True)
@@ -71,7 +73,8 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
         )
     workers = f" with one worker; {settings.machine.workers} share it" * (settings.machine.workers > 1)
     told = f"about {total:.1f} h{workers} ({'; '.join(parts)}), by the rates of {RATES} on {rates.gpu}"
-    yield Finding(Verdict.OK, f"time: {told}; translation and embedding are left out (estimate)")
+    others = f"the {written:,.0f} tokens of reasoning at most, translation" if written else "translation"
+    yield Finding(Verdict.OK, f"time: {told}; {others} and embedding are left out (estimate)")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ def task_rows(own: Settings, task: str) -> TaskRows:
         translated += sum(volumes.get(language, own.translate.rows_per_language) for language in asked)
     negatives = own.negatives.share * _POSITIVE_SHARE * translated if own.negatives.enabled else 0.0
     return TaskRows(given, translated, translated + negatives, sum(count for count, _ in others))
+
+
+def written_tokens(own: Settings, rows: TaskRows) -> float:
+    """The most tokens of reasoning that the backbone writes for a task."""
+    return (rows.whole + rows.asked) * own.prompt.reasoning.max_tokens if own.prompt.reasoning.template else 0.0
 
 
 def model_rows(own: Settings, task: str) -> tuple[float, float]:

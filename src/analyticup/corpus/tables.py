@@ -14,11 +14,14 @@ from pandas import DataFrame
 from analyticup.corpus.official import SCORED_SPLITS
 from analyticup.corpus.rows import load_rows, save_rows
 from analyticup.engine.artifacts import Artifact
+from analyticup.errors import CheckFailed
 
 ROWS = "rows.parquet"
 FOLDS = "folds.parquet"
 # What the model reads in the place of a query, by language and query.
 PIVOT_TABLE = "pivot.parquet"
+# What the model has written about a row, by the query as it is read and the target.
+REASONING_TABLE = "reasoning.parquet"
 
 
 def scored_splits(ingested: Artifact) -> dict[str, DataFrame]:
@@ -39,13 +42,21 @@ def training_rows(artifact: Artifact) -> DataFrame:
 
 
 def as_read(rows: DataFrame, inputs: Mapping[str, Artifact]) -> DataFrame:
-    """The rows with the queries that the model reads: those of the pivot artifact, where one is among the inputs."""
-    if "pivot" not in inputs:
-        return rows
-    table = load_table(inputs["pivot"].file(PIVOT_TABLE))
-    read = dict(zip(zip(table["language"], table["query"], strict=True), table["read"], strict=True))
-    pairs = zip(rows["language"], rows["query"], strict=True)
-    return rows.assign(query=[read.get(pair, pair[1]) for pair in pairs])
+    """The rows as the model reads them, by those artifacts that are among the inputs: `pivot` has other queries,
+    `reasoning` a column `reasoning`. CheckFailed where it has none about a row."""
+    if "pivot" in inputs:
+        table = load_table(inputs["pivot"].file(PIVOT_TABLE))
+        read = dict(zip(zip(table["language"], table["query"], strict=True), table["read"], strict=True))
+        pairs = zip(rows["language"], rows["query"], strict=True)
+        rows = rows.assign(query=[read.get(pair, pair[1]) for pair in pairs])
+    if "reasoning" in inputs:
+        table = load_table(path := inputs["reasoning"].file(REASONING_TABLE))
+        about = dict(zip(zip(table["query"], table["target"], strict=True), table["reasoning"], strict=True))
+        found = [about.get(pair) for pair in zip(rows["query"], rows["target"], strict=True)]
+        if None in found:
+            raise CheckFailed(f"{path}: {found.count(None)} rows have no reasoning; delete its folder and run again")
+        rows = rows.assign(reasoning=found)
+    return rows
 
 
 def save_table(columns: Mapping[str, Any], path: Path) -> None:

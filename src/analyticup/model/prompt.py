@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Protocol
 
 from analyticup.corpus.taxonomy import split_path
@@ -33,7 +33,8 @@ class TextTokens(Protocol):
 
 
 class PromptEncoder:
-    """Encodes `prompt.template`, e.g. `Query: {query}\\nItem: {target}\\nRelevant:`; the label word follows it.
+    """Encodes `prompt.template`, e.g. `Query: {query}\\nItem: {target}\\nRelevant:`; the label word follows it. `texts`
+    are the names of the texts in it, in their order.
 
     The prompt's pieces are tokenised apart, so that truncation never touches the label position, and no text of a user
     can become a special token (`<bos>` in a query stays plain characters). A distinct text is tokenised once in the
@@ -45,11 +46,13 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.settings = settings
         self._known: dict[str, array[int]] = {}
-        head, first, middle, second, tail = re.split(r"\{(query|target)\}", settings.template)
-        self.target_first = first == "target"
+        *parts, tail = re.split(r"\{(query|target|reasoning)\}", settings.template)
+        before, self.texts = parts[::2], parts[1::2]
         # A blank before a text belongs to the text's first token.
-        self.blank = {name: piece[len(piece.removesuffix(" ")) :] for name, piece in ((first, head), (second, middle))}
-        self._pieces = (head.removesuffix(" "), middle.removesuffix(" "), tail)
+        self.blank = {
+            name: piece[len(piece.removesuffix(" ")) :] for name, piece in zip(self.texts, before, strict=True)
+        }
+        self._pieces = (*(piece.removesuffix(" ") for piece in before), tail)
         self._words = (f" {settings.negative_word}", f" {settings.positive_word}")
 
     def _learn(self, texts: Sequence[str]) -> None:
@@ -64,36 +67,39 @@ class PromptEncoder:
         self._known.update((text, array("i", ids)) for text, ids in zip(new, encoded, strict=True))
 
     @cached_property
-    def fixed(self) -> tuple[list[int], list[int], list[int]]:
-        """Ids of the prompt's fixed words: before, between and after its two texts."""
+    def fixed(self) -> tuple[list[int], ...]:
+        """Ids of the prompt's fixed words: before, between and after its texts."""
         self._learn([])
         start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
-        head, middle, tail = (list(self._known[piece]) for piece in self._pieces)
-        return start + head, middle, tail
+        head, *others = (list(self._known[piece]) for piece in self._pieces)
+        return start + head, *others
 
-    def encode(self, queries: Sequence[str], targets: Sequence[str]) -> list[list[int]]:
+    def encode(
+        self, queries: Sequence[str], targets: Sequence[str], reasoning: Sequence[str] | None = None
+    ) -> list[list[int]]:
         """Token ids of each prompt, label word not included.
 
-        Queries and targets have the same length n; returns n lists, each at most
-        `max_query_tokens + max_target_tokens` longer than the fixed words.
+        Queries and targets have the same length n, and so has the reasoning, which is needed where `texts` names it;
+        returns n lists, each at most `settings.longest` longer than the fixed words.
         """
         if marker := self.settings.level_marker:
             targets = [_marked(target, marker) for target in targets]
-        limits = (self.settings.max_query_tokens, self.settings.max_target_tokens)
+        settings = self.settings
+        limits = {
+            "query": settings.max_query_tokens,
+            "target": settings.max_target_tokens,
+            "reasoning": settings.reasoning.max_tokens,
+        }
+        given = {"query": queries, "target": targets, "reasoning": reasoning or []}
         # Characters that cannot reach the token limit are cut first: 100k characters cost nothing.
-        cut = [
-            [self.blank[name] + text[: limit * 16] for text in texts]
-            for name, texts, limit in zip(("query", "target"), (queries, targets), limits, strict=True)
+        cut = {name: [self.blank[name] + text[: limits[name] * 16] for text in given[name]] for name in self.texts}
+        self._learn([text for texts in cut.values() for text in texts])
+        head, *others = self.fixed
+        columns = [[self._known[text][: limits[name]] for text in texts] for name, texts in cut.items()]
+        return [
+            [*head, *chain.from_iterable(chain(*pair) for pair in zip(texts, others, strict=True))]
+            for texts in zip(*columns, strict=True)
         ]
-        self._learn([text for texts in cut for text in texts])
-        head, middle, tail = self.fixed
-        pairs = [
-            (self._known[query][: limits[0]], self._known[target][: limits[1]])
-            for query, target in zip(*cut, strict=True)
-        ]
-        if self.target_first:
-            pairs = [(target, query) for query, target in pairs]
-        return [[*head, *first, *middle, *second, *tail] for first, second in pairs]
 
     def _word(self, word: str) -> Sequence[int]:
         """Ids of a label word with its blank.
@@ -101,7 +107,7 @@ class PromptEncoder:
         Tokenizers that put a blank before every text (SentencePiece as in Llama 2) see two in " yes" by itself. In the
         prompt there is one, and it belongs to the word: what the word adds to the prompt's end counts then.
         """
-        alone, end = self._known[word], self._pieces[2]
+        alone, end = self._known[word], self._pieces[-1]
         if len(alone) == 1:
             return alone
         self._learn([end + word])
@@ -140,7 +146,7 @@ class PairEncoder(PromptEncoder):
         super().__init__(tokenizer, settings.replace(template="{query}{target}"))
 
     @cached_property
-    def fixed(self) -> tuple[list[int], list[int], list[int]]:
+    def fixed(self) -> tuple[list[int], ...]:
         """Ids of the special tokens before, between and after the two texts; UserError where there are none."""
         joined = self.tokenizer("a", "b", return_special_tokens_mask=True)
         pairs = zip(joined["special_tokens_mask"], joined["input_ids"], strict=True)

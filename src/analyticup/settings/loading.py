@@ -25,7 +25,16 @@ from yaml.constructor import ConstructorError
 
 from analyticup.errors import UserError
 from analyticup.settings.paths import PROJECT
-from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, TASKS, Leaf, Settings, leaves, split_task
+from analyticup.settings.schema import (
+    COMMON_KEYS,
+    REASONING,
+    TASK_SECTIONS,
+    TASKS,
+    Leaf,
+    Settings,
+    leaves,
+    split_task,
+)
 
 
 def settings_of(options: argparse.Namespace, default: str = "sample.yaml") -> Settings:
@@ -214,6 +223,7 @@ def _check_across(values: Mapping[str, Given]) -> list[str]:
             problems += _threshold_problems(own, task)
             problems += _head_problems(own, task)
             problems += _together_problems(own, task)
+            problems += _reasoning_problems(own, task)
         errors += [_placed(problem, values, task) for problem in problems]
     for name in ("relations", "same_leaf"):
         if given := values.get(f"QI.negatives.{name}"):
@@ -245,6 +255,28 @@ def _head_problems(own: Settings, task: str) -> Iterator[str]:
             f"train.objective = dpo compares with the model before training, but model.head = classifier is new then "
             f"({task}); use label_nll"
         )
+
+
+def _reasoning_problems(own: Settings, task: str) -> Iterator[str]:
+    """Reasoning that nobody writes or reads, and what it does not go with."""
+    asked, held = own.prompt.reasoning.template is not None, REASONING in own.prompt.template
+    if held and not asked:
+        yield (
+            f"prompt.template holds {REASONING} for {task}, but prompt.reasoning.template is null, so nobody writes "
+            f"it; set that, or take {REASONING} out"
+        )
+    if asked and not held:
+        yield (
+            f"prompt.reasoning.template is set for {task}, but prompt.template does not hold {REASONING}, so nobody "
+            f"reads it; put it there, or set the first to null"
+        )
+    if asked and own.model.head == "classifier":
+        yield (
+            f"prompt.reasoning.template: a model with model.head = classifier writes nothing ({task}); use label_word, "
+            f"or set the first to null"
+        )
+    if asked and own.negatives.enabled and own.negatives.guard_above is not None:
+        yield "negatives.guard_above judges rows that prompt.reasoning.template is not asked about; set one to null"
 
 
 def _together_problems(own: Settings, task: str) -> Iterator[str]:

@@ -39,6 +39,8 @@ NLLB_CODES = (
     *("en=eng_Latn", "fr=fra_Latn", "es=spa_Latn", "ko=kor_Hang", "pt=por_Latn", "ja=jpn_Jpan", "th=tha_Thai"),
     *("de=deu_Latn", "it=ita_Latn", "pl=pol_Latn", "ar=arb_Arab", "vn=vie_Latn", "id=ind_Latn"),
 )
+# Of `prompt.template`: what the model has written about the row.
+REASONING = "{reasoning}"
 # Of `folds.group_by`.
 PATH_PREFIX = "path_prefix:"
 # Read once for both tasks, though their section may differ between tasks.
@@ -106,9 +108,17 @@ def _grouping(name: str) -> str:
 def _prompt(template: str) -> str:
     if [template.count(part) for part in ("{query}", "{target}")] != [1, 1]:
         raise _refused("must hold {query} and {target}, each once")
+    if template.count(REASONING) > 1:
+        raise _refused(f"may hold {REASONING} once only")
     if template != template.rstrip():
         raise _refused("ends in white space, but a blank and the label word follow it; take that out")
     return template
+
+
+def _question(template: str) -> str:
+    if REASONING in template:
+        raise _refused(f"is what {REASONING} answers, so it cannot hold that; take it out")
+    return _prompt(template)
 
 
 def _refused(what: str) -> PydanticCustomError:
@@ -262,12 +272,26 @@ class ModelSettings(Section):
             )
 
 
+class ReasoningSettings(Section):
+    """What the backbone writes about a row before it is trained; prompts hold it as {reasoning}. All values assumed: of
+    the rival that reasons before it answers no text is public."""
+
+    template: Annotated[Text, AfterValidator(_question)] | None = Field(
+        None, description="What it goes on from, with {query} and {target} once each; null = it writes nothing."
+    )
+    max_tokens: int = Field(128, ge=1, description="It writes at most so many, and the prompt holds at most so many.")
+    batch_size: RunOnly[int] = Field(32, ge=1, description="Rows in one batch.")
+    # What was written is kept in paths.cache, so that an interrupted one goes on there.
+    shards: RunOnly[int] = Field(1, ge=1, le=1000, description="Parts in which rows are written about.")
+
+
 class PromptSettings(Section):
     """Text and label words are in no source (assumed); the label words must be single tokens."""
 
     template: Template = Field(
         "Query: {query}\nItem: {target}\nRelevant:",
-        description="The whole prompt; the label word follows it, after a blank. {query} and {target} in either order.",
+        description="The whole prompt; the label word follows it, after a blank. {query} and {target} in either order, "
+        "and {reasoning} where `reasoning.template` is set.",
     )
     # As the winner does; translated by translate.translator, whether rows are translated or not. Rows in English, and
     # queries that the translator refuses, stay as they are (assumed).
@@ -282,6 +306,13 @@ class PromptSettings(Section):
     negative_word: Text = Field("no", description="Label word of 0.")
     max_query_tokens: int = Field(64, ge=1, description="Longer queries are cut.")
     max_target_tokens: int = Field(96, ge=1, description="Longer targets are cut.")
+    reasoning: ReasoningSettings = Field(ReasoningSettings(), description="Generated reasoning before the answer.")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, but for its fixed words."""
+        written = self.reasoning.max_tokens if self.reasoning.template is not None else 0
+        return self.max_query_tokens + self.max_target_tokens + written
 
 
 class SeedXSettings(Section):

@@ -25,6 +25,8 @@ def training_settings(settings: Settings) -> dict[str, Any]:
     model, prompt, train = decisive(settings.model), decisive(settings.prompt), decisive(settings.train)
     # What two of these name is in the weights; with the third nothing is trained.
     del model["backbone"], model["revision"], model["adapters"]
+    if prompt["reasoning"]["template"] is None:
+        del prompt["reasoning"]
     # As when there was no other.
     for own, name, usual in (
         (model, "quantisation", "none"),

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
 
 def encode_rows(rows: DataFrame, encoder: PromptEncoder) -> EncodedRows:
-    """The rows' prompts and labels (-1 where there is none), in the order of the table."""
+    """The rows' prompts and labels (-1 where there is none), in the order of the table. Where prompts hold
+    reasoning, the table has a column of that name."""
+    texts = [rows[name].tolist() for name in ("query", "target", "reasoning") if name in rows]
     return EncodedRows(
-        tokens=encoder.encode(rows["query"].tolist(), rows["target"].tolist()),
+        tokens=encoder.encode(*texts),
         labels=rows["label"].fillna(-1).astype(int).tolist(),
     )
 

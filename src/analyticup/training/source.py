@@ -87,6 +87,12 @@ class ModelSource:
         return load_tokenizer(self._located, self.cache)
 
     @cached_property
+    def whole_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as Transformers loads it, which can read ids back."""
+        whole = isinstance(self.tokenizer, PreTrainedTokenizerBase)
+        return self.tokenizer if whole else load_tokenizer(self._located, self.cache)
+
+    @cached_property
     def _located(self) -> ModelSettings:
         if source_kind(self.settings) not in ("gguf", "hub"):
             return self.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from analyticup.augmentation.translators.base import CachedTranslator, Tools
@@ -29,6 +30,36 @@ class GenerationSettings(Protocol):
 
 
 S = TypeVar("S", bound=GenerationSettings)
+Asked = TypeVar("Asked", bound=Sequence[Any])
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class Halving:
+    """Batches of at most `size`, and of fewer once memory has run out; `what` and `setting` name it there."""
+
+    size: int
+    what: str
+    setting: str
+
+    def answers(self, asked: Sequence[Asked], complete: Callable[[list[Asked]], list[Answer]]) -> list[Answer]:
+        """What `complete` makes of each, in order; it is given batches of like length."""
+        found: dict[int, Answer] = {}
+        # Which keeps padding small.
+        order = sorted(range(len(asked)), key=lambda index: (len(asked[index]), asked[index]))
+        while order:
+            batch = order[: self.size]
+            try:
+                outputs = complete([asked[place] for place in batch])
+            except Exception as error:
+                if len(batch) < 2 or not out_of_memory(error):
+                    raise
+            else:
+                found |= zip(batch, outputs, strict=True)
+                order = order[len(batch) :]
+                continue
+            self.size = halved(len(batch), self.what, self.setting)
+        return [found[index] for index in range(len(asked))]
 
 
 class GeneratingTranslator(Generic[S]):
@@ -48,7 +79,7 @@ class GeneratingTranslator(Generic[S]):
         """Raises UserError for what `identity_of` refuses."""
         self.identity = self.identity_of(settings)
         self._settings = settings
-        self._batch_size = settings.batch_size
+        self._batches = Halving(settings.batch_size, f"translator {self.name}", f"{self.key}.batch_size")
         self._machine = machine
         self._loaded: str | None = None
         self._model: Any = None
@@ -57,7 +88,7 @@ class GeneratingTranslator(Generic[S]):
     @classmethod
     def build(cls, settings: S, tools: Tools) -> CachedTranslator:
         made = cls(settings, tools.machine)
-        return CachedTranslator(made, tools.cache_dir, made._batch_size)
+        return CachedTranslator(made, tools.cache_dir, made._batches.size)
 
     @classmethod
     def decides(cls, settings: S, embedder: EmbedderSettings) -> dict[str, Any]:
@@ -87,27 +118,6 @@ class GeneratingTranslator(Generic[S]):
     @classmethod
     def _beams(cls, settings: S) -> int:
         return settings.beams
-
-    def _answers(self, asked: Sequence[str], complete: Callable[[list[str]], list[str]]) -> list[str]:
-        """What `complete` makes of each, in order; it is given batches of at most `batch_size`, and of fewer where
-        memory runs out."""
-        found = [""] * len(asked)
-        # Texts of like length share a batch, which keeps padding small.
-        order = sorted(range(len(asked)), key=lambda index: (len(asked[index]), asked[index]))
-        while order:
-            batch = order[: self._batch_size]
-            try:
-                outputs = complete([asked[place] for place in batch])
-            except Exception as error:
-                if len(batch) < 2 or not out_of_memory(error):
-                    raise
-            else:
-                for index, output in zip(batch, outputs, strict=True):
-                    found[index] = output
-                order = order[len(batch) :]
-                continue
-            self._batch_size = halved(len(batch), f"translator {self.name}", f"{self.key}.batch_size")
-        return found
 
     def _generate(self, inputs: Any, **options: Any) -> torch.Tensor:
         """Token ids [texts, tokens] by beam search without sampling."""

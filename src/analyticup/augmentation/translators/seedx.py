@@ -38,7 +38,7 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
         check_pinned(settings.model, settings.revision, key=self.key)
         self.uses_source = settings.source_tag
         if settings.engine == "vllm":
-            self._batch_size = _VLLM_TEXTS
+            self._batches.size = _VLLM_TEXTS
 
     @classmethod
     def _weights(cls, settings: SeedXSettings) -> str:
@@ -62,7 +62,7 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
             raise UserError("translate.seedx.source_tag is on, but no source languages were given")
         named = list(sources) if self.uses_source and sources is not None else [None] * len(texts)
         prompts = [build_prompt(text, target_language, source) for text, source in zip(texts, named, strict=True)]
-        outputs = self._answers(prompts, self._complete)
+        outputs = self._batches.answers(prompts, self._complete)
         return [
             judged(text, clean(output, target_language), target_language)
             for text, output in zip(texts, outputs, strict=True)

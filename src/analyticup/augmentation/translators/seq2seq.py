@@ -76,7 +76,7 @@ class Seq2SeqTranslator(GeneratingTranslator[Seq2SeqSettings]):
                 continue
             indexes = [index for index, language in enumerate(sources) if language == source]
             complete = partial(self._complete, model=model, source=source, target=target_language)
-            outputs = self._answers([texts[index] for index in indexes], complete)
+            outputs = self._batches.answers([texts[index] for index in indexes], complete)
             for index, output in zip(indexes, outputs, strict=True):
                 results[index] = judged(texts[index], first_line(output), target_language)
         return results
