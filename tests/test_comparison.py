@@ -16,6 +16,7 @@ from tiny_runs import TINY, places
 
 from analyticup.__main__ import main
 from analyticup.errors import UserError
+from analyticup.experiments.compare import run as run_module
 from analyticup.experiments.compare.command import compared_rows, paired_with_first, read_arguments
 from analyticup.experiments.compare.run import table_of
 from analyticup.report.figures import Report
@@ -173,6 +174,29 @@ def test_what_blocks_a_later_config_is_said_before_the_first_one_runs(
     first, last = told.err.splitlines()
     assert first.startswith("error: two: model.lora.targets: no linear module") and "nothing was started" in last
     assert ": running" not in told.out and not list((tmp_path / "made" / "artifacts").glob("*-all-*"))
+
+
+def test_the_first_seed_of_a_config_that_is_not_cached_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("name: one\nseed: 1")
+    two.write_text("name: two\nseed: 2")
+    looked: list[tuple[str, int]] = []
+
+    def look(settings: Settings, nodes: object, runner: object, console: object, what: str) -> bool:
+        looked.append((what, settings.seed))
+        # Those of seed 1 and below are cached.
+        return settings.seed > 1
+
+    def run(*given: object) -> None:
+        raise UserError("and now they run")
+
+    monkeypatch.setattr(run_module, "refuse_blocked", look)
+    monkeypatch.setattr(run_module, "_run", run)
+    given = [*TINY, *places(tmp_path / "made"), "translate.translator=lexicon"]
+    assert main(["compare", str(one), str(two), "--seeds", "3", *given]) == 2
+    assert looked == [("one", 1), ("one", 2), ("two", 2)]
 
 
 def test_what_blocks_an_ablation_is_said_before_its_first_row(

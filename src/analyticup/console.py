@@ -65,12 +65,13 @@ def run_stages(
     return _show(console, steps, [node.title for node in nodes])
 
 
-def refuse_blocked(settings: Settings, nodes: Sequence[Node], runner: Runner, console: Console, what: str) -> None:
+def refuse_blocked(settings: Settings, nodes: Sequence[Node], runner: Runner, console: Console, what: str) -> bool:
     """Says what `check` would find to block the nodes later, before any of them runs: as a UserError, in which `what`
-    names them. Hashes those that are cached."""
+    names them. Hashes those that are cached; False where all are, so that there was nothing to look at."""
     waiting = (one.node for one in inspect(nodes, resolve(settings.paths.artifacts)) if one.artifact is None)
     if (first := next(waiting, None)) is not None:
         _refuse(settings, nodes, first, runner, console, f"{what}: ")
+    return first is not None
 
 
 def _once_checked(

@@ -36,11 +36,13 @@ def run_rows(plans: Mapping[str, Sequence[Settings]], rows: Sequence[Row], conso
     first = next(iter(plans.values()))[0]
     alike = {name: getattr(first, name) for name in ("paths", "machine", "tracking")}
     plans = {config: [settings.replace(**alike) for settings in seeds] for config, seeds in plans.items()}
-    graphs = {config: build(seeds[0]) for config, seeds in plans.items()}
+    graphs = {config: [build(settings) for settings in seeds] for config, seeds in plans.items()}
     found: dict[Row, list[RowRun]] = {row: [] for row in rows}
     with exclusive_run(first, console), make_runner(first, MODELS, NEEDS) as runner:
         for config, seeds in plans.items():
-            refuse_blocked(seeds[0], graphs[config], runner, console, config)
+            # What blocks a config blocks each of its seeds, but those that are cached run nothing.
+            given = zip(seeds, graphs[config], strict=True)
+            any(refuse_blocked(settings, nodes, runner, console, config) for settings, nodes in given)
         for config, seeds in plans.items():
             own = [row for row in rows if row.config == config]
             for settings in seeds:
