@@ -23,7 +23,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import decisions_name
 from analyticup.settings.schema import TASKS, Settings
 from analyticup.submission import SUBMIT
-from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TEACH, TRAIN
+from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TEACH, TRAIN, models, predicting
 
 # What loads the models of a run, for the processes that its stages run in.
 MODELS = "analyticup.training.source:model_source"
@@ -97,6 +97,7 @@ class TaskStages:
     ) -> None:
         self.graph, self.task, self.own, self.sample, self.tasks = graph, task, own, sample, tasks
         self.folds = range(own.folds.n)
+        self.models, self.predicting = models(own), predicting(own)
 
     def add(
         self, stage: Stage, inputs: Mapping[str, Node], part: Part | None = None, files: Collection[str] = ()
@@ -142,13 +143,12 @@ class TaskStages:
         used = {"ingest": ingest}
         trained = self.trained(used)
         scored = {
-            f"predict-fold{n}": self.add(
-                PREDICT, {"rows": ingest, "train": trained[f"train-fold{n}"], **self.read}, Part(n)
-            )
-            for n in self.folds
+            f"predict-{name}": self.add(PREDICT, {"rows": ingest, "train": trained[f"train-{name}"], **self.read}, part)
+            for name, part in self.predicting.items()
         }
         known = self.known() if self.own.ensemble.method == "stack" else {}
-        return {**used, **self.decided(ingest, trained, scored, known), **trained, **scored}
+        folds = {name: trained[name] for name in (f"train-fold{n}" for n in self.folds)}
+        return {**used, **self.decided(ingest, folds, scored, known), **trained, **scored}
 
     def known(self) -> dict[str, Node]:
         """What a stack knows of a row without the models; its own folds, as these may hold derived rows too."""
@@ -161,7 +161,7 @@ class TaskStages:
     def from_scores(self) -> dict[str, Node]:
         """The ends, from what earlier stages have given."""
         trained = {f"train-fold{n}": self.given(TRAIN, Part(n)) for n in self.folds}
-        scored = {f"predict-fold{n}": self.given(PREDICT, Part(n)) for n in self.folds}
+        scored = {f"predict-{name}": self.given(PREDICT, part) for name, part in self.predicting.items()}
         known = {stage.name: self.given(stage) for stage in KNOWN}
         if self.own.bi_encoder.enabled:
             known |= {f"{BI_ENCODER.name}-fold{n}": self.given(BI_ENCODER, Part(n)) for n in self.folds}
@@ -172,10 +172,10 @@ class TaskStages:
         return Node(stage, self.task, part or Part(), {}, {}, {})
 
     def trained(self, used: dict[str, Node]) -> dict[str, Node]:
-        """The folds' adapters; what their training rows are made of goes into `used`."""
+        """The adapters of all models; what their training rows are made of goes into `used`."""
         own = self.own
         if own.model.adapters is not None:
-            return {f"train-fold{n}": self.add(ADOPT, {}, Part(n)) for n in self.folds}
+            return {f"train-{name}": self.add(ADOPT, {}, part) for name, part in self.models.items()}
         rows = self.translated
         if own.translate.enabled:
             used["translate"] = rows
@@ -187,12 +187,12 @@ class TaskStages:
         training = {"rows": rows, "folds": folds, **self.read}
         if own.filter.enabled or decisions_name(self.task) in self.graph.hashes:
             training["filter"] = used["filter"] = self.filtered(training)
-        given = {n: {**training, **self.start(n, rows, folds)} for n in self.folds}
+        given = {part: {**training, **self.start(part.fold, rows, folds)} for part in self.models.values()}
         if own.train.distil:
-            given = {n: {**inputs, "teacher": self.add(TEACH, inputs, Part(n))} for n, inputs in given.items()}
-        return {f"train-fold{n}": self.add(TRAIN, inputs, Part(n)) for n, inputs in given.items()}
+            given = {part: {**inputs, "teacher": self.add(TEACH, inputs, part)} for part, inputs in given.items()}
+        return {f"train-{part}": self.add(TRAIN, inputs, part) for part, inputs in given.items()}
 
-    def start(self, fold: int, rows: Node, folds: Node) -> dict[str, Node]:
+    def start(self, fold: int | None, rows: Node, folds: Node) -> dict[str, Node]:
         """What a fold's training starts from, where that is not the base: the other task's original rows."""
         if self.own.train.start_from == "base":
             return {}
@@ -235,7 +235,8 @@ class TaskStages:
     def decided(
         self, ingest: Node, trained: Mapping[str, Node], scored: Mapping[str, Node], known: Mapping[str, Node]
     ) -> dict[str, Node]:
-        """Ensemble and threshold; an ensemble depends on out-of-fold rows only where its method uses them."""
+        """Ensemble and threshold; `trained` are the folds, on whose out-of-fold rows an ensemble depends only where its
+        method uses them."""
         inputs, held_out = {"rows": ingest, **scored}, {"rows": ingest, **trained}
         if self.own.ensemble.method == "vote":
             threshold = inputs["threshold"] = self.add(THRESHOLD, held_out)

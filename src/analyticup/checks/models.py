@@ -43,6 +43,7 @@ from analyticup.model.stand_ins import random_tokenizer
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import ModelSettings, Settings
 from analyticup.terminal import size_text
+from analyticup.training import models
 from analyticup.verdict import Verdict
 
 # Parameters by the models' own cards; other hub models are judged by a name such as "14B".
@@ -186,10 +187,10 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
     count = 0
     for task in settings.tasks:
         own = task_settings(settings, task)
-        count += own.folds.n
+        count += (trained := len(models(own)))
         if own.filter.enabled:
             count += {"out-of-fold": own.folds.n, "in-sample": 1, "neighbours": 0}[own.filter.scores]
-        count += {"base": 0, "other_task": own.folds.n}[own.train.start_from] + own.folds.n * bool(own.train.distil)
+        count += trained * ((own.train.start_from == "other_task") + bool(own.train.distil))
     if not settings.model.lora.enabled:
         return 4.0 * count * (model.parameters or 0.0)
     shape = shape_of(model)

@@ -99,7 +99,7 @@ def stage_seconds(settings: Settings, nodes: Sequence[Node], rates: Rates) -> di
 
 def _model_seconds(own: Settings, rows: TaskRows, node: Node, rates: Rates) -> float:
     """Embedding, which takes minutes, is left out."""
-    name, epochs, others = node.stage.name, own.train.epochs, 1 - 1 / own.folds.n
+    name, epochs, held_out = node.stage.name, own.train.epochs, 1 / own.folds.n
     if name == TRANSLATE.name:
         return (rows.translated - rows.given) / _TRANSLATED_A_SECOND
     if name == PIVOT.name:
@@ -110,10 +110,13 @@ def _model_seconds(own: Settings, rows: TaskRows, node: Node, rates: Rates) -> f
         return rows.asked / rates.scoring
     if name == JUDGE.name and node.part.fold is None:
         return rows.whole * epochs / rates.training + rows.whole / rates.scoring
+    if node.part.fold is None:
+        held_out = 0.0
+    others = 1 - held_out
     if name == PRETRAIN.name:
         return rows.given * epochs / rates.training
     if name == TEACH.name:
         return others * rows.whole * (epochs / rates.training + 1 / rates.scoring)
     if name in (JUDGE.name, TRAIN.name):
-        return others * rows.whole * epochs / rates.training + rows.given / own.folds.n / rates.scoring
+        return others * rows.whole * epochs / rates.training + held_out * rows.given / rates.scoring
     return 0.0

@@ -13,6 +13,7 @@ from analyticup.checks.finding import Finding
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings, read_volumes
+from analyticup.training import predicting
 from analyticup.verdict import Verdict
 
 # Below paths.submissions.
@@ -111,9 +112,11 @@ def written_tokens(own: Settings, rows: TaskRows) -> float:
 def model_rows(own: Settings, task: str) -> tuple[float, float]:
     """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
     rows, n = task_rows(own, task), own.folds.n
-    trained, scored = (n - 1) * rows.whole * own.train.epochs, rows.given + n * rows.asked
+    # Of all rows, by all trainings: each fold's leaves one part out.
+    times = n - 1 + (own.train.refit != "off")
+    trained, scored = times * rows.whole * own.train.epochs, rows.given + len(predicting(own)) * rows.asked
     if own.train.distil:
-        trained, scored = 2 * trained, scored + (n - 1) * rows.whole
+        trained, scored = 2 * trained, scored + times * rows.whole
     if own.filter.enabled and own.filter.scores != "neighbours":
         judges = 1 if own.filter.scores == "in-sample" else n - 1
         trained += own.filter.rounds * judges * rows.whole * own.train.epochs

@@ -10,7 +10,6 @@ import transformers
 from analyticup.augmentation.translators import TRANSLATORS
 from analyticup.checks.finding import Finding
 from analyticup.checks.models import Model, weight_files
-from analyticup.engine.graph import Part
 from analyticup.errors import UserError
 from analyticup.model.backbone import AUTO_CLASSES, check_head, lora_targets
 from analyticup.model.gguf import quiet_transformers
@@ -19,6 +18,7 @@ from analyticup.model.stand_ins import random_model
 from analyticup.model.weights import check_files, check_vocabulary
 from analyticup.settings.loading import task_settings
 from analyticup.settings.schema import Settings
+from analyticup.training import models
 from analyticup.training.adopt import published_training
 from analyticup.training.published import on_hub
 from analyticup.verdict import Verdict
@@ -42,13 +42,13 @@ def adapter_findings(settings: Settings) -> Iterable[Finding]:
     for task in settings.tasks:
         own = task_settings(settings, task)
         try:
-            for fold in range(own.folds.n):
-                published_training(Path(adapters).expanduser(), f"train-{task}-{Part(fold)}", own)
+            for name in models(own):
+                published_training(Path(adapters).expanduser(), f"train-{task}-{name}", own)
         except UserError as error:
             yield Finding(Verdict.FAIL, str(error))
         else:
             yield Finding(
-                Verdict.OK, f"model.adapters: {task}: {own.folds.n} adapters of this base model in {adapters}"
+                Verdict.OK, f"model.adapters: {task}: {len(models(own))} adapters of this base model in {adapters}"
             )
 
 

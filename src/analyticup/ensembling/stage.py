@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,37 +24,39 @@ from analyticup.ensembling.stack import coefficients, cross_fitted, fit_stack, s
 from analyticup.ensembling.threshold import DECISION, Decision, choose, counts_by_language, measure_optimism
 from analyticup.errors import CheckFailed
 from analyticup.metrics import binary_metrics, sigmoid
+from analyticup.training import ON_ALL, predicting
 from analyticup.training.out_of_fold import gathered
 
 
 def ensemble(job: Job) -> Counts:
-    """Writes, for dev and test, each row's score by fold and the combined one."""
-    n = job.settings.folds.n
-    combined, fitted = _combination(job)
-    counts: Counts = {"folds": n, "method": job.settings.ensemble.method, **fitted}
+    """Writes, for dev and test, each row's score by model and the combined one."""
+    names = list(predicting(job.settings))
+    combined, fitted = _combination(job, names)
+    counts: Counts = {"folds": job.settings.folds.n, "method": job.settings.ensemble.method, **fitted}
     for split, rows in scored_splits(job.inputs["rows"]).items():
-        tables = [load_table(job.inputs[f"predict-fold{fold}"].file(f"{split}.parquet")) for fold in range(n)]
+        tables = [load_table(job.inputs[f"predict-{name}"].file(f"{split}.parquet")) for name in names]
         if any(table["row_id"].tolist() != rows["row_id"].tolist() for table in tables):
             raise CheckFailed(f"ensemble {job.task} {split}: the folds' scores are not of the same rows")
         margins = np.column_stack([table["margin"].to_numpy() for table in tables])
         if not np.isfinite(margins).all():
             raise CheckFailed(f"ensemble {job.task} {split}: a score is not finite; a fold's model is broken")
-        per_fold = {f"score_fold{fold}": sigmoid(margins[:, fold]) for fold in range(n)}
+        by_model = {f"score_{name}": sigmoid(margins[:, place]) for place, name in enumerate(names)}
         columns = {"id": [original_id(name) for name in rows["row_id"]], "language": rows["language"].tolist()}
-        save_table({**columns, **per_fold, "score": combined(margins, rows, split)}, job.out / f"{split}.parquet")
+        save_table({**columns, **by_model, "score": combined(margins, rows, split)}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
     return counts
 
 
-def _combination(job: Job) -> tuple[Callable[[np.ndarray, DataFrame, str], np.ndarray], Counts]:
-    """The method as a function of margins [rows, folds], their rows and their split, and what was fitted for it."""
-    method, n = job.settings.ensemble.method, job.settings.folds.n
+def _combination(job: Job, names: Sequence[str]) -> tuple[Callable[[np.ndarray, DataFrame, str], np.ndarray], Counts]:
+    """The method as a function of margins [rows, models], their rows and their split, and what was fitted for it;
+    `names` are the models'."""
+    method = job.settings.ensemble.method
     if method == "rank":
-        references = [margins for _, margins in _held_out(job).by_fold(n)]
+        references = [margins for _, margins in _held_out(job).by_model(names)]
         return lambda margins, rows, split: combine_ranks(margins, references), {}
     if method == "weights":
-        weights = fold_weights(*zip(*_held_out(job).by_fold(n), strict=True))
-        named = {f"fold{fold}": float(weight) for fold, weight in enumerate(weights)}
+        weights = fold_weights(*zip(*_held_out(job).by_model(names), strict=True))
+        named = {name: float(weight) for name, weight in zip(names, weights, strict=True)}
         return lambda margins, rows, split: combine_weighted(margins, weights), {"weights": named}
     if method == "vote":
         decision = Decision.load(job.inputs["threshold"].file(DECISION))
@@ -83,9 +85,10 @@ class HeldOut:
     margins: np.ndarray
     folds: np.ndarray
 
-    def by_fold(self, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Labels and margins of the rows of each of n folds."""
-        own = [self.folds == f"fold{fold}" for fold in range(n)]
+    def by_model(self, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Labels and margins by which each model is known: those of the fold it never saw. The one of all rows has
+        none of its own, and stands for the folds' models: those of all folds (assumed)."""
+        own = [np.full(len(self.folds), True) if name == str(ON_ALL) else self.folds == name for name in names]
         return [(self.labels[part], self.margins[part]) for part in own]
 
 

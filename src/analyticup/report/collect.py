@@ -59,7 +59,8 @@ def collect(job: Job) -> Report:
 
 def _scored_rows(job: Job, task: str, own: Mapping[str, Artifact], decision: Decision, figures: Report) -> None:
     """The figures of the rows out of fold, and of dev and test: how the folds agree, and what the labels say."""
-    method, trained = task_settings(job.settings, task).ensemble.method, _languages_with_training_rows(own["ingest"])
+    settings, trained = task_settings(job.settings, task), _languages_with_training_rows(own["ingest"])
+    method = settings.ensemble.method
     held_out = scored.out_of_fold_table(own, decision)
     figures.folds[task] = scored.fold_figures(held_out)
     figures.spread[task] = scored.spread(own, held_out)
@@ -71,7 +72,8 @@ def _scored_rows(job: Job, task: str, own: Mapping[str, Artifact], decision: Dec
         title, table = f"{split} {task}", load_table(job.inputs["submit"].file(f"{split}/scores_{task}.parquet"))
         # A rank or a stack's probability is no probability of a fold's.
         cuts = decision.thresholds(table["language"]) if method not in ("rank", "stack") else np.full(len(table), 0.5)
-        figures.agreement[title] = scored.agreement(table, cuts)
+        if settings.train.refit != "instead":
+            figures.agreement[title] = scored.agreement(table, cuts)
         labels = job.files.get(f"{split}_{task}.labels.txt")
         if labels is None:
             tables[title] = table

@@ -290,7 +290,8 @@ def _flow(task: str, figures: Report) -> Figure:
         each = (
             whole(min(trained)) if min(trained) == max(trained) else f"{whole(min(trained))} to {whole(max(trained))}"
         )
-        after.append(("train", f"{len(folds)} folds, each on {each} rows"))
+        more = ", and once on all" if "train-all" in stages else ""
+        after.append(("train", f"{len(folds)} folds, each on {each} rows{more}"))
     predicted = stages.get("ensemble", {}).get("counts", {})
     scored = [f"{whole(predicted[split])} {split}" for split in ("dev", "test") if split in predicted]
     if scored:

@@ -558,6 +558,11 @@ class TrainSettings(Section):
     distil: Number = Field(
         0.0, ge=0, le=1, description="Share of a row's target that a teacher's probability has (self-distillation)."
     )
+    # As the organisers' baselines, of which there is one model. No row is left that it has not seen, so thresholds are
+    # those of the folds' models.
+    refit: Literal["off", "beside", "instead"] = Field(
+        "off", description="One more model, on all rows: it scores dev and test beside the folds', or instead of them."
+    )
     # Assumed; the usual value of Rafailov et al. 2023.
     dpo_beta: Number = Field(0.1, ge=0.001, description="Only for dpo; larger stays closer to the base model.")
     epochs: int = Field(1, ge=1, description="Times that each row is seen.")

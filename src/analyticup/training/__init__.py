@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from analyticup.engine.graph import Cut, Stage
+from analyticup.engine.graph import Cut, Part, Stage
 from analyticup.model.pins import identity
 from analyticup.settings.schema import Settings, decisive
 from analyticup.training.published import adapters_identity
@@ -25,6 +25,8 @@ def training_settings(settings: Settings) -> dict[str, Any]:
     model, prompt, train = decisive(settings.model), decisive(settings.prompt), decisive(settings.train)
     # What two of these name is in the weights; with the third nothing is trained.
     del model["backbone"], model["revision"], model["adapters"]
+    # It adds a training and changes none.
+    del train["refit"]
     if prompt["reasoning"]["template"] is None:
         del prompt["reasoning"]
     # As when there was no other.
@@ -77,6 +79,18 @@ def predict_cut(own: Settings) -> Cut:
     return Cut(own.predict.shards, {"max_batch_tokens": own.predict.max_batch_tokens})
 
 
+def models(own: Settings) -> dict[str, Part]:
+    """Name -> part of each model that a task trains: `fold0` and so on; `all` is of all rows (`train.refit`)."""
+    parts = [Part(fold) for fold in range(own.folds.n)] + [ON_ALL] * (own.train.refit != "off")
+    return {str(part): part for part in parts}
+
+
+def predicting(own: Settings) -> dict[str, Part]:
+    """Those of them that score dev and test."""
+    return {name: part for name, part in models(own).items() if own.train.refit != "instead" or part == ON_ALL}
+
+
+ON_ALL = Part(purpose="all")
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings, model=False)
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
 PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)

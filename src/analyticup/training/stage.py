@@ -65,7 +65,7 @@ def pretrain(job: Job) -> Counts:
     """
     rows = training_rows(job.inputs["rows"])
     held_out, _ = with_folds(job, rows="other_rows")
-    held_out = held_out[(held_out["fold"] == job.fold) & (held_out["origin"] == "original")]
+    held_out = held_out[(held_out["fold"] == job.part.fold) & (held_out["origin"] == "original")]
     left = rows[~rows["group"].isin(set(held_out["group"]))]
     check_no_leakage(left, held_out)
     counts = train_adapter(job, left, left.head(0), "pretrain")
@@ -75,15 +75,16 @@ def pretrain(job: Job) -> Counts:
 def teach(job: Job) -> Counts:
     """A fold's teacher: trained as the fold is, and the margins of the rows that it was trained on."""
     _, after = with_folds(job)
-    own = after[after["fold"] != job.fold]
+    own = after[after["fold"] != job.part.fold]
     return train_adapter(job, own, own, "teach", check=False)
 
 
 def train(job: Job) -> Counts:
-    """One fold's adapter; the scores of the original rows it never saw. Held-out rows are never filtered."""
+    """One fold's adapter; the scores of the original rows it never saw. Held-out rows are never filtered. Without a
+    fold it is trained on all rows, and none is left to score."""
     before, after = with_folds(job)
-    held_out = before[(before["fold"] == job.fold) & (before["origin"] == "original")]
-    training = after[after["fold"] != job.fold]
+    held_out = before[(before["fold"] == job.part.fold) & (before["origin"] == "original")]
+    training = after[after["fold"] != job.part.fold]
     if "teacher" in job.inputs:
         margin = load_table(job.inputs["teacher"].file("held_out.parquet")).set_index("row_id")["margin"]
         training = training.assign(taught=sigmoid(margin.loc[training["row_id"]].to_numpy()))
