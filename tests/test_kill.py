@@ -21,6 +21,7 @@ from tiny_runs import fill
 
 from analyticup import augmentation, corpus, ensembling, filtering, report, submission, training
 from analyticup.engine.graph import Part, Stage
+from analyticup.tracking import read_records
 
 pytest.importorskip("lightning")
 
@@ -308,6 +309,22 @@ def test_one_run_interrupted_at_every_point(place: Place, whole: Place, first: i
     check_interrupted(place, whole, [POINTS[0]] * first + POINTS[:-1])
 
 
+@pytest.mark.slow
+def test_a_tracked_run_that_is_killed_goes_on_to_the_same_bytes_and_leaves_no_open_run_of_wandb(
+    place: Place, whole: Place
+) -> None:
+    tracked = ("tracking.mode=offline", "machine.checkpoint_minutes=0", "tasks=[QC]")
+    assert place.run(step(3, "train-QC-fold0").fault(), more=tracked) == KILLED
+    assert place.run(more=tracked) == 0, place.printed()[-2000:]
+    # Nothing of the first was written yet.
+    logged = list((place.folder / "artifacts" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(logged) == 6 and {exit_code(path) for path in logged} == {0}
+    made = ("adapter_model.safetensors", "submissions/sample/submit_QC.txt")
+    assert {name: digest for name, digest in place.files().items() if "QC" in name and name.endswith(made)} == {
+        name: digest for name, digest in whole.files().items() if "QC" in name and name.endswith(made)
+    }
+
+
 # ---------------------------------------------------------------- two workers
 
 
@@ -396,6 +413,11 @@ def test_a_run_of_workers_interrupted_in_every_stage(place: Place, whole: Place,
     assert workers.titles() >= (trainings if when == "step" else whole.finished())
     assert number - first == len(workers.titles())
     assert place.files() == whole.files()
+
+
+def exit_code(path: Path) -> int | None:
+    """Of a W&B run, by its file."""
+    return next((one.exit.exit_code for _, one in read_records(path) if one.WhichOneof("record_type") == "exit"), None)
 
 
 def wait_for(path: Path) -> None:

@@ -235,6 +235,14 @@ def test_what_was_cut_off_is_ended_after_the_last_whole_record(tmp_path):
     assert read(path).exit == 1 and read(path).history["loss"] == [1]
 
 
+def test_a_run_of_which_nothing_was_written_is_removed(tmp_path):
+    with tracked_run(OFFLINE, tmp_path, "group", "name", {}, "train"):
+        pass
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:7])
+    assert close_left_open(tmp_path) == [] and not path.parent.exists()
+
+
 @pytest.mark.parametrize("left", [0, 3, 6, 7, 8, 12, 500])
 def test_the_exit_record_fits_at_any_place_of_a_block(tmp_path, left):
     from wandb.proto.wandb_internal_pb2 import Record

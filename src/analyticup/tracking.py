@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 import sys
 import zlib
@@ -157,11 +158,15 @@ def comparable(settings: Settings) -> dict[str, Any]:
 def close_left_open(folder: Path) -> list[Path]:
     """Ends the offline runs that a killed process left open, so that they can be uploaded; returns their folders.
 
-    W&B's own process goes down with it. Runs that such a process has open are left alone.
+    Those of which nothing was written yet are removed: `wandb sync` can make nothing of them. W&B's own process goes
+    down with ours. Runs that such a process has open are left alone.
     """
     closed, written = [], written_now()
     for path in sorted((folder / "wandb").resolve().glob("offline-run-*/run-*.wandb")):
         if path in written:
+            continue
+        if path.stat().st_size <= _HEADER:
+            shutil.rmtree(path.parent)
             continue
         records = list(read_records(path))
         if records and not any(record.WhichOneof("record_type") == "exit" for _, record in records):
