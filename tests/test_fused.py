@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from analyticup.model.backbone import add_adapter, bare, random_qwen3
 from analyticup.model.batches import EncodedRows
-from analyticup.model.fused import fuse_adapters
-from analyticup.model.module import label_hidden, recompute, reference_margins
+from analyticup.model.fused import _is_plain_norm, _Norm, fuse_adapters
+from analyticup.model.module import label_hidden, output_matrix, recompute, reference_margins
+from analyticup.model.objective import two_way
 from analyticup.model.packing import collate_packed, enable_packing
 from analyticup.model.prompt import LabelWords
 from analyticup.settings.schema import LoraSettings
@@ -60,6 +61,40 @@ def test_in_bf16_they_are_as_close_to_float32_as_those_of_peft_are():
         assert 0 < fused < 1.5 * plain < 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_gives_what_transformers_gives(dtype):
+    model = adapted(random_qwen3, True, dtype=dtype)
+    norms = [part for part in model.modules() if type(part).__name__ == "Qwen3RMSNorm"]
+    assert len(norms) > 8 and all(isinstance(norm.forward, _Norm) for norm in norms)
+    states = torch.randn(3, 5, len(norms[0].weight)).to(dtype)
+    with torch.no_grad():
+        norms[0].weight.normal_(mean=1.0)
+    # As the label's states are taken: the result stays in the backbone's dtype.
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found, plain = norms[0](states), type(norms[0]).forward(norms[0], states)
+    assert found.dtype == plain.dtype == dtype
+    torch.testing.assert_close(found, plain, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
+
+
+def test_a_norm_that_adds_one_to_its_weights_stays_as_it_is():
+    model = adapted(gemma, True)
+    norms = [part for part in model.modules() if type(part).__name__ == "Gemma3RMSNorm"]
+    assert norms and not any("forward" in vars(norm) for norm in norms)
+    norms[0].variance_epsilon = norms[0].eps
+    assert not _is_plain_norm(norms[0].requires_grad_(False))
+
+
+def test_gradients_of_several_passes_add_up():
+    model = adapted(random_qwen3, True, dtype=torch.bfloat16)
+    halves = [collate_packed(ROWS, range(3)), collate_packed(ROWS, range(3, 6))]
+    apart = [states_and_gradient(model, half, 0, WORDS)[1] for half in halves]
+    for half in halves:
+        two_way(label_hidden(model, half), output_matrix(model), WORDS, half["labels"]).backward()
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    together = torch.cat([trained[name].grad.flatten() for name in sorted(trained)])
+    assert together.dtype == torch.float32 and torch.equal(together, apart[0] + apart[1])
+
+
 def test_changed_adapters_are_seen_and_switched_off_ones_are_not():
     model = adapted(random_qwen3, True).eval()
     with torch.no_grad():
@@ -79,6 +114,7 @@ def test_nothing_stays_on_a_bare_model():
     model = adapted(random_qwen3, True)
     base = bare(model.get_base_model())
     assert not base.get_decoder()._forward_pre_hooks
+    assert not any("forward" in vars(part) for part in base.modules())
     fuse_adapters(add_adapter(base, LoraSettings(r=4), seed=1))
     assert len(base.get_decoder()._forward_pre_hooks) == 1
 
@@ -102,5 +138,5 @@ def test_they_take_fewer_operations():
         with Operations() as found:
             states_and_gradient(model, batch(), 0, WORDS)
         counts.append(found.count)
-    # Fourteen layers with adapters: a scale and a sum less in each, and what their gradients take.
-    assert counts[0] - counts[1] >= 14 * 5
+    # Fourteen layers with adapters: a scale and a sum less in each, what their gradients take, and two casts of them.
+    assert counts[0] - counts[1] >= 14 * 7

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from analyticup.errors import UserError
+from analyticup.model.fused import unfuse
 from analyticup.model.gguf import converted_gguf, quiet_transformers
 from analyticup.model.heads import (
     head_names,
@@ -225,8 +226,7 @@ def bare(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(part, AuxiliaryTrainingWrapper):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, part.original_module)
-    if (hook := vars(model.get_decoder()).pop("fills_adapters", None)) is not None:
-        hook.remove()
+    unfuse(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             base = layer.get_base_layer()

@@ -162,6 +162,23 @@ def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) 
     }
 
 
+class _Shared(torch.autograd.Function):
+    """States [rows, longest, width] of those by token [tokens, width] and `numbers` [rows, longest]. The gradient of a
+    shared token is a sum over prompts, which is not rounded on the way."""
+
+    @staticmethod
+    def forward(context: Any, states: Tensor, numbers: Tensor) -> Tensor:
+        context.save_for_backward(numbers)
+        context.tokens = len(states)
+        return embedding(numbers, states)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (numbers,) = context.saved_tensors
+        found = torch.ops.aten.embedding_dense_backward(gradient.float(), numbers, context.tokens, -1, False)
+        return found.to(gradient.dtype), None
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -184,19 +201,20 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
         )
 
-    def rows(states: Tensor, numbers: Tensor) -> Tensor:
-        return embedding(numbers, states[0].transpose(0, 1).flatten(1)).unflatten(2, (states.shape[1], -1))
+    def by_token(states: Tensor) -> Tensor:
+        # Of `squeeze`, unlike of an index, the gradient is a view.
+        return states.squeeze(0).transpose(0, 1).flatten(1)
 
     def shared(states: Tensor) -> Tensor:
-        # The gradient of a shared token is a sum over prompts, which must not be rounded on the way.
-        return rows(states.float(), packing.keys).to(states.dtype).transpose(1, 2)
+        return _Shared.apply(by_token(states), packing.keys).unflatten(2, (states.shape[1], -1)).transpose(1, 2)
 
     if sliding_window is not None and sliding_window < attention_mask.shape[3]:
         # Who is seen from `sliding_window` tokens on is too far away.
         attention_mask = attention_mask & ~pad(attention_mask[..., sliding_window:], (0, sliding_window))
     groups = query.shape[1] // key.shape[1]
     # Heads that share their keys are adjacent: [rows, key heads, heads to a key head * QUERIES, width].
-    asked = rows(query, packing.queries).unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    asked = embedding(packing.queries, by_token(query)).unflatten(2, (key.shape[1], groups, -1))
+    asked = asked.permute(0, 2, 3, 1, 4).flatten(2, 3)
     found = scaled_dot_product_attention(
         asked,
         shared(key),
