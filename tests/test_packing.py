@@ -21,6 +21,7 @@ from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import (
     ATTENTION,
     QUERIES,
+    _Shared,
     collate_packed,
     enable_packing,
     make_tree,
@@ -305,3 +306,10 @@ def test_a_model_that_hands_nothing_on_to_its_attention_is_refused():
     model.model.forward = strict
     with pytest.raises(UserError, match=r"set model\.packing=false"):
         enable_packing(model)
+
+
+def test_the_gradient_of_a_shared_token_is_not_rounded_on_the_way():
+    states = torch.zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    _Shared.apply(states, torch.zeros(300, 1, dtype=torch.long)).sum().backward()
+    # In bf16 a sum of ones ends at 256.
+    assert states.grad.dtype == torch.bfloat16 and states.grad.tolist() == [[300.0] * 3, [0.0] * 3]
