@@ -278,7 +278,9 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
     "model.pins:check_packaged": Shown("test_pins.py", "test_a_package_that_promises_other_bytes_is_refused"),
     "model.pins:check_pinned | neither an existing": given(*ENCODER, "embedder.model=none", says="none is neither"),
     "model.pins:check_pinned | pin … to a commit": given(*ENCODER, "embedder.revision=main", says="a pinned commit"),
-    "model.backbone:check_head": given(
+    "model.backbone:check_head | only for encoders": given("model.backbone=random:qwen3", "model.own_dropout=true"),
+    "model.drawing:drawn_attention": late(LOADED, "dropout what_has_none_or_one_of_another_kind_is_refused"),
+    "model.backbone:check_head | says no next word": given(
         "model.backbone=random:xlm-roberta", says="is an encoder, which says no next word"
     ),
     "model.backbone:frozen_layers": given(*CLASSIFIER, "model.lora.layers=1"),

@@ -113,7 +113,7 @@ def model_rows(own: Settings, task: str) -> tuple[float, float]:
     """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
     rows, n = task_rows(own, task), own.folds.n
     # Of all rows, by all trainings: each fold's leaves one part out.
-    times = n - 1 + (own.train.refit != "off")
+    times = n - 1 + (own.train.refit != "none")
     trained, scored = times * rows.whole * own.train.epochs, rows.given + len(predicting(own)) * rows.asked
     if own.train.distil:
         trained, scored = 2 * trained, scored + times * rows.whole

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from analyticup.errors import UserError
+from analyticup.model.drawing import enable_dropout
 from analyticup.model.fused import unfuse
 from analyticup.model.gguf import converted_gguf, quiet_transformers
 from analyticup.model.heads import (
@@ -111,11 +112,19 @@ def load_backbone(
     with torch.random.fork_rng():
         model = _loaded(settings, cache, dtype, converted, device)
     check_head(model, settings)
-    return without_dropout(model) if is_encoder(model.config) else model
+    if settings.own_dropout:
+        enable_dropout(model)
+    elif is_encoder(model.config):
+        without_dropout(model)
+    return model
 
 
 def check_head(model: PreTrainedModel, settings: ModelSettings) -> None:
-    """Raises UserError for an encoder that is to say a label word."""
+    """Raises UserError for an encoder that is to say a label word, and for a decoder whose own dropout is wanted."""
+    if settings.own_dropout and not is_encoder(model.config):
+        raise UserError(
+            f"model.own_dropout = true: only for encoders, and {settings.backbone} is none; set it to false"
+        )
     if settings.head == "label_word" and is_encoder(model.config):
         raise UserError(
             f"model.backbone = {settings.backbone}: {model.config.model_type} is an encoder, which says no next word; "

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, pad
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from analyticup.errors import UserError
+
+ATTENTION = "drawn_by_batch"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens of a pass are among those of its whole batch: the batch's `shape` less the width, and an index
-    into it."""
+    """Where the tokens of a pass are among those of its whole batch: the batch's `shape` less the width, an index into
+    it, and the pass's `own` shape."""
 
     shape: tuple[int, int]
     index: tuple[slice, slice]
+    own: tuple[int, int]
 
 
 @dataclass
@@ -27,7 +35,8 @@ class Drawing:
 
 
 class BatchDropout(nn.Dropout):
-    """Dropout that is drawn for the whole batch, of which a pass takes its part.
+    """Dropout that is drawn for the whole batch, of which a pass takes its part: states [rows, tokens, width], those of
+    the first token [rows, width], or attention [rows, heads, tokens, tokens].
 
     From one random state the passes of a batch then get what the batch in one pass would get, on a GPU but for the
     rounding of the scale. That costs a drawing of the batch for each of them.
@@ -41,20 +50,72 @@ class BatchDropout(nn.Dropout):
         place = self.drawing.place
         if place is None or not self.training:
             return super().forward(states)
-        own = dropout(states.new_ones(*place.shape, states.shape[-1]), self.p)[place.index]
+        (rows, tokens), (own_rows, own_tokens) = place.shape, place.index
+        # By the number of dimensions: the batch's shape and an index into it, and what a pass has in the same places.
+        shape, index, own = {
+            2: ((rows, *states.shape[1:]), (own_rows,), (place.own[0],)),
+            3: ((rows, tokens, *states.shape[2:]), (own_rows, own_tokens), place.own),
+            4: (
+                (rows, states.shape[1], tokens, tokens),
+                (own_rows, slice(None), own_tokens, own_tokens),
+                (place.own[0], states.shape[1], place.own[1], place.own[1]),
+            ),
+        }[states.dim()]
+        if tuple(states.shape[: len(own)]) != own:
+            # Of no row: what DeBERTa's adapters make of its embeddings of positions, which every pass has alike. (A
+            # single row as long as those would be taken for them: 512 tokens of DeBERTa-v3.)
+            return super().forward(states)
+        drawn = dropout(states.new_ones(shape), self.p)[index]
         # What fills a pack up is read by nobody.
-        return states * pad(own, (0, 0, 0, states.shape[1] - own.shape[1]))
+        return states * (pad(drawn, (0, 0, 0, states.shape[1] - drawn.shape[1])) if states.dim() == 3 else drawn)
 
 
-def draw_by_batch(model: nn.Module) -> Drawing:
-    """Puts BatchDropout in the place of the adapters' dropout; what it gives is told which pass runs."""
+def draw_by_batch(model: nn.Module, own: bool = False) -> Drawing:
+    """Puts BatchDropout in the place of the adapters' dropout, and of the model's `own`; what it gives is told which
+    pass runs."""
     drawing = Drawing()
     for part in list(model.modules()):
         # Where PEFT keeps that of an adapter.
         for name, found in getattr(part, "lora_dropout", {}).items():
             if isinstance(found, nn.Dropout):
                 part.lora_dropout[name] = BatchDropout(found.p, drawing)
+        for name, found in list(part.named_children()) if own else []:
+            # DeBERTa's embeddings of relative positions are no row's.
+            if isinstance(found, nn.Dropout) and found.p and name != "pos_dropout":
+                setattr(part, name, BatchDropout(found.p, drawing))
     return drawing
+
+
+def enable_dropout(model: PreTrainedModel) -> None:
+    """Lets an encoder drop attention by a module, which `draw_by_batch` can replace; PyTorch's own attention draws by
+    itself."""
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(ATTENTION, drawn_attention)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
+        model.set_attn_implementation(ATTENTION)
+
+
+def drawn_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function for Transformers, whose dropout is the module's: query, key and value [rows, heads, tokens,
+    width], `attention_mask` is added to their products; gives [rows, tokens, heads, width]. UserError where the module
+    has no dropout of its own."""
+    drop = getattr(module, "dropout", None)
+    if not isinstance(drop, nn.Dropout):
+        raise UserError(
+            f"model.own_dropout: {type(module).__name__} drops attention in a way of its own; set it to false"
+        )
+    products = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        products = products + attention_mask
+    return (drop(products.softmax(dim=-1)) @ value).transpose(1, 2).contiguous(), None
 
 
 def random_state() -> dict[str, Tensor]:

@@ -86,12 +86,8 @@ def encoder_logits(model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
     return model(**given).logits.float()
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
-    """Switches off the dropout that an encoder brings along (assumed); that of the adapters stays.
-
-    It would be drawn for each forward pass, and how a batch is cut into passes must decide no figure.
-    """
+def without_dropout(model: nn.Module) -> None:
+    """Switches off the dropout that an encoder brings along (assumed); that of the adapters stays."""
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-    return model

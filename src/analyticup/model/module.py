@@ -122,7 +122,7 @@ class LabelWordModule(LightningModule):
         # A step that runs out of memory has to be taken back and tried again, which Lightning's own loop cannot.
         self.automatic_optimization = False
         self.rank = rank
-        self.drawing = draw_by_batch(model)
+        self.drawing = draw_by_batch(model, own=is_encoder(model.get_base_model().config))
         self.recomputes = model.get_base_model().is_gradient_checkpointing
         self.unseen: list[tuple[int, str, Tensor]] = []
         # Of the last step, before it was clipped.

@@ -108,12 +108,14 @@ class Cutter:
     def _place(self, batch: Sequence[int], part: Sequence[int], done: int) -> Place | None:
         if not self.packing:
             whole = len(batch), int(self.lengths[batch].max())
-            return Place(whole, (slice(done, done + len(part)), slice(0, int(self.lengths[part].max()))))
+            longest = int(self.lengths[part].max())
+            return Place(whole, (slice(done, done + len(part)), slice(0, longest)), (len(part), longest))
         if self.share:
             # Then nothing is drawn.
             return None
         tokens = int(self.lengths[part].sum())
-        return Place((1, filled(int(self.lengths[batch].sum()))), (slice(0, 1), slice(done, done + tokens)))
+        index = slice(0, 1), slice(done, done + tokens)
+        return Place((1, filled(int(self.lengths[batch].sum()))), index, (1, filled(tokens)))
 
 
 @dataclass

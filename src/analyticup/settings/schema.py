@@ -253,6 +253,11 @@ class ModelSettings(Section):
         None, description="Adapters to use instead of training: a bundle's folder, or hub:OWNER/NAME@COMMIT."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Number format of the backbone.")
+    # Transformers applies it in training; whether a rival did is not known.
+    own_dropout: bool = Field(
+        False,
+        description="Dropout in training where the encoder's config has some, besides lora.dropout; encoders only.",
+    )
     # QLoRA (Dettmers et al. 2023, arXiv 2305.14314): NF4 with double quantisation; products in `dtype`.
     quantisation: Literal["none", "nf4"] = Field(
         "none", description="nf4: the frozen weights of a folder or hub model in 4 bits; needs bitsandbytes."
@@ -560,8 +565,8 @@ class TrainSettings(Section):
     )
     # As the organisers' baselines, of which there is one model. No row is left that it has not seen, so thresholds are
     # those of the folds' models.
-    refit: Literal["off", "beside", "instead"] = Field(
-        "off", description="One more model, on all rows: it scores dev and test beside the folds', or instead of them."
+    refit: Literal["none", "beside", "instead"] = Field(
+        "none", description="One more model, on all rows: it scores dev and test beside the folds', or instead of them."
     )
     # Assumed; the usual value of Rafailov et al. 2023.
     dpo_beta: Number = Field(0.1, ge=0.001, description="Only for dpo; larger stays closer to the base model.")

@@ -33,6 +33,7 @@ def training_settings(settings: Settings) -> dict[str, Any]:
     for own, name, usual in (
         (model, "quantisation", "none"),
         (model, "head", "label_word"),
+        (model, "own_dropout", False),
         (model["lora"], "enabled", True),
         (prompt, "pivot", "none"),
         (prompt, "level_marker", None),
@@ -81,7 +82,7 @@ def predict_cut(own: Settings) -> Cut:
 
 def models(own: Settings) -> dict[str, Part]:
     """Name -> part of each model that a task trains: `fold0` and so on; `all` is of all rows (`train.refit`)."""
-    parts = [Part(fold) for fold in range(own.folds.n)] + [ON_ALL] * (own.train.refit != "off")
+    parts = [Part(fold) for fold in range(own.folds.n)] + [ON_ALL] * (own.train.refit != "none")
     return {str(part): part for part in parts}
 
 
