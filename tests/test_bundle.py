@@ -23,7 +23,7 @@ from huggingface_hub.utils import _http
 from peft import PeftModel
 from test_neighbour_vote import WordEmbedder
 from test_pipeline import SAMPLE, digests, one, run_main
-from tiny_runs import TINY, places
+from tiny_runs import TINY, WITHOUT_TORCH, places
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analyticup.__main__ import main
@@ -42,10 +42,6 @@ from analyticup.verdict import Verdict
 SMALL = ("tasks=[QC]", "translate.rows_per_language=2", "negatives.enabled=false", "QC.negatives.enabled=false")
 SRC = Path(__file__).resolve().parents[1] / "src"
 # Says at its end whether torch was imported.
-WITHOUT_TORCH = (
-    "import sys\nfrom analyticup.__main__ import main\ncode = main(sys.argv[1:])\n"
-    "print('torch' if 'torch' in sys.modules else 'no torch')\nsys.exit(code)"
-)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import ROOT, TINY, make_job, places
+from tiny_runs import ROOT, TINY, WITHOUT_TORCH, make_job, places
 
 from analyticup import pipeline
 from analyticup.__main__ import main
@@ -108,8 +111,7 @@ def test_manifest_names_what_ran_on_which_bytes(finished: Path) -> None:
 def test_second_run_is_all_cached_and_touches_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Drawing needs imports of seconds.
-    monkeypatch.setattr(publish, "run_page", None)
+    monkeypatch.setattr(publish, "RUN_PAGE", "")
     before = digests(finished)
     times = {path: path.stat().st_mtime_ns for path in (finished / "submissions").rglob("*")}
     assert run_main(finished) == 0
@@ -118,6 +120,13 @@ def test_second_run_is_all_cached_and_touches_nothing(
     after.pop("artifacts/.lock"), before.pop("artifacts/.lock")
     assert after == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_run_that_finds_all_cached_loads_no_torch(finished: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, "run", "--config", str(SAMPLE), *TINY, *places(finished)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.endswith("no torch\n"), done.stderr
 
 
 def test_a_lost_fold_runs_again_with_what_follows_and_gives_the_same_bytes(

@@ -26,6 +26,11 @@ TINY = [
     # Tests replace functions of this process.
     "machine.workers=1",
 ]
+# The program, which then says whether torch was loaded.
+WITHOUT_TORCH = (
+    "import sys\nfrom analyticup.__main__ import main\ncode = main(sys.argv[1:])\n"
+    "print('torch' if 'torch' in sys.modules else 'no torch')\nsys.exit(code)"
+)
 
 
 def places(folder: Path) -> list[str]:

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from analyticup.report.tables import show
     from analyticup.results.expected import figures_by_name
     from analyticup.results.manifest import foreign_manifest
+    from analyticup.results.publish import publish
     from analyticup.tracking import close_left_open
 
     settings, console, started = settings_of(options), make_console(), time.monotonic()
@@ -54,11 +55,10 @@ def run(options: argparse.Namespace) -> int:
             console.print(f"{left}: closed the W&B run that an interrupted run left open", soft_wrap=True)
         with make_runner(settings, MODELS, NEEDS) as runner:
             artifacts = run_stages(settings, nodes, environment, runner, console)
-        # They import torch, and the workers that have it have ended.
-        from analyticup.results.publish import publish
+            manifest = publish(folder, settings, artifacts, runner)
+        # It takes memory, and the workers have ended.
         from analyticup.results.tracked import log_finished
 
-        manifest = publish(folder, settings, artifacts)
         log_finished(settings, run_group(settings, nodes), run_tags(settings, nodes, environment), artifacts)
     figures = Report.load(artifacts["report-all"].file(REPORT))
     show(figures, console)

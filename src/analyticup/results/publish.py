@@ -7,24 +7,29 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from analyticup.engine.artifacts import Artifact
 from analyticup.engine.files import file_sha256, remove_unfinished, replace_together
+from analyticup.engine.workers import Runner
 from analyticup.errors import UserError
 from analyticup.results.manifest import MANIFEST, PAGE, Manifest, make_manifest, published_files
-from analyticup.results.page import run_page
 from analyticup.settings.schema import Settings
 
+# By name, as it imports torch.
+RUN_PAGE: Final = "analyticup.results.page:run_page"
 
-def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact]) -> Manifest:
+
+def publish(folder: Path, settings: Settings, artifacts: Mapping[str, Artifact], runner: Runner) -> Manifest:
     """Makes `submissions/<name>` hold the run's files; unchanged files are not touched, files of an earlier run that
     this one does not have are removed. Returns the manifest.
 
     The final split (test where it was given, else dev) is at the top, the other one in a folder `dev`. No file takes
-    its place before all are written; the manifest, with the sha256 of each, is the last.
+    its place before all are written; the manifest, with the sha256 of each, is the last. The page is drawn where stages
+    run, which have loaded what that takes.
     """
     sources, manifest = published_files(artifacts), make_manifest(settings, artifacts)
-    page = _drawn(folder, manifest) or run_page(manifest, settings, artifacts)
+    page = _drawn(folder, manifest) or runner.ask(RUN_PAGE, manifest, settings, dict(artifacts))
     for place in (folder, folder / "dev"):
         remove_unfinished(place)
     earlier = _earlier_files(folder)
