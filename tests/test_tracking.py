@@ -17,6 +17,7 @@ from wandb_server import standing_in
 
 from analyticup import tracking
 from analyticup.engine.job import tracked_stage
+from analyticup.engine.workers import InProcess
 from analyticup.ensembling.threshold import Decision, SweepPoint
 from analyticup.metrics import binary_metrics
 from analyticup.model.backbone import save_adapter
@@ -320,7 +321,7 @@ def tables(run):
 def test_the_summary_makes_runs_comparable_and_the_ensemble_has_its_plots(tmp_path, finished):
     own, artifacts = finished
     for _ in range(2):
-        tracked.log_finished(own, "mine-1", ("mine",), artifacts)
+        tracked.log_finished(own, "mine-1", ("mine",), artifacts, InProcess(""))
     found = logged(tmp_path)
     # Once, though it was asked for twice.
     assert set(found) == {"mine/QC/ensemble", "mine/summary"} and len(files(tmp_path)) == 2
@@ -336,6 +337,6 @@ def test_the_summary_makes_runs_comparable_and_the_ensemble_has_its_plots(tmp_pa
 @pytest.mark.parametrize("asked", [False, True])
 def test_no_row_is_logged_unless_it_is_asked_for(tmp_path, finished, asked):
     own, artifacts = finished
-    tracked.log_finished(own.replace(**{"tracking.log_rows": asked}), "mine-1", (), artifacts)
+    tracked.log_finished(own.replace(**{"tracking.log_rows": asked}), "mine-1", (), artifacts, InProcess(""))
     written = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
     assert (b"SECRET" in written) == asked

@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from analyticup.results.expected import figures_by_name
     from analyticup.results.manifest import foreign_manifest
     from analyticup.results.publish import publish
+    from analyticup.results.tracked import log_finished
     from analyticup.tracking import close_left_open
 
     settings, console, started = settings_of(options), make_console(), time.monotonic()
@@ -56,10 +57,8 @@ def run(options: argparse.Namespace) -> int:
         with make_runner(settings, MODELS, NEEDS) as runner:
             artifacts = run_stages(settings, nodes, environment, runner, console)
             manifest = publish(folder, settings, artifacts, runner)
-        # It takes memory, and the workers have ended.
-        from analyticup.results.tracked import log_finished
-
-        log_finished(settings, run_group(settings, nodes), run_tags(settings, nodes, environment), artifacts)
+            group, tags = run_group(settings, nodes), run_tags(settings, nodes, environment)
+            log_finished(settings, group, tags, artifacts, runner)
     figures = Report.load(artifacts["report-all"].file(REPORT))
     show(figures, console)
     _say_where(console, folder, settings, artifacts, manifest.final_split)

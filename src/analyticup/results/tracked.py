@@ -14,6 +14,7 @@ from analyticup.engine.artifacts import Artifact
 from analyticup.engine.files import read_json_lines
 from analyticup.engine.graph import Part
 from analyticup.engine.job import made_of
+from analyticup.engine.workers import Runner
 from analyticup.ensembling.threshold import Decision
 from analyticup.filtering import SUSPECTS
 from analyticup.report.figures import REPORT, Report
@@ -30,12 +31,21 @@ NAMES = ("f1", "f1_se", "floor_f1", "auc", "ap")
 _POINTS = 200
 
 
-def log_finished(settings: Settings, group: str, tags: Sequence[str], artifacts: Mapping[str, Artifact]) -> None:
-    """Once per report, so that a cached run adds nothing."""
+def log_finished(
+    settings: Settings, group: str, tags: Sequence[str], artifacts: Mapping[str, Artifact], runner: Runner
+) -> None:
+    """Once per report, so that a cached run adds nothing. It is done where stages run, which have W&B at work."""
+    folder, report = resolve(settings.paths.artifacts), artifacts["report-all"].record
+    marker = folder / "wandb" / f"summary-{report.identity[:16]}-{report.digest[:16]}"
+    if settings.tracking.mode != "disabled" and not marker.exists():
+        runner.ask(f"{__name__}:log_figures", settings, group, tags, dict(artifacts))
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+
+def log_figures(settings: Settings, group: str, tags: Sequence[str], artifacts: Mapping[str, Artifact]) -> None:
+    """A run for each task's ensemble, and one with the final figures."""
     folder, report = resolve(settings.paths.artifacts), artifacts["report-all"]
-    marker = folder / "wandb" / f"summary-{report.record.identity[:16]}-{report.digest[:16]}"
-    if settings.tracking.mode == "disabled" or marker.exists():
-        return
     figures = Report.load(report.file(REPORT))
     for task in settings.tasks:
         own = task_settings(settings, task)
@@ -51,8 +61,6 @@ def log_finished(settings: Settings, group: str, tags: Sequence[str], artifacts:
             run.log({"stages": _stages(artifacts), **dict(_languages(figures))})
             decided = [one for title, one in artifacts.items() if title.split("-")[0] in ("ensemble", "threshold")]
             log_lineage(run, map(made_of, decided), [made_of(artifacts["submit-all"])])
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
 
 
 def _log_task(run: Run, own: Settings, task: str, figures: Report, artifacts: Mapping[str, Artifact]) -> None:
