@@ -17,7 +17,7 @@ from analyticup.engine.environment import describe
 from analyticup.engine.execution import execute
 from analyticup.engine.graph import Node, Status, inspect
 from analyticup.engine.schedule import Slots
-from analyticup.engine.workers import Call, imported
+from analyticup.engine.workers import Call, InProcess, imported
 from analyticup.errors import CheckFailed
 from analyticup.experiments.bench.generated import official_rows, write_official
 from analyticup.experiments.bench.harness import Done, Entry, Result, measure
@@ -138,7 +138,7 @@ def measure_pipeline(
             artifacts[event.status.node.title] = event.artifact
             yield runner.result
     published = folder / "submissions" / own.name
-    yield _sound(run("publish", "", partial(publish, published, own, artifacts)))
+    yield _sound(run("publish", "", partial(publish, published, own, artifacts, InProcess(MODELS))))
     yield _sound(run("plan", "", partial(_plan, own)))
     yield _sound(run("verify", "", partial(_verify, published)))
 
