@@ -40,9 +40,11 @@ def test_a_fingerprint_refuses_what_it_cannot_serialise(value):
 
 
 def test_a_folder_that_another_machine_has_made_is_waited_for(tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    begun = threading.Timer(0.2, StageRecord().save, [made])
+    made, unseen = tmp_path / "made", tmp_path / "unseen"
+    unseen.mkdir()
+    StageRecord().save(unseen)
+    # A stage's folder takes its place by one rename, too.
+    begun = threading.Timer(0.2, unseen.rename, [made])
     begun.start()
     await_seen(made, patience=30)
     assert read_artifact(made, "").folder == made
