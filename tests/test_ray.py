@@ -403,7 +403,8 @@ def test_one_run_on_three_nodes_from_which_workers_nodes_heads_and_drivers_are_t
     try:
         for what, stage, code in KILLS:
             run = run or start(folder, "machine.workers=1", *long, **nodes.environment)
-            wait_for(lambda stage=stage: f" {stage}: running" in log.read_text(), 300)
+            # On a fast machine the node that was left may have finished it before: "cached".
+            wait_for(lambda stage=stage: f" {stage}: " in log.read_text(), 300)
             own = cluster.family(run.pid)
             nodes.kill(what, run)
             if code is not None:
