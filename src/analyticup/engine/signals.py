@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection
 from types import FrameType
 from typing import NoReturn
+
+# Exit status of what a signal has ended, as a shell gives it for Ctrl-C.
+INTERRUPTED = 130
 
 
 def end_by(numbers: Collection[int], act: Callable[[int], NoReturn]) -> None:
@@ -16,7 +21,9 @@ def end_by(numbers: Collection[int], act: Callable[[int], NoReturn]) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         # Of what runs at a process's end an exception would only be printed.
         if not threading.main_thread().is_alive():
-            os._exit(128 + number)
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(INTERRUPTED)
         while frame is not None:
             if frame.f_code.co_name == "__del__":
                 # An exception that is raised in there is lost: again in a moment.

@@ -79,11 +79,12 @@ def neighbour_vote(
     return votes, density
 
 
-def _searches(rows: np.ndarray, voters: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _searches(rows: np.ndarray, voters: np.ndarray) -> Iterator[tuple[np.ndarray, slice | np.ndarray, int]]:
     """(rows, voters that they look among, the most voters of one row's own group), by place, from the groups of all."""
     groups, counts = np.unique(voters, return_counts=True)
     many = counts > MANY_VOTERS
-    yield np.flatnonzero(~np.isin(rows, groups[many])), np.arange(len(voters)), int(counts[~many].max(initial=0))
+    # A slice, as places would copy the vectors of all.
+    yield np.flatnonzero(~np.isin(rows, groups[many])), slice(None), int(counts[~many].max(initial=0))
     for group in groups[many]:
         yield np.flatnonzero(rows == group), np.flatnonzero(voters != group), 0
 

@@ -38,8 +38,11 @@ def upload(bundle: Bundle, repository: str, public: bool) -> CommitInfo:
     limit_waits_for_the_hub()
     try:
         return _uploaded(HfApi(), bundle, repository, public)
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError):
+        # Of this machine, not of the hub.
+        if getattr(error, "errno", None):
             raise
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         told = hub_refusal(cause, repository, "see that the hub can be reached and that your token may write there")

@@ -11,6 +11,7 @@ from rich.console import Console
 from analyticup.checks import NEEDS
 from analyticup.console import exclusive_run, refuse_blocked, run_stages
 from analyticup.engine.environment import describe
+from analyticup.engine.graph import Node
 from analyticup.engine.job import given_files
 from analyticup.engine.workers import Runner, make_runner
 from analyticup.pipeline import MODELS, build
@@ -36,24 +37,26 @@ def run_rows(plans: Mapping[str, Sequence[Settings]], rows: Sequence[Row], conso
     first = next(iter(plans.values()))[0]
     alike = {name: getattr(first, name) for name in ("paths", "machine", "tracking")}
     plans = {config: [settings.replace(**alike) for settings in seeds] for config, seeds in plans.items()}
-    graphs = {config: [build(settings) for settings in seeds] for config, seeds in plans.items()}
+    graphs = {config: [(settings, build(settings)) for settings in seeds] for config, seeds in plans.items()}
     found: dict[Row, list[RowRun]] = {row: [] for row in rows}
     with exclusive_run(first, console), make_runner(first, MODELS, NEEDS) as runner:
-        for config, seeds in plans.items():
-            # What blocks a config blocks each of its seeds, but those that are cached run nothing.
-            given = zip(seeds, graphs[config], strict=True)
-            any(refuse_blocked(settings, nodes, runner, console, config) for settings, nodes in given)
-        for config, seeds in plans.items():
+        for config, seeds in graphs.items():
+            for settings, nodes in seeds:
+                # What blocks a config blocks each of its seeds, but those that are cached run nothing.
+                if refuse_blocked(settings, nodes, runner, console, config):
+                    break
+        for config, seeds in graphs.items():
             own = [row for row in rows if row.config == config]
-            for settings in seeds:
+            for settings, nodes in seeds:
                 console.print(f"{config}, seed {settings.seed}: {', '.join(row.task for row in own)}", style="bold")
-                for row, run in zip(own, _run(own, settings, runner, console), strict=True):
+                for row, run in zip(own, _run(own, settings, nodes, runner, console), strict=True):
                     found[row].append(run)
     return found
 
 
-def _run(rows: Sequence[Row], settings: Settings, runner: Runner, console: Console) -> list[RowRun]:
-    nodes = build(settings)
+def _run(
+    rows: Sequence[Row], settings: Settings, nodes: Sequence[Node], runner: Runner, console: Console
+) -> list[RowRun]:
     artifacts = run_stages(settings, nodes, describe(PROJECT), runner, console, checked=True)
     files = given_files(settings, nodes[-1].file_hashes, artifacts.get("sample-all"))
     return [read_run(row.task, artifacts, files) for row in rows]
