@@ -62,11 +62,12 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
     slower, parts, total, written = parameters / _MEASURED_PARAMETERS, [], 0.0, 0.0
     for task in settings.tasks:
         own = task_settings(settings, task)
-        written += written_tokens(own, task_rows(own, task))
-        trained, scored = model_rows(own, task)
+        rows = task_rows(own, task)
+        written += written_tokens(own, rows)
+        trained, scored = model_rows(own, rows)
         training, scoring = (
-            rows * slower / rate / 3600
-            for rows, rate in zip((trained, scored), (rates.training, rates.scoring), strict=True)
+            count * slower / rate / 3600
+            for count, rate in zip((trained, scored), (rates.training, rates.scoring), strict=True)
         )
         total += training + scoring
         parts.append(
@@ -109,9 +110,9 @@ def written_tokens(own: Settings, rows: TaskRows) -> float:
     return (rows.whole + rows.asked) * own.prompt.reasoning.max_tokens if own.prompt.reasoning.template else 0.0
 
 
-def model_rows(own: Settings, task: str) -> tuple[float, float]:
+def model_rows(own: Settings, rows: TaskRows) -> tuple[float, float]:
     """Rows that are trained on and rows that are scored by all trainings of a task, each as often as it is."""
-    rows, n = task_rows(own, task), own.folds.n
+    n = own.folds.n
     # Of all rows, by all trainings: each fold's leaves one part out.
     times = n - 1 + (own.train.refit != "none")
     trained, scored = times * rows.whole * own.train.epochs, rows.given + len(predicting(own)) * rows.asked
