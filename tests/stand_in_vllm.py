@@ -5,12 +5,15 @@ Prompts are answered one by one, without padding: greedily by hand, word by word
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -25,37 +28,56 @@ class BeamSearchParams:
         self.beam_width, self.max_tokens = beam_width, max_tokens
 
 
+class LoRARequest:
+    def __init__(self, lora_name, lora_int_id, lora_path):
+        assert lora_int_id > 0 and lora_path, "as vLLM asks for"
+        self.lora_name, self.lora_int_id, self.lora_path = lora_name, lora_int_id, lora_path
+
+
 class LLM:
     made: ClassVar[list[LLM]] = []
+    known: ClassVar[set[str]] = {
+        *("dtype", "tensor_parallel_size", "gpu_memory_utilization", "trust_remote_code", "load_format", "seed"),
+        *("generation_config", "max_logprobs", "max_model_len", "enable_lora", "max_lora_rank", "hf_overrides"),
+        "enable_prefix_caching",
+    }
 
-    def __init__(
-        self,
-        model,
-        *,
-        dtype="auto",
-        tensor_parallel_size=1,
-        gpu_memory_utilization=0.92,
-        trust_remote_code=False,
-        load_format="auto",
-        generation_config="auto",
-        max_logprobs=20,
-        max_model_len=None,
-        seed=0,
-    ):
-        self.told = {name: value for name, value in locals().items() if name != "self"}
+    def __init__(self, model, **told):
+        assert set(told) <= self.known
+        self.told = {"model": model, **told}
         self.down = []
         self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.down.append(True)))
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.end = AutoTokenizer.from_pretrained(model).eos_token_id
         self.asked = []
+        # Adapters are known by number, and loaded once.
+        self.loaded = {}
         LLM.made.append(self)
 
-    def generate(self, prompts, sampling_params=None, *, use_tqdm=True):
+    def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None):
         self.asked.append(len(prompts))
+        if lora_request is not None:
+            self._take(lora_request)
         return [self._greedy(one["prompt_token_ids"], sampling_params) for one in prompts]
 
     def beam_search(self, prompts, params):
         return [self._beams(one["prompt_token_ids"], params) for one in prompts]
+
+    def _take(self, request):
+        """The adapter in use, as vLLM takes one: of PEFT's layout, of a rank that there is room for, and no head."""
+        name = str(request.lora_int_id)
+        if name not in self.loaded:
+            config = json.loads((Path(request.lora_path) / "adapter_config.json").read_text())
+            if not self.told.get("enable_lora") or config["r"] > self.told.get("max_lora_rank", 16):
+                raise ValueError(f"LoRA rank {config['r']} is greater than max_lora_rank")
+            if config["modules_to_save"]:
+                raise ValueError("vLLM only supports modules_to_save being None")
+            if self.loaded:
+                self.model.load_adapter(request.lora_path, adapter_name=name)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, request.lora_path, adapter_name=name)
+            self.loaded[name] = request.lora_path
+        self.model.set_adapter(name)
 
     def _greedy(self, prompt, params):
         ids, logprobs = list(prompt), []
@@ -77,9 +99,12 @@ class LLM:
 
 def install(monkeypatch):
     """Makes it what `import vllm` finds; forgets the engines of earlier tests."""
-    package, inner = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    package, inner, lora = (ModuleType(name) for name in ("vllm", "vllm.sampling_params", "vllm.lora.request"))
+    lora.LoRARequest = LoRARequest
     package.LLM, package.SamplingParams, inner.BeamSearchParams = LLM, SamplingParams, BeamSearchParams
     package.__spec__ = ModuleSpec("vllm", None)
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", inner)
+    monkeypatch.setitem(sys.modules, "vllm.lora", ModuleType("vllm.lora"))
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
     LLM.made.clear()

@@ -242,6 +242,7 @@ def identities(*overrides: str) -> dict[str, str]:
     ("override", "stages"),
     [
         ("predict.merge_adapters=true", {"predict"}),
+        ("predict.engine=vllm", {"predict"}),
         ("predict.compile_min_rows=9", {"predict", "negatives"}),
         ("model.packing=false", {"filter_model", "train"}),
         ("train.compile_min_steps=9", {"filter_model", "train"}),

@@ -236,9 +236,12 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
         *("translate.enabled=true", "translate.translator=seedx", "translate.seedx.engine=vllm"),
         says="translate.seedx.engine = vllm: ",
     ),
-    "augmentation.translators.vllm_engine:VllmEngine.__init__": late(
+    "model.vllm_engine:VllmEngine.__init__": late(
         "only starting it shows what vLLM says", "vllm a_start_that_fails_is_one_line"
     ),
+    "model.vllm_engine:VllmEngine._telling": late(MACHINE, "vllm an_engine_that_breaks_off_is_one_line"),
+    "training.source:ModelSource.vllm": given("predict.engine=vllm", says="predict.engine = vllm: only for a local"),
+    "training.vllm_scoring:VllmAdapter.margins": late(LOADED, "vllm_scoring a_score_that_is_not_finite_is_told"),
     "augmentation.translators.seq2seq:Seq2SeqTranslator._weights": given(
         *SEQ2SEQ, says="set translate.seq2seq.model to a local folder"
     ),

@@ -11,9 +11,9 @@ from test_seedx import CPU, no_embedder, random_model, scripted_model, tokenizer
 from analyticup.augmentation.translators import build_translator, engine_fault
 from analyticup.augmentation.translators.base import Tools, Translation
 from analyticup.augmentation.translators.seedx import SeedXTranslator, build_prompt
-from analyticup.augmentation.translators.vllm_engine import _ENVIRONMENT
 from analyticup.checks.machine import MachineFacts, device_findings
 from analyticup.errors import UserError
+from analyticup.model.vllm_engine import _ENVIRONMENT
 from analyticup.settings.schema import Settings, TranslateSettings
 from analyticup.verdict import Verdict
 
@@ -64,8 +64,6 @@ def test_what_vllm_is_told(random_model, monkeypatch):  # noqa: F811
         "load_format": "safetensors",
         "generation_config": "vllm",
         "max_logprobs": 20,
-        "max_model_len": None,
-        "seed": 0,
     }
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1" and os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
     # Greedy where no number of beams is given.
@@ -98,7 +96,7 @@ def test_without_vllm_or_a_gpu_one_line_says_so_to_check_too(random_model, monke
     assert engine_fault(own, "cuda") == ""
     with pytest.raises(UserError, match="engine = vllm: it needs a GPU with CUDA, and models run on cpu here"):
         SeedXTranslator(own.seedx, CPU).translate(["bag"], "de")
-    monkeypatch.setattr("analyticup.augmentation.translators.vllm_engine.find_spec", lambda name: None)
+    monkeypatch.setattr("analyticup.model.vllm_engine.find_spec", lambda name: None)
     fault = "translate.seedx.engine = vllm: the package vllm is not installed; run: "
     with pytest.raises(UserError, match=fault):
         SeedXTranslator(own.seedx, GPU).translate(["bag"], "de")
@@ -109,6 +107,17 @@ def test_without_vllm_or_a_gpu_one_line_says_so_to_check_too(random_model, monke
     for change in ({"enabled": False}, {"translator": "lexicon"}, {"seedx": random_model}):
         found = device_findings(Settings(translate=own.replace(**change)), facts)
         assert all(finding.verdict != Verdict.FAIL for finding in found)
+
+
+def test_an_engine_that_breaks_off_is_one_line(random_model, monkeypatch):  # noqa: F811
+    def fail(*_, **__):
+        raise Exception("EngineCore encountered an issue.\nSee above")
+
+    monkeypatch.setattr(LLM, "generate", fail)
+    with pytest.raises(UserError) as told:
+        SeedXTranslator(random_model.replace(engine="vllm"), GPU).translate(["bag"], "de")
+    assert "translate.seedx.engine = vllm: vLLM breaks off: EngineCore encountered an issue.; its" in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Engine core initialization failed.\nSee above"), ValueError("")])

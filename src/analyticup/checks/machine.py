@@ -43,6 +43,7 @@ from analyticup.settings.paths import resolve
 from analyticup.settings.schema import MachineSettings, Settings
 from analyticup.terminal import size_text
 from analyticup.training.source import Machine
+from analyticup.training.vllm_scoring import scoring_fault
 from analyticup.verdict import Verdict
 
 # Stages write the rows again, as Parquet, each time at most about as large as the raw files (assumed).
@@ -137,7 +138,19 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
     each = [task_settings(settings, task) for task in settings.tasks]
     faults = [compiler_fault(own) for own in each]
     faults += [engine_fault(own.translate, machine.device) for own in each if translates(own)]
+    faults += [scoring_fault(own, precision.dtype, machine.device) or _shared(own, machine) for own in each]
     yield from (Finding(Verdict.FAIL, fault) for fault in dict.fromkeys(faults) if fault)
+
+
+def _shared(own: Settings, machine: MachineFacts) -> str:
+    """Why the workers' engines for `predict` do not fit beside each other, or ""."""
+    sharing, share = _on_one_gpu(own, machine), own.predict.memory_share
+    if own.predict.engine != "vllm" or sharing * share <= 1:
+        return ""
+    return (
+        f"predict.memory_share = {share:g}: {sharing} processes share a GPU and each would take as much; set it to "
+        f"{math.floor(90 / sharing) / 100:g}, or machine.workers=1"
+    )
 
 
 def engine_findings(settings: MachineSettings) -> Iterable[Finding]:

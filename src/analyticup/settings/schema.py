@@ -610,6 +610,11 @@ class PredictSettings(Section):
     # A shard is kept until its fold is scored, so that an interrupted run resumes there; workers score several at once.
     # It has whole batches, so the bytes are the same for any number.
     shards: RunOnly[int] = Field(1, ge=1, le=1000, description="Parts in which a fold's dev and test rows are scored.")
+    # vLLM takes adapters as they are, and as many GPUs as machine.devices says.
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What scores; vllm needs a GPU and the extras of .ci/requirements-gpu.lock."
+    )
+    memory_share: RunOnly[Number] = Field(0.9, ge=0.1, le=0.98, description="Of each GPU's memory; for vllm only.")
     # Faster, but rounded to the backbone's dtype.
     merge_adapters: bool = Field(False, description="Add the adapters to the weights before dev and test are scored.")
     # It needs a C++ compiler.

@@ -76,7 +76,9 @@ def scoring_settings(settings: Settings, *names: str) -> dict[str, Any]:
 
 
 def predict_settings(own: Settings) -> dict[str, Any]:
-    return scoring_settings(own, "merge_adapters", "compile_min_rows")
+    found = scoring_settings(own, "merge_adapters", "compile_min_rows")
+    # As when there was no other; another one rounds in another way.
+    return found if own.predict.engine == "transformers" else {**found, "engine": own.predict.engine}
 
 
 def predict_cut(own: Settings) -> Cut:

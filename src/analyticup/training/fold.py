@@ -31,6 +31,7 @@ from analyticup.model.prompt import PromptEncoder
 from analyticup.settings.schema import Settings, TrainSettings
 from analyticup.training.source import ModelSource
 from analyticup.training.trainer import Progress, interruptible, make_trainer, quiet_lightning
+from analyticup.training.vllm_scoring import VllmAdapter
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
@@ -135,7 +136,7 @@ def _telemetry(held_out: DataFrame, to_score: Cutter, settings: Settings, cut: C
 
 def score_rows(
     rows: DataFrame,
-    model: PeftModel,
+    model: PeftModel | VllmAdapter,
     settings: Settings,
     source: ModelSource,
     description: str,
@@ -144,7 +145,7 @@ def score_rows(
     """Logit margins of the rows under one adapter, float32 [rows]; rows with equal prompts are scored once.
 
     NaN for rows that are not in the `shard`. It takes whole batches, cut from all rows, so that a score comes from the
-    same forward pass whatever the number of shards.
+    same forward pass whatever the number of shards; vLLM makes its own.
     """
     if not len(rows):
         return np.zeros(0, dtype=np.float32)
@@ -159,18 +160,38 @@ def score_rows(
         return np.full(len(rows), np.nan, dtype=np.float32)
     number = {row: at for at, row in enumerate(own)}
     distinct = every.take(own)
+    margins = np.full(len(place), np.nan, dtype=np.float32)
+    if isinstance(model, VllmAdapter):
+        margins[own] = model.margins(distinct.tokens, source.words(settings), description)
+    else:
+        mine = [[number[row] for row in batch] for batch in batches]
+        margins[own] = _scored(distinct, mine, model, settings, source, description, len(place))
+    return margins[which]
+
+
+def _scored(
+    distinct: EncodedRows,
+    batches: Sequence[list[int]],
+    model: PeftModel,
+    settings: Settings,
+    source: ModelSource,
+    description: str,
+    size: int,
+) -> np.ndarray:
+    """Margins of distinct prompts, float32 [prompts], in these batches; `size` is the number of all prompts, of which
+    a shard may have some only."""
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     distinct = with_states(distinct, model, frozen, source, description)
     if source.machine.device == "cuda" and settings.predict.compile_min_rows is None:
         fuse_adapters(model)
     cut = Cutter(distinct, source.pad_id, source.packing, limit=source.memory_limits["scoring"])
-    loader = step_loader(cut, [[[number[row] for row in batch]] for batch in batches])
+    loader = step_loader(cut, [[batch] for batch in batches])
     module = LabelWordModule(model, source.words(settings), settings.train, 1, frozen, description)
-    with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, len(place), gradients=False):
+    with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, size, gradients=False):
         trainer = make_trainer(source.machine, None, [Progress(description, 0, distinct)], settings)
         with interruptible():
             outputs = trainer.predict(module, loader)
-    margins = np.full(len(place), np.nan, dtype=np.float32)
+    margins = np.empty(len(distinct.tokens), dtype=np.float32)
     for numbers, values in outputs:
-        margins[np.array(own)[numbers.numpy()]] = values.numpy()
-    return margins[which]
+        margins[numbers.numpy()] = values.numpy()
+    return margins

@@ -23,9 +23,11 @@ from analyticup.model.passes import MemoryLimit
 from analyticup.model.pins import identity, source_kind
 from analyticup.model.prompt import LabelWords, PairEncoder, PromptEncoder, TextTokens
 from analyticup.model.tokens import KeptTokens
+from analyticup.model.vllm_engine import VllmEngine, for_scores
 from analyticup.model.weights import check_vocabulary
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import ModelSettings, PromptSettings, Settings
+from analyticup.training.vllm_scoring import scoring_fault
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ModelSource:
         self.memory_limits = {"training": MemoryLimit(), "scoring": MemoryLimit()}
         self._encoders: dict[PromptSettings, PromptEncoder] = {}
         self._backbone: Any = None
+        self._vllm: VllmEngine | None = None
         machine.tenants.append(self.release)
 
     @cached_property
@@ -130,6 +133,7 @@ class ModelSource:
             torch.set_num_threads(self.machine.threads)
         if self._backbone is not None:
             return bare(self._backbone)
+        self.release()
         converted = source_kind(self.settings) == "gguf"
         dtype, device = getattr(torch, self.dtype), self.machine.device
         model = load_backbone(self._located, self.cache, dtype, converted, device)
@@ -143,11 +147,25 @@ class ModelSource:
         self._backbone = model
         return model
 
+    def vllm(self, settings: Settings, rank: int) -> VllmEngine:
+        """The backbone held by vLLM, for adapters of that rank, in the place of the one that `backbone` gives. It is
+        loaded once and stays until `release`. Raises UserError as `scoring_fault` says."""
+        if fault := scoring_fault(settings, self.dtype, self.machine.device):
+            raise UserError(fault)
+        if self._vllm is None:
+            self.machine.make_room()
+            folder, on = local_folder(self._located, self.cache), {"dtype": self.dtype, "gpus": self.machine.devices}
+            memory = settings.predict.memory_share
+            self._vllm = VllmEngine("predict", folder, **on, memory=memory, **for_scores(rank))
+        return self._vllm
+
     def release(self) -> None:
-        """Lets go of the backbone."""
-        if self._backbone is None:
+        """Lets go of the backbone, whatever holds it."""
+        if self._backbone is None and self._vllm is None:
             return
-        self._backbone = None
+        if self._vllm is not None:
+            self._vllm.close()
+        self._backbone = self._vllm = None
         let_go()
 
     @property

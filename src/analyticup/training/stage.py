@@ -16,6 +16,7 @@ from peft import PeftModel
 
 from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table, scored_splits, training_rows
 from analyticup.engine.artifacts import fingerprint
+from analyticup.engine.files import read_json
 from analyticup.engine.graph import WHOLE, Shard
 from analyticup.engine.job import Counts, Job, tracked_stage
 from analyticup.engine.workers import cores, side_by_side
@@ -30,6 +31,7 @@ from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
 from analyticup.training.out_of_fold import in_order
 from analyticup.training.source import model_source
+from analyticup.training.vllm_scoring import VllmAdapter
 
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
@@ -196,9 +198,7 @@ def predict(job: Job) -> Counts:
 
 def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
     counts = {}
-    model = load_adapter(job.source.backbone(), job.inputs["train"].folder)
-    if job.settings.predict.merge_adapters:
-        merge_into_copies(model)
+    model = _adapted(job, job.inputs["train"].folder)
     for split, rows in splits.items():
         title, read = f"predict {job.title} {split}", as_read(rows, job.inputs)
         margins = score_rows(read, model, job.settings, job.source, title, job.part.shard)
@@ -206,6 +206,17 @@ def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
         save_table({"row_id": rows["row_id"][own].tolist(), "margin": margins[own]}, job.out / f"{split}.parquet")
         counts[split] = int(own.sum())
     return counts
+
+
+def _adapted(job: Job, adapter: Path) -> PeftModel | VllmAdapter:
+    """The backbone with a saved adapter, held by what `predict.engine` names."""
+    if job.settings.predict.engine == "vllm":
+        rank = read_json(adapter / "adapter_config.json")["r"]
+        return VllmAdapter(job.source.vllm(job.settings, rank), adapter)
+    model = load_adapter(job.source.backbone(), adapter)
+    if job.settings.predict.merge_adapters:
+        merge_into_copies(model)
+    return model
 
 
 def _from_shards(job: Job, splits: Mapping[str, DataFrame]) -> Counts:

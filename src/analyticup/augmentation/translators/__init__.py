@@ -12,8 +12,8 @@ from analyticup.augmentation.translators.lexicon import LexiconTranslator
 from analyticup.augmentation.translators.mined import MinedTranslator
 from analyticup.augmentation.translators.seedx import SeedXTranslator
 from analyticup.augmentation.translators.seq2seq import Seq2SeqTranslator
-from analyticup.augmentation.translators.vllm_engine import vllm_fault
 from analyticup.corpus.languages import LANGUAGES
+from analyticup.model.vllm_engine import vllm_fault
 from analyticup.settings.schema import EmbedderSettings, TranslateSettings
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from analyticup.augmentation.translators.base import Translation
 from analyticup.augmentation.translators.generation import GeneratingTranslator, dtype_on
 from analyticup.augmentation.translators.outputs import first_line, judged
-from analyticup.augmentation.translators.vllm_engine import VllmEngine, vllm_fault
 from analyticup.corpus.languages import ISO, LANGUAGES
 from analyticup.errors import UserError
 from analyticup.model.pins import check_pinned, model_identity
+from analyticup.model.vllm_engine import VllmEngine, for_answers, vllm_fault
 from analyticup.settings.schema import SeedXSettings
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
         self._load(self._settings.model)
         if isinstance(self._model, VllmEngine):
             ids = self._tokenizer(prompts, return_token_type_ids=False)["input_ids"]
-            return self._decode(self._model.complete(ids, self._settings.max_new_tokens))
+            return self._decode(self._model.complete(ids, self._settings.max_new_tokens, self._beams(self._settings)))
         inputs = self._tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
         ends = {"eos_token_id": self._tokenizer.eos_token_id, "pad_token_id": self._tokenizer.pad_token_id}
         return self._decode(self._generate(inputs, **ends)[:, inputs["input_ids"].shape[1] :])
@@ -84,7 +84,7 @@ class SeedXTranslator(GeneratingTranslator[SeedXSettings]):
         if fault := vllm_fault(f"{self.key}.engine", device):
             raise UserError(fault)
         on = {"dtype": dtype_on(device), "gpus": self._machine.devices, "memory": self._settings.memory_share}
-        return VllmEngine(self.key, place, self._beams(self._settings), **on)
+        return VllmEngine(self.key, place, **on, **for_answers(self._beams(self._settings)))
 
     def _prepare(self, tokenizer: Any) -> None:
         # Left padding: what the model continues must stand at the end of every row.

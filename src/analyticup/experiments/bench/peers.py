@@ -27,12 +27,12 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from analyticup.augmentation.translators.vllm_engine import import_vllm
 from analyticup.experiments.bench.flops import Shape, backward_flops, forward_flops, head_flops, prompts_load, shape_of
 from analyticup.experiments.bench.harness import Done, Unavailable
 from analyticup.experiments.bench.work import Work
 from analyticup.model.backbone import load_tokenizer, local_folder
 from analyticup.model.pins import source_kind
+from analyticup.model.vllm_engine import import_vllm
 
 IGNORED = -100
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
