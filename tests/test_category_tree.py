@@ -83,9 +83,7 @@ def rows_of(split, paths, labels):
 
 def test_it_is_trained_once_and_judges_know_nothing_of_it():
     given = ["model.backbone=random:qwen3", "QC.train.start_from=category_tree", "QC.filter.enabled=true"]
-    built = pipeline.build(load_settings(SAMPLE, given))
-    nodes = {node.title: node for node in built}
-    assert len(nodes) == len(built)
+    nodes = {node.title: node for node in pipeline.build(load_settings(SAMPLE, given))}
     start = nodes["warm_up-QC"]
     assert {name: node.title for name, node in start.inputs.items()} == {"rows": "ingest-QC"}
     assert [nodes[f"train-QC-fold{n}"].inputs["start"] for n in (0, 1)] == [start, start]

@@ -123,11 +123,6 @@ class TaskStages:
         return {"pivot": self.add(PIVOT, {"rows": self.translated, "ingest": self.ingest})}
 
     @cached_property
-    def warm_up(self) -> Node:
-        """An adapter for rows made of the category tree."""
-        return self.add(WARM_UP, {"rows": self.ingest})
-
-    @cached_property
     def augmented(self) -> Node:
         """All rows that a training may see."""
         rows = self.translated
@@ -203,7 +198,7 @@ class TaskStages:
         if self.own.train.start_from == "base":
             return {}
         if self.own.train.start_from == "category_tree":
-            return {"start": self.warm_up}
+            return {"start": self.add(WARM_UP, {"rows": self.ingest})}
         (other,) = (stages for task, stages in self.tasks.items() if task != self.task)
         inputs = {"rows": other.ingest, "other_rows": rows, "folds": folds, **other.read}
         return {"start": other.add(PRETRAIN, inputs, Part(fold, f"before-{self.task}"))}
