@@ -94,7 +94,7 @@ def test_a_value_at_a_bound_is_taken_and_one_beyond_it_is_refused(empty, key):
 @pytest.mark.parametrize("key", [key for key, leaf in leaves().items() if leaf.choices])
 def test_every_choice_is_taken_and_another_text_is_refused(empty, key):
     for choice in leaves()[key].choices:
-        assert load_settings(empty, [f"{key}={choice}", "translate.seq2seq.model=x", "QI.train.start_from=base"])
+        assert load_settings(empty, [f"{key}={choice}", "translate.seq2seq.model=x"])
     told = f"{key} = 'other-one': not one of {', '.join(leaves()[key].choices)}"
     assert told in error(empty, f"{key}=other-one")
 

@@ -31,7 +31,6 @@ BASES = {
     "bare": ["ensemble.method=stack"],
     "bi_encoder": ["ensemble.method=stack", "bi_encoder.enabled=true"],
     "reasoning": [*WITH_REASONING],
-    "tree": ["tasks=[QC]", "train.start_from=category_tree"],
 }
 BASE_OF = {"translate.seedx.": "seedx", "translate.seq2seq.": "seq2seq", "data.sample.": "sample"}
 BASE_OF |= {
@@ -39,7 +38,6 @@ BASE_OF |= {
     "prompt.level_marker": "paths",
     "prompt.reasoning.": "reasoning",
     "neighbours.": "stack",
-    "train.tree_rows": "tree",
     "bi_encoder.enabled": "bare",
     "bi_encoder.": "bi_encoder",
     "ensemble.stack_features": "stack",

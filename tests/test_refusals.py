@@ -320,9 +320,6 @@ TABLE: Final[dict[str, Given | Shown | str]] = {
         "a loss or gradient that is not finite shows when it is computed",
         "finite the_first_loss_that_is_not_finite_is_named",
     ),
-    "training.category_tree:tree_rows.other": late(
-        "it shows when a negative is drawn", "category_tree a_tree_without_two_branches_is_refused"
-    ),
     "features.bi_encoder:BiEncoder.training_step": late(
         "a loss that is not finite shows when it is computed", "bi_encoder a_loss_that_is_not_finite_ends_it"
     ),

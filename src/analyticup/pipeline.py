@@ -23,7 +23,7 @@ from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import decisions_name
 from analyticup.settings.schema import TASKS, Settings
 from analyticup.submission import SUBMIT
-from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TEACH, TRAIN, WARM_UP, models, predicting
+from analyticup.training import ADOPT, FOLDS, PREDICT, PRETRAIN, TEACH, TRAIN, models, predicting
 
 # What loads the models of a run, for the processes that its stages run in.
 MODELS = "analyticup.training.source:model_source"
@@ -193,12 +193,9 @@ class TaskStages:
         return {f"train-{part}": self.add(TRAIN, inputs, part) for part, inputs in given.items()}
 
     def start(self, fold: int | None, rows: Node, folds: Node) -> dict[str, Node]:
-        """What a fold's training starts from, where that is not the base: the other task's original rows, or rows made
-        of the category tree."""
+        """What a fold's training starts from, where that is not the base: the other task's original rows."""
         if self.own.train.start_from == "base":
             return {}
-        if self.own.train.start_from == "category_tree":
-            return {"start": self.add(WARM_UP, {"rows": self.ingest})}
         (other,) = (stages for task, stages in self.tasks.items() if task != self.task)
         inputs = {"rows": other.ingest, "other_rows": rows, "folds": folds, **other.read}
         return {"start": other.add(PRETRAIN, inputs, Part(fold, f"before-{self.task}"))}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # What a stage's folder is in W&B.
 KINDS = {
     **dict.fromkeys(("ingest", "translate", "pivot", "reason", "negatives", "filter"), "rows"),
-    **dict.fromkeys(("filter_model", "pretrain", "warm_up", "teach", "train"), "adapters"),
+    **dict.fromkeys(("filter_model", "pretrain", "teach", "train"), "adapters"),
     **dict.fromkeys(("predict", "ensemble", "threshold"), "scores"),
     "submit": "submission",
 }

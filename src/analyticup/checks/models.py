@@ -191,7 +191,6 @@ def adapter_bytes(settings: Settings, model: Model) -> float:
         if own.filter.enabled:
             count += {"out-of-fold": own.folds.n, "in-sample": 1, "neighbours": 0}[own.filter.scores]
         count += trained * ((own.train.start_from == "other_task") + bool(own.train.distil))
-        count += own.train.start_from == "category_tree"
     if not settings.model.lora.enabled:
         return 4.0 * count * (model.parameters or 0.0)
     shape = shape_of(model)

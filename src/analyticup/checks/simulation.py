@@ -15,7 +15,7 @@ from analyticup.filtering import JUDGE
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import resolve
 from analyticup.settings.schema import Settings
-from analyticup.training import PREDICT, PRETRAIN, TEACH, TRAIN, WARM_UP
+from analyticup.training import PREDICT, PRETRAIN, TEACH, TRAIN
 
 # Where the bench has not measured this machine's GPU. By arithmetic an H100 trains on 151 to 242 rows/s at 45 % of its
 # rate, and scores 673 to 1,074 rows/s at all of it, of which about half is taken.
@@ -27,7 +27,7 @@ _WRITTEN_A_SECOND: Final = 1000.0
 # Of each stage, besides what its model does: files, figures, loading (assumed).
 _OTHER_SECONDS: Final = 60.0
 # They use all the GPUs of a worker (`machine.devices`).
-_ON_ALL: Final = (JUDGE, PRETRAIN, WARM_UP, TEACH, TRAIN)
+_ON_ALL: Final = (JUDGE, PRETRAIN, TEACH, TRAIN)
 # Shorter stages are not named, as a share of their chain.
 _NAMED: Final = 0.02
 
@@ -115,8 +115,6 @@ def _model_seconds(own: Settings, rows: TaskRows, node: Node, rates: Rates) -> f
     others = 1 - held_out
     if name == PRETRAIN.name:
         return rows.given * epochs / rates.training
-    if name == WARM_UP.name:
-        return own.train.tree_rows * epochs / rates.training
     if name == TEACH.name:
         return others * rows.whole * (epochs / rates.training + 1 / rates.scoring)
     if name in (JUDGE.name, TRAIN.name):

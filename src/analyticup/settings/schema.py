@@ -550,14 +550,10 @@ class TrainSettings(Section):
     # label_nll = Eq. 1 of the paper; two_way = only the two label words; dpo = a row of its Table 3, whose form is
     # assumed: label word over other word, against the base model.
     objective: Literal["label_nll", "two_way", "dpo"] = Field("label_nll", description="The loss.")
-    # The winner trains on the other task first; see training/stage.py on leakage. category_tree is ours.
-    start_from: Literal["base", "other_task", "category_tree"] = Field(
-        "base",
-        description="What each fold's adapter is trained on before: other_task = the other task's rows; category_tree "
-        "= names of categories with their paths, for QC.",
+    # The winner trains on the other task first; see training/stage.py on leakage.
+    start_from: Literal["base", "other_task"] = Field(
+        "base", description="other_task = each fold's adapter is trained on the other task's rows before."
     )
-    # Assumed; measured with 4,255 of them only.
-    tree_rows: int = Field(5000, ge=2, description="Rows that category_tree makes of the paths.")
     # Assumed; the rival EAR-MP smoothed with 0.05. At 0.5 the targets no longer know the label.
     label_smoothing: Number = Field(
         0.0, ge=0, le=0.49, description="Probability that a row's target gives to the other label word."

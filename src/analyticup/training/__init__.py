@@ -25,8 +25,8 @@ def training_settings(settings: Settings) -> dict[str, Any]:
     model, prompt, train = decisive(settings.model), decisive(settings.prompt), decisive(settings.train)
     # What two of these name is in the weights; with the third nothing is trained.
     del model["backbone"], model["revision"], model["adapters"]
-    # They make a training of their own and change no other.
-    del train["refit"], train["tree_rows"]
+    # It adds a training and changes none.
+    del train["refit"]
     if prompt["reasoning"]["template"] is None:
         del prompt["reasoning"]
     # As when there was no other.
@@ -53,10 +53,6 @@ def training_settings(settings: Settings) -> dict[str, Any]:
 
 def pretraining_settings(own: Settings) -> dict[str, Any]:
     return training_settings(own.replace(**{"train.start_from": "base", "train.distil": 0.0}))
-
-
-def warm_up_settings(own: Settings) -> dict[str, Any]:
-    return {**pretraining_settings(own), "tree_rows": own.train.tree_rows}
 
 
 def teaching_settings(own: Settings) -> dict[str, Any]:
@@ -101,8 +97,6 @@ ON_ALL = Part(purpose="all")
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings, model=False)
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
 PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
-# The same for all folds, as it reads no label.
-WARM_UP = Stage("warm_up", version=1, run="analyticup.training.stage:warm_up", settings=warm_up_settings)
 # What TRAIN learns from besides the labels, where `train.distil` says so.
 TEACH = Stage("teach", version=1, run="analyticup.training.stage:teach", settings=teaching_settings)
 TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)

@@ -26,7 +26,6 @@ from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.model.ranks import joined
 from analyticup.seeds import derive_seed
 from analyticup.training import PRECISION
-from analyticup.training.category_tree import tree_rows
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
 from analyticup.training.out_of_fold import in_order
@@ -36,7 +35,7 @@ from analyticup.training.vllm_scoring import VllmAdapter
 # Scores that differ by less, as a share of the largest, are one score (assumed; bfloat16 has 8 bits).
 _ALIKE: Final = 1e-5
 # Of a training, by its purpose.
-JOB_TYPES = {"filter": "judge", "pretrain": "train", "warm_up": "train", "teach": "train", "train": "train"}
+JOB_TYPES = {"filter": "judge", "pretrain": "train", "teach": "train", "train": "train"}
 
 
 def folds(job: Job) -> Counts:
@@ -73,16 +72,6 @@ def pretrain(job: Job) -> Counts:
     check_no_leakage(left, held_out)
     counts = train_adapter(job, left, left.head(0), "pretrain")
     return {**counts, "left out, as the fold holds out their query": len(rows) - len(left)}
-
-
-def warm_up(job: Job) -> Counts:
-    """What every fold starts from: an adapter for rows made of the category paths of training, dev and test files, of
-    which no label is read."""
-    tables = [training_rows(job.inputs["rows"]), *scored_splits(job.inputs["rows"]).values()]
-    paths = {path for table in tables for path in table["target"]}
-    seed = derive_seed(job.settings.seed, "category_tree", job.task)
-    made = tree_rows(paths, job.settings.train.tree_rows, seed)
-    return {"paths": len(paths), **train_adapter(job, made, made.head(0), "warm_up")}
 
 
 def teach(job: Job) -> Counts:
