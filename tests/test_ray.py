@@ -61,11 +61,12 @@ def runner(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MALLOC_TRIM_THRESHOLD_", "123456789")
         patch.setenv("OMP_NUM_THREADS", "1")
-        with make_runner(settings, MODELS, "worker_calls:needs") as made:
+        with make_runner(settings, MODELS) as made:
             assert isinstance(made, RayRunner)
             yield made
             own = cluster.family(made._process.pid)
-    assert own and not [process for process in own if process.is_running()]
+    # A process that was ended is there until the first one of the machine asks about it.
+    assert own and not psutil.wait_procs(own, timeout=10)[1]
     assert not made._folder.exists()
 
 
@@ -169,7 +170,7 @@ def test_workers_have_their_share_of_the_cores_and_the_environment_of_the_run(ru
         # As it was when the process began: the C library reads it then.
         assert runner.ask("worker_calls:began_with", "MALLOC_TRIM_THRESHOLD_") == "123456789"
     assert runner.ask("os:getenv", "OMP_NUM_THREADS") == "1"
-    assert runner.ask("worker_calls:assigned") == {"CPU": max(1, cores() // 2), "memory": 1e8}
+    assert runner.ask("worker_calls:assigned") == {"CPU": max(1, cores() // 2)}
 
 
 def test_only_this_machine_can_reach_an_own_cluster(runner):

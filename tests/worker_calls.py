@@ -41,10 +41,6 @@ def answer(folder: Path, source: Any, processes: int = 1) -> Artifact:
     return Artifact(folder, StageRecord(counts={"pid": os.getpid(), "threads": source.machine.threads}))
 
 
-def needs(settings: Settings) -> tuple[float, float]:
-    return 1e8, 2e8
-
-
 def assigned() -> dict[str, float]:
     """What Ray has set aside for this worker."""
     import ray

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -183,7 +185,7 @@ class RayRunner:
             if self._ended:
                 raise UserError(_GONE)
             self._waiting[number] = future
-        self._ours.send((number, title, model, work))
+        self._ours.send((number, title, model, pickle.dumps(work)))
         return future
 
     def _begin(self) -> None:
@@ -290,7 +292,16 @@ def end(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+    limit = time.monotonic() + GRACE_SECONDS
+    while any(map(_runs, processes)) and time.monotonic() < limit:
+        time.sleep(0.02)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie does not: in a container it may be seconds before the first process asks about it."""
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _staged(call: Call, settings: Settings, sources: Any) -> Artifact:

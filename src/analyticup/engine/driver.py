@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import queue
 import shutil
 import signal
@@ -85,9 +86,9 @@ class Worker:
             fault = f"node {node} does not see {self._setup.artifacts}; put paths.artifacts on a shared filesystem"
         return Place(os.getpid(), context.get_node_id(), node, fault)
 
-    def do(self, work: Callable[[Sources], Any]) -> tuple[str, Any]:
+    def do(self, work: bytes) -> tuple[str, Any]:
         try:
-            return "done", work(self._sources)
+            return "done", pickle.loads(work)(self._sources)
         except Exception as error:
             error.add_note(traceback.format_exc())
             return "raised", error
@@ -100,7 +101,6 @@ def _as_without_ray(environment: dict[str, str]) -> None:
         os.environ.pop("OMP_NUM_THREADS", None)
 
 
-# The process that has imported what this takes is idle then, and becomes the first worker.
 @ray.remote(num_cpus=0, max_retries=0)
 def needed(environment: dict[str, str], needs: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     _as_without_ray(environment)
@@ -134,9 +134,7 @@ def drive(theirs: Connection, setup: Setup) -> None:
     send = _sending(theirs)
     try:
         connect(setup)
-        here = _at(ray.get_runtime_context().get_node_id())
-        memory = ray.get(needed.options(scheduling_strategy=here).remote(_passed_on(), setup.needs))
-        found = layout(setup.machine, [node["Resources"] for node in ray.nodes() if node["Alive"]], memory)
+        found = layout(setup.machine, [node["Resources"] for node in ray.nodes() if node["Alive"]], _memory(setup))
         driver = Driver(setup, found, send)
     except Exception as error:
         place = setup.address or f"with its files in {setup.folder.parent} (TMPDIR)"
@@ -153,12 +151,22 @@ def drive(theirs: Connection, setup: Setup) -> None:
         while (call := theirs.recv()) is not None:
             driver.take(*call)
     driver.stop()
+    # An own cluster takes more than a second to end by itself, and leaves no more behind.
     own = family(os.getpid())
-    ray.shutdown()
+    if setup.address is not None:
+        ray.shutdown()
     end(own)
     shutil.rmtree(setup.folder, ignore_errors=True)
     # Threads that still wait for Ray must not keep the process.
     os._exit(0)
+
+
+def _memory(setup: Setup) -> tuple[float, float]:
+    """Of a worker; on an own cluster nobody else takes any, and to estimate it would be a third of the start."""
+    if setup.address is None:
+        return 0.0, 0.0
+    here = _at(ray.get_runtime_context().get_node_id())
+    return ray.get(needed.options(scheduling_strategy=here).remote(_passed_on(), setup.needs))
 
 
 def _in_short(error: Exception) -> str:
@@ -209,7 +217,8 @@ def connect(setup: Setup) -> None:
 class _Task:
     number: int
     title: str
-    work: Any
+    # Pickled, as this process would import what it names.
+    work: bytes
     # The nodes of the workers that it was lost with.
     lost: tuple[str, ...] = ()
 
@@ -239,7 +248,7 @@ class Driver:
         for _ in range(found.slots.plain):
             self._in_thread(self._serve, Need(1), self._todo[1])
 
-    def take(self, number: int, title: str, model: bool, work: Any) -> None:
+    def take(self, number: int, title: str, model: bool, work: bytes) -> None:
         self._todo[self._beside and not model].put(_Task(number, title, work))
 
     def stop(self) -> None:
