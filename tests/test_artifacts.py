@@ -46,11 +46,11 @@ def test_a_folder_that_another_machine_has_made_is_waited_for(tmp_path):
     # A stage's folder takes its place by one rename, too.
     begun = threading.Timer(0.2, unseen.rename, [made])
     begun.start()
-    await_seen(made, patience=30)
+    await_seen(made, tmp_path, patience=30)
     assert read_artifact(made, "").folder == made
     begun.join()
     with pytest.raises(UserError, match=r"none: was made, but is not to be seen on .* after 0\.1 s; all nodes must"):
-        await_seen(tmp_path / "none", patience=0.1)
+        await_seen(tmp_path / "none", tmp_path, patience=0.1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

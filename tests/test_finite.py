@@ -14,7 +14,7 @@ from analyticup.model import module
 from analyticup.settings.loading import settings_from_dict
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.source import Machine, ModelSource
-from analyticup.training.stage import _collapse
+from analyticup.training.stage import _alike, _unmoved
 
 ROWS = DataFrame(
     {
@@ -106,8 +106,8 @@ def test_scores_under_a_broken_adapter_are_refused(tmp_path):
 
 def test_a_training_that_led_nowhere_is_told(tmp_path):
     _, (model, margins) = trained(tmp_path, "train.epochs=1")
-    assert _collapse(model, margins) == {}
-    assert _collapse(model, np.full(4, 0.25)) == {"collapsed": "all held-out rows have the same score"}
-    assert _collapse(model, np.zeros(0)) == _collapse(model, np.ones(1)) == {}
+    assert _unmoved(model) == _alike(margins) == {}
+    assert _alike(np.full(4, 0.25)) == {"collapsed": "all held-out rows have the same score"}
+    assert _alike(np.zeros(0)) == _alike(np.ones(1)) == {}
     _, (untouched, margins) = trained(tmp_path, "train.epochs=1", "train.lr=0")
-    assert _collapse(untouched, margins) == {"collapsed": "the adapter is as it was before training"}
+    assert _unmoved(untouched) == {"collapsed": "the adapter is as it was before training"}

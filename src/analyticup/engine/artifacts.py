@@ -174,11 +174,11 @@ def read_artifact(folder: Path, identity: str) -> Artifact | Unusable:
     return record if isinstance(record, Unusable) else Artifact(folder, record)
 
 
-def await_seen(folder: Path, patience: float = STALE_SECONDS) -> None:
-    """Returns when this machine sees a finished folder that another one may have made a moment ago. Raises UserError
-    after `patience` seconds."""
+def await_seen(folder: Path, artifacts: Path, patience: float = STALE_SECONDS) -> None:
+    """Returns when this machine sees a finished folder below `artifacts` that another one may have made a moment ago;
+    what a bundle gave lies elsewhere and has no record. Raises UserError after `patience` seconds."""
     end = time.monotonic() + patience
-    while not (folder / RECORD).is_file():
+    while artifacts in folder.parents and not (folder / RECORD).is_file():
         if time.monotonic() > end:
             raise UserError(
                 f"{folder}: was made, but is not to be seen on {platform.node()} after {patience:g} s; all nodes must "

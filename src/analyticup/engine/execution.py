@@ -88,9 +88,10 @@ class _Execution:
                 status = self.running.pop(future)
                 with _naming(status.node):
                     artifact = future.result()
-                    _await_seen(artifact.folder, self.artifacts)
+                    await_seen(artifact.folder, self.artifacts)
                 if status.node.part.shard != WHOLE:
                     self._keep(status, artifact)
+                    discard(_resume_file(self.artifacts, status.node.name))
                     continue
                 self.ran.add(status.node.identity)
                 yield self._done(status, artifact)
@@ -150,12 +151,6 @@ def run_tags(settings: Settings, nodes: Sequence[Node], environment: Mapping[str
     return (settings.name, f"git {environment.get('git', 'unknown')[:12]}", f"data {data[:12]}")
 
 
-def _await_seen(folder: Path, artifacts: Path) -> None:
-    """`await_seen` for what a stage has made; what a bundle gave lies elsewhere and has no record."""
-    if artifacts in folder.parents:
-        await_seen(folder)
-
-
 def _resume_file(artifacts: Path, name: str) -> Path:
     return artifacts / "checkpoints" / f"{name}.safetensors"
 
@@ -178,7 +173,7 @@ def _run(
     own = task_settings(settings, node.task) if node.task in TASKS else settings
     artifacts = resolve(settings.paths.artifacts)
     for artifact in (*inputs.values(), *shards):
-        _await_seen(artifact.folder, artifacts)
+        await_seen(artifact.folder, artifacts)
     with _naming(node), publish_folder(folder) as scratch:
         job = Job(
             task=node.task,

@@ -23,10 +23,12 @@ def nothing(own: Settings) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Cut:
-    """Into how many shards the work of a node is cut, and what decides which shard does what, besides their number."""
+    """Into how many shards the work of a node is cut, and what decides which shard does what, besides their number.
+    With `first` there is a step before them, and each has what it makes as its input of that name."""
 
     pieces: int = 1
     by: Mapping[str, Any] = field(default_factory=dict)
+    first: str = ""
 
 
 UNCUT = Cut()
@@ -65,10 +67,14 @@ class Shard(NamedTuple):
         return pieces[self.number :: self.of]
 
     def __str__(self) -> str:
+        if self == FIRST:
+            return "first"
         return f"shard{self.number + 1}of{self.of}" if self.of > 1 else ""
 
 
 WHOLE = Shard(0, 1)
+# The step before all shards, however many there are.
+FIRST = Shard(0, 0)
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,11 @@ class Node:
         if self.cut.pieces == 1:
             return ()
         parts = [replace(self.part, shard=Shard(number, self.cut.pieces)) for number in range(self.cut.pieces)]
-        decides = {**self.decides, **self.cut.by}
-        return tuple(replace(self, part=part, decides=decides, cut=UNCUT) for part in parts)
+        own, before = replace(self, decides={**self.decides, **self.cut.by}, cut=UNCUT), list[Node]()
+        if self.cut.first:
+            before = [replace(self, part=replace(self.part, shard=FIRST), cut=UNCUT)]
+            own = replace(own, inputs={**self.inputs, self.cut.first: before[0]})
+        return (*before, *(replace(own, part=part) for part in parts))
 
     @property
     def title(self) -> str:
@@ -198,7 +207,10 @@ def inspect_node(node: Node, folder: Path, found: Mapping[str, Status], ran: Col
 
 def inspect_shards(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str] = ()) -> list[Status]:
     """The status of each of a node's shards; arguments as for `inspect_node`."""
-    return [_inspect(shard, shards_folder(folder) / str(shard.part.shard), found, ran) for shard in node.shards]
+    known = dict(found)
+    for shard in node.shards:
+        known[shard.identity] = _inspect(shard, shards_folder(folder) / str(shard.part.shard), known, ran)
+    return [known[shard.identity] for shard in node.shards]
 
 
 def _inspect(node: Node, folder: Path, found: Mapping[str, Status], ran: Collection[str]) -> Status:

@@ -10,7 +10,7 @@ from analyticup.errors import UserError
 from analyticup.settings.loading import task_settings
 from analyticup.settings.paths import decisions_folder, decisions_name
 from analyticup.settings.schema import Settings, decisive
-from analyticup.training import training_settings
+from analyticup.training import held_out_cut, training_settings
 
 # The file of suspects in the filter's folder.
 SUSPECTS = "suspects.jsonl"
@@ -39,5 +39,5 @@ def decision_files(settings: Settings) -> dict[str, Path]:
     return found
 
 
-JUDGE = Stage("filter_model", version=3, run="analyticup.filtering.stage:judge", settings=training_settings)
+JUDGE = Stage("filter_model", 3, "analyticup.filtering.stage:judge", training_settings, held_out_cut)
 FILTER = Stage("filter", version=2, run="analyticup.filtering.stage:filter_rows", settings=filter_settings, model=False)

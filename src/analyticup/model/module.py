@@ -105,7 +105,7 @@ class LabelWordModule(LightningModule):
 
     With `frozen_layers` the batches bring the states that come out of that many layers. A loss, gradient or score that
     is not finite raises UserError at once; `description` names the training there. One `rank` of several trains and
-    scores its part of the rows, together with the others.
+    scores its part of the rows, together with the others. `scoring` names the setting that sizes the batches to score.
     """
 
     def __init__(
@@ -117,11 +117,12 @@ class LabelWordModule(LightningModule):
         frozen_layers: int = 0,
         description: str = "training",
         rank: Shard = WHOLE,
+        scoring: str = "predict.max_batch_tokens",
     ) -> None:
         super().__init__()
         # A step that runs out of memory has to be taken back and tried again, which Lightning's own loop cannot.
         self.automatic_optimization = False
-        self.rank = rank
+        self.rank, self.scoring = rank, scoring
         self.drawing = draw_by_batch(model, own=is_encoder(model.get_base_model().config))
         self.recomputes = model.get_base_model().is_gradient_checkpointing
         self.unseen: list[tuple[int, str, Tensor]] = []
@@ -267,7 +268,7 @@ class LabelWordModule(LightningModule):
         )
 
     def predict_step(self, passes: Passes, index: int) -> tuple[Tensor, Tensor]:
-        found = self.scores(passes, "predict.max_batch_tokens")
+        found = self.scores(passes, self.scoring)
         return found["rows"], found["margins"]
 
     @cached_property

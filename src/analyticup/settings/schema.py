@@ -589,6 +589,13 @@ class TrainSettings(Section):
         ge=1,
         description="Padded tokens in one forward pass; larger batches take several. Halved if memory ends.",
     )
+    # As `predict.shards`: a training is followed by so many stages that score from its adapter.
+    held_out_shards: RunOnly[int] = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Parts in which a training's held-out rows are scored; 1 = by the training itself.",
+    )
     # It needs a C++ compiler. Rates before and after: src/analyticup/experiments/bench/README.md.
     compile_min_steps: int | None = Field(
         None, ge=1, description="Trainings of at least this many steps go through torch.compile; null = none."

@@ -82,6 +82,11 @@ def predict_cut(own: Settings) -> Cut:
     return Cut(own.predict.shards, {"max_batch_tokens": own.predict.max_batch_tokens})
 
 
+def held_out_cut(own: Settings) -> Cut:
+    """The training is the step before the shards."""
+    return Cut(own.train.held_out_shards, {"max_batch_tokens": own.train.max_batch_tokens}, first="trained")
+
+
 def models(own: Settings) -> dict[str, Part]:
     """Name -> part of each model that a task trains: `fold0` and so on; `all` is of all rows (`train.refit`)."""
     parts = [Part(fold) for fold in range(own.folds.n)] + [ON_ALL] * (own.train.refit != "none")
@@ -98,8 +103,8 @@ FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", setting
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
 PRETRAIN = Stage("pretrain", version=1, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
 # What TRAIN learns from besides the labels, where `train.distil` says so.
-TEACH = Stage("teach", version=1, run="analyticup.training.stage:teach", settings=teaching_settings)
-TRAIN = Stage("train", version=3, run="analyticup.training.stage:train", settings=training_settings)
+TEACH = Stage("teach", 1, "analyticup.training.stage:teach", teaching_settings, held_out_cut)
+TRAIN = Stage("train", 3, "analyticup.training.stage:train", training_settings, held_out_cut)
 # In the place of TRAIN where adapters are given.
 ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings, model=False)
 PREDICT = Stage("predict", 2, "analyticup.training.stage:predict", predict_settings, predict_cut)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import lightning
 import numpy as np
@@ -75,8 +75,10 @@ def train_fold(
     checkpoint: StepCheckpoint | None = None,
     start: Path | None = None,
     rank: Shard = WHOLE,
+    scores: bool = True,
 ) -> tuple[PeftModel, np.ndarray]:
-    """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows].
+    """A LoRA adapter trained on `training`, and the logit margins of `held_out` after training, float32 [rows]; without
+    `scores` none, as `score_held_out` gives them.
 
     Eq. 1 of the paper; the same rows, settings and seed give the same bytes on the same machine, also where an
     interrupted training resumes from its `checkpoint`. `start` is the folder of an adapter to start from. One `rank` of
@@ -92,6 +94,8 @@ def train_fold(
     if start is not None:
         fill_adapter(model, start)
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
+    if not scores and tracked is None:
+        held_out = held_out.head(0)
     rows, scored = (
         with_states(encode_rows(table, encoder), model, frozen, source, description) for table in (training, held_out)
     )
@@ -101,7 +105,8 @@ def train_fold(
     limit = source.memory_limits["training"]
     cut = Cutter(rows, source.pad_id, packing, shares_in_training(settings.model), train.max_batch_tokens, limit, rank)
     to_score = Cutter(scored, source.pad_id, packing, limit=limit)
-    held_out_loader = partial(scoring_loader, to_score, train.max_batch_tokens, rank)
+    last = to_score if scores else replace(to_score, rows=scored.take([]))
+    held_out_loader = partial(scoring_loader, last, train.max_batch_tokens, rank)
     data = FoldData(cut, held_out_loader, seed, batch_limits(train), train.accumulate)
     steps = sum(len(data.steps(epoch)) for epoch in range(train.epochs))
     recompute(model, settings.model.gradient_checkpointing)
@@ -118,7 +123,7 @@ def train_fold(
         trainer = make_trainer(source.machine, tracked, callbacks, settings, resumed.plugins)
         with interruptible():
             trainer.fit(module, datamodule=data, ckpt_path=resumed.path)
-    if not len(held_out):
+    if not len(held_out) or not scores:
         return model, np.zeros(0, dtype=np.float32)
     return model, module.validation_scores()[1].numpy()
 
@@ -154,44 +159,55 @@ def score_rows(
     place: dict[tuple[int, ...], int] = {}
     which = np.array([place.setdefault(tuple(ids), len(place)) for ids in encoded.tokens])
     every = EncodedRows(list(place), [-1] * len(place))
-    batches = shard.take(batches_to_score(every, source.packing, settings.predict.max_batch_tokens))
-    own = sorted(chain.from_iterable(batches))
-    if not own:
-        return np.full(len(rows), np.nan, dtype=np.float32)
-    number = {row: at for at, row in enumerate(own)}
-    distinct = every.take(own)
-    margins = np.full(len(place), np.nan, dtype=np.float32)
-    if isinstance(model, VllmAdapter):
-        margins[own] = model.margins(distinct.tokens, source.words(settings), description)
-    else:
-        mine = [[number[row] for row in batch] for batch in batches]
-        margins[own] = _scored(distinct, mine, model, settings, source, description, len(place))
-    return margins[which]
+    return _scored(every, model, settings, source, description, shard, "predict")[which]
+
+
+def score_held_out(
+    rows: DataFrame, model: PeftModel, settings: Settings, source: ModelSource, description: str, shard: Shard
+) -> np.ndarray:
+    """What `train_fold` gives for held-out rows, by the adapter that it made, float32 [rows]; NaN for rows that are not
+    in the `shard`, as in `score_rows`."""
+    return _scored(encode_rows(rows, source.encoder(settings)), model, settings, source, description, shard, "train")
 
 
 def _scored(
-    distinct: EncodedRows,
-    batches: Sequence[list[int]],
-    model: PeftModel,
+    rows: EncodedRows,
+    model: PeftModel | VllmAdapter,
     settings: Settings,
     source: ModelSource,
     description: str,
-    size: int,
+    shard: Shard,
+    section: Literal["train", "predict"],
 ) -> np.ndarray:
-    """Margins of distinct prompts, float32 [prompts], in these batches; `size` is the number of all prompts, of which
-    a shard may have some only."""
+    """The margins of the shard's batches, as the settings of that section cut them."""
+    if section == "train":
+        size, compiles, limit = settings.train.max_batch_tokens, settings.train.compile_min_steps, "training"
+    else:
+        size, compiles, limit = settings.predict.max_batch_tokens, settings.predict.compile_min_rows, "scoring"
+    margins = np.full(len(rows.tokens), np.nan, dtype=np.float32)
+    batches = shard.take(batches_to_score(rows, source.packing, size)) if rows.tokens else []
+    own = sorted(chain.from_iterable(batches))
+    if not own:
+        return margins
+    words = source.words(settings)
+    if isinstance(model, VllmAdapter):
+        margins[own] = model.margins(rows.take(own).tokens, words, description)
+        return margins
+    number = {row: at for at, row in enumerate(own)}
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
-    distinct = with_states(distinct, model, frozen, source, description)
-    if source.machine.device == "cuda" and settings.predict.compile_min_rows is None:
+    taken = with_states(rows.take(own), model, frozen, source, description)
+    if source.machine.device == "cuda" and compiles is None:
         fuse_adapters(model)
-    cut = Cutter(distinct, source.pad_id, source.packing, limit=source.memory_limits["scoring"])
-    loader = step_loader(cut, [[batch] for batch in batches])
-    module = LabelWordModule(model, source.words(settings), settings.train, 1, frozen, description)
-    with quiet_lightning(), compiled(layers_of(model.get_base_model())[frozen:], settings, size, gradients=False):
-        trainer = make_trainer(source.machine, None, [Progress(description, 0, distinct)], settings)
+    cut = Cutter(taken, source.pad_id, source.packing, limit=source.memory_limits[limit])
+    loader = step_loader(cut, [[[number[row] for row in batch]] for batch in batches])
+    name = f"{section}.max_batch_tokens"
+    module = LabelWordModule(model, words, settings.train, 1, frozen, description, scoring=name)
+    # A training scores uncompiled.
+    layers, large = layers_of(model.get_base_model())[frozen:], len(rows.tokens) if section == "predict" else 0
+    with quiet_lightning(), compiled(layers, settings, large, gradients=False):
+        trainer = make_trainer(source.machine, None, [Progress(description, 0, taken)], settings)
         with interruptible():
             outputs = trainer.predict(module, loader)
-    margins = np.empty(len(distinct.tokens), dtype=np.float32)
     for numbers, values in outputs:
-        margins[numbers.numpy()] = values.numpy()
+        margins[np.array(own)[numbers.numpy()]] = values.numpy()
     return margins

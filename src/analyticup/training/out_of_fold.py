@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import pandas as pd
 from pandas import DataFrame
@@ -11,14 +12,15 @@ from analyticup.corpus.tables import load_table
 from analyticup.engine.artifacts import Artifact
 from analyticup.errors import CheckFailed
 
+# What a training writes about the rows that it was not trained on.
+HELD_OUT: Final = "held_out.parquet"
+
 
 def gathered(rows: DataFrame, inputs: Mapping[str, Artifact], role: str) -> DataFrame:
     """The held-out `margin` of all `role` artifacts and the `part` that scored it, in the order of the rows; every row
     must be scored once."""
     names = [name for name in sorted(inputs) if name.startswith(role)]
-    parts = [
-        load_table(inputs[name].file("held_out.parquet")).assign(part=name.removeprefix(f"{role}-")) for name in names
-    ]
+    parts = [load_table(inputs[name].file(HELD_OUT)).assign(part=name.removeprefix(f"{role}-")) for name in names]
     return in_order(rows, parts, f"{role}: the folds' scores", "the folds do not fit the rows")[["margin", "part"]]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,20 +16,20 @@ from pandas import DataFrame
 from peft import PeftModel
 
 from analyticup.corpus.tables import FOLDS, as_read, load_table, save_table, scored_splits, training_rows
-from analyticup.engine.artifacts import fingerprint
+from analyticup.engine.artifacts import Artifact, fingerprint
 from analyticup.engine.files import read_json
-from analyticup.engine.graph import WHOLE, Shard
+from analyticup.engine.graph import FIRST, WHOLE, Shard
 from analyticup.engine.job import Counts, Job, tracked_stage
 from analyticup.engine.workers import cores, side_by_side
-from analyticup.metrics import binary_metrics, sigmoid
+from analyticup.metrics import binary_metrics, known_figures, sigmoid
 from analyticup.model.backbone import load_adapter, merge_into_copies, save_adapter
 from analyticup.model.checkpoint import StepCheckpoint
 from analyticup.model.ranks import joined
 from analyticup.seeds import derive_seed
 from analyticup.training import PRECISION
-from analyticup.training.fold import score_rows, train_fold
+from analyticup.training.fold import score_held_out, score_rows, train_fold
 from analyticup.training.folds import assign_folds, check_no_leakage
-from analyticup.training.out_of_fold import in_order
+from analyticup.training.out_of_fold import HELD_OUT, in_order
 from analyticup.training.source import model_source
 from analyticup.training.vllm_scoring import VllmAdapter
 
@@ -88,16 +89,21 @@ def train(job: Job) -> Counts:
     held_out = before[(before["fold"] == job.part.fold) & (before["origin"] == "original")]
     training = after[after["fold"] != job.part.fold]
     if "teacher" in job.inputs:
-        margin = load_table(job.inputs["teacher"].file("held_out.parquet")).set_index("row_id")["margin"]
+        margin = load_table(job.inputs["teacher"].file(HELD_OUT)).set_index("row_id")["margin"]
         training = training.assign(taught=sigmoid(margin.loc[training["row_id"]].to_numpy()))
     return train_adapter(job, training, held_out, "train")
 
 
 def train_adapter(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, check: bool = True) -> Counts:
-    """Trains an adapter on `training`; writes it and the margins of `held_out`; with `check` they share no query."""
+    """Trains an adapter on `training`; writes it and the margins of `held_out`; with `check` they share no query. Where
+    that is cut, the first step trains, and each shard scores some of `held_out` by what it made."""
     if check:
         check_no_leakage(training, held_out, job.settings.folds.group_by)
+    if job.shards:
+        return _put_together(job, held_out, purpose)
     training, held_out = as_read(training, job.inputs), as_read(held_out, job.inputs)
+    if "trained" in job.inputs:
+        return _scored_shard(job, held_out)
     devices = job.settings.machine.devices
     if devices == 1:
         return _trained(job, training, held_out, purpose)
@@ -120,6 +126,10 @@ def joint_training(
 
 
 def _trained(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, rank: Shard = WHOLE) -> Counts:
+    scores = job.part.shard != FIRST
+    if not scores:
+        # It draws and is called as if it were the whole, which W&B then knows by what puts it together.
+        job = replace(job, part=replace(job.part, shard=WHOLE), made=None)
     settings, part = job.settings, str(job.part)
     seed = derive_seed(settings.seed, purpose, job.task, part)
     rows = {"trained on": len(training), "held out": len(held_out)}
@@ -127,15 +137,55 @@ def _trained(job: Job, training: DataFrame, held_out: DataFrame, purpose: str, r
     given = (training, held_out, settings, job.source, seed, f"{purpose} {job.title}")
     tracking = tracked_stage(job, JOB_TYPES[purpose], rows) if rank.number == 0 else contextlib.nullcontext()
     with tracking as tracked:
-        model, margins = train_fold(*given, tracked, _checkpoint(job, rank), start, rank)
+        model, margins = train_fold(*given, tracked, _checkpoint(job, rank), start, rank, scores)
     if rank.number:
         return {}
     save_adapter(model, job.out, settings.model.backbone)
-    columns = {"row_id": held_out["row_id"].tolist(), "margin": margins}
-    save_table(columns, job.out / "held_out.parquet")
+    counts = {"trained on": len(training), **_unmoved(model), **_precision(job)}
+    return _with_scores(job, held_out, margins, counts) if scores else counts
+
+
+def _with_scores(job: Job, held_out: DataFrame, margins: np.ndarray, trained: Counts) -> Counts:
+    """Writes the margins; what the training has counted, and the figures on the held-out rows."""
+    save_table({"row_id": held_out["row_id"].tolist(), "margin": margins}, job.out / HELD_OUT)
     figures = _held_out_figures(held_out, margins) if len(held_out) else {}
-    counts = {"trained on": len(training), "scored": len(held_out), **figures, **_collapse(model, margins)}
-    return {**counts, **_precision(job)}
+    return {"trained on": trained["trained on"], "scored": len(held_out), **figures, **_alike(margins), **trained}
+
+
+def _scored_shard(job: Job, held_out: DataFrame) -> Counts:
+    model = load_adapter(job.source.backbone(), job.inputs["trained"].folder)
+    margins = score_held_out(held_out, model, job.settings, job.source, f"held-out rows {job.title}", job.part.shard)
+    return {"scored": _save_own(held_out, margins, job.out / HELD_OUT)}
+
+
+def _put_together(job: Job, held_out: DataFrame, purpose: str) -> Counts:
+    """Writes what training and scoring at once would write. The W&B run of the training has ended, so a second one of
+    its name has the figures on the held-out rows."""
+    trained, *shards = job.shards
+    for name in trained.record.files:
+        shutil.copyfile(trained.file(name), job.out / name)
+    margins = _of_shards(held_out, shards, HELD_OUT, f"{purpose} {job.title}")
+    counts = _with_scores(job, held_out, margins, trained.record.counts)
+    rows = {"trained on": counts["trained on"], "held out": len(held_out)}
+    with tracked_stage(job, JOB_TYPES[purpose], rows) as tracked:
+        if tracked is not None and len(held_out):
+            figures = known_figures(held_out["label"].to_numpy(dtype=int), margins)
+            tracked.log({f"val/{name}": value for name, value in figures.items()})
+    return counts
+
+
+def _save_own(rows: DataFrame, margins: np.ndarray, path: Path) -> int:
+    """Writes the rows that were scored; counts them."""
+    own = ~np.isnan(margins)
+    save_table({"row_id": rows["row_id"][own].tolist(), "margin": margins[own]}, path)
+    return int(own.sum())
+
+
+def _of_shards(rows: DataFrame, shards: Sequence[Artifact], name: str, what: str) -> np.ndarray:
+    """The margins that the shards have in the file of that name, in the order of the rows."""
+    parts = [load_table(shard.file(name)) for shard in shards]
+    scored = in_order(rows, parts, f"{what}: the shards", "delete the folder shards in paths.artifacts")
+    return scored["margin"].to_numpy()
 
 
 def _precision(job: Job) -> Counts:
@@ -153,16 +203,20 @@ def _checkpoint(job: Job, rank: Shard) -> StepCheckpoint | None:
     return StepCheckpoint(job.resume_file, identity, minutes, writes=rank.number == 0)
 
 
-def _collapse(model: PeftModel, margins: np.ndarray) -> Counts:
-    """What a training that led nowhere looks like, where it did."""
-    found: Counts = {}
+def _unmoved(model: PeftModel) -> Counts:
+    """What a training that changed nothing looks like, where it did: `_alike` says less of it."""
     # The matrices B start at zero, and only a step that changes nothing leaves them there.
     ups = [value for name, value in model.named_parameters() if "lora_B" in name]
     if ups and not any(value.any() for value in ups):
-        found["collapsed"] = "the adapter is as it was before training"
-    elif len(margins) > 1 and np.ptp(margins) <= _ALIKE * max(1.0, np.abs(margins).max()):
-        found["collapsed"] = "all held-out rows have the same score"
-    return found
+        return {"collapsed": "the adapter is as it was before training"}
+    return {}
+
+
+def _alike(margins: np.ndarray) -> Counts:
+    """What a training that led nowhere looks like, where it did."""
+    if len(margins) > 1 and np.ptp(margins) <= _ALIKE * max(1.0, np.abs(margins).max()):
+        return {"collapsed": "all held-out rows have the same score"}
+    return {}
 
 
 def _held_out_figures(rows: DataFrame, margins: np.ndarray) -> Counts:
@@ -191,9 +245,7 @@ def _predict(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
     for split, rows in splits.items():
         title, read = f"predict {job.title} {split}", as_read(rows, job.inputs)
         margins = score_rows(read, model, job.settings, job.source, title, job.part.shard)
-        own = ~np.isnan(margins)
-        save_table({"row_id": rows["row_id"][own].tolist(), "margin": margins[own]}, job.out / f"{split}.parquet")
-        counts[split] = int(own.sum())
+        counts[split] = _save_own(rows, margins, job.out / f"{split}.parquet")
     return counts
 
 
@@ -211,10 +263,6 @@ def _adapted(job: Job, adapter: Path) -> PeftModel | VllmAdapter:
 def _from_shards(job: Job, splits: Mapping[str, DataFrame]) -> Counts:
     """Writes what scoring all rows at once would write."""
     for split, rows in splits.items():
-        parts = [load_table(shard.file(f"{split}.parquet")) for shard in job.shards]
-        scored = in_order(
-            rows, parts, f"predict {job.title} {split}: the shards", "delete the folder shards in paths.artifacts"
-        )
-        columns = {"row_id": rows["row_id"].tolist(), "margin": scored["margin"].to_numpy()}
-        save_table(columns, job.out / f"{split}.parquet")
+        margins = _of_shards(rows, job.shards, f"{split}.parquet", f"predict {job.title} {split}")
+        save_table({"row_id": rows["row_id"].tolist(), "margin": margins}, job.out / f"{split}.parquet")
     return {split: len(rows) for split, rows in splits.items()}
