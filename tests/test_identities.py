@@ -120,7 +120,7 @@ def test_what_decides_is_everything_else():
     told = decisive(settings)
     assert told["QC"] == {"train.lr": 1.0} and "machine" not in told and "dir" not in told["data"]
     assert "batch_size" not in told["translate"]["seedx"] and told["translate"]["seedx"]["max_new_tokens"] == 96
-    assert told["train"].keys() == settings.train.model_dump().keys() - {"max_batch_tokens"}
+    assert told["train"].keys() == settings.train.model_dump().keys() - {"max_batch_tokens", "held_out_shards"}
 
 
 # Made by the code before settings were pydantic models: an artifact that was made then must be found again. They hold

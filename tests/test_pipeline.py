@@ -108,6 +108,10 @@ def test_manifest_names_what_ran_on_which_bytes(finished: Path) -> None:
         assert (finished / "artifacts" / entry["folder"] / "record.json").is_file()
 
 
+def counts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())["counts"]
+
+
 def test_second_run_is_all_cached_and_touches_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,10 +137,10 @@ def test_a_lost_fold_runs_again_with_what_follows_and_gives_the_same_bytes(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digests(copy / "submissions" / "sample")
-    kept = digests(copy / "artifacts")
+    kept, counted = digests(copy / "artifacts"), counts(one(copy, "train-QC-fold0-*"))
     shutil.rmtree(one(copy, "train-QC-fold0-*"))
     # The scores come in shards this time.
-    assert run_main(copy, "predict.shards=3") == 0
+    assert run_main(copy, "predict.shards=3", "train.held_out_shards=2") == 0
     lines = capsys.readouterr().out.splitlines()
     ran = {line.split("] ")[1].split(":")[0] for line in lines if ": running" in line}
     followers = {"train-QC-fold0", "predict-QC-fold0", "ensemble-QC", "threshold-QC", "submit-all", "report-all"}
@@ -147,8 +151,9 @@ def test_a_lost_fold_runs_again_with_what_follows_and_gives_the_same_bytes(
     again = digests(copy / "artifacts")
     adapters = [name for name in kept if name.endswith("adapter_model.safetensors")]
     assert len(adapters) == 6 and all(again[name] == kept[name] for name in adapters)
-    scores = [name for name in kept if name.startswith("predict-") and name.endswith(".parquet")]
-    assert len(scores) == 8 and all(again[name] == kept[name] for name in scores)
+    scores = [name for name in kept if name.startswith(("predict-", "train-")) and name.endswith(".parquet")]
+    assert len(scores) == 12 and all(again[name] == kept[name] for name in scores)
+    assert counts(one(copy, "train-QC-fold0-*")) == counted
     assert not (copy / "artifacts" / "shards").exists()
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tiny_runs import make_job
 from worker_calls import wait_for
 
-from analyticup.engine.graph import Part, Shard
+from analyticup.engine.artifacts import Artifact, StageRecord
+from analyticup.engine.graph import FIRST, WHOLE, Part, Shard
 from analyticup.errors import machine_trouble
 from analyticup.model.batches import EncodedRows
 from analyticup.model.data import scoring_loader
@@ -33,7 +34,7 @@ def rows(count, seed):
     return pd.DataFrame({"row_id": [f"r{i}" for i in range(count)], **texts, "label": [i % 2 for i in range(count)]})
 
 
-def trained(folder, devices, minutes=0.0):
+def trained(folder, devices, minutes=0.0, shard=WHOLE, inputs=None):
     """The adapter, the margins of the held-out rows and what was counted. The last batch of an epoch has one row."""
     folder.mkdir(exist_ok=True)
     settings = Settings().replace(
@@ -43,8 +44,11 @@ def trained(folder, devices, minutes=0.0):
         **{"machine.checkpoint_minutes": minutes, "tracking.mode": "disabled"},
         **{"paths.artifacts": str(folder / "artifacts"), "paths.cache": str(folder)},
     )
-    given = {"settings": settings, "source": model_source(settings), "part": Part(0), "resume_file": folder / "kept"}
-    counts = train_adapter(make_job(folder, **given), rows(33, 1), rows(21, 2), "train", check=False)
+    given = {"settings": settings, "source": model_source(settings), "resume_file": folder / "kept"}
+    job = make_job(folder, part=Part(0, shard=shard), inputs=inputs or {}, **given)
+    counts = train_adapter(job, rows(33, 1), rows(21, 2), "train", check=False)
+    if shard != WHOLE:
+        return counts
     margins = pd.read_parquet(folder / "held_out.parquet")
     assert margins["row_id"].tolist() == rows(21, 2)["row_id"].tolist()
     return load_file(folder / "adapter_model.safetensors"), margins["margin"].to_numpy(), counts
@@ -64,6 +68,20 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, two):
     # AdamW divides a gradient by its own size, and with it what was rounded.
     assert apart < 1e-3 * moved and np.abs(margins - two[1]).max() < 1e-4
     assert counts.keys() == two[2].keys() and counts["trained on"] == two[2]["trained on"] == 33
+
+
+@pytest.mark.long
+def test_their_held_out_rows_scored_in_shards_have_the_same_bytes(tmp_path, two):
+    trained(tmp_path / "first", 2, shard=FIRST)
+    adapter = load_file(tmp_path / "first" / "adapter_model.safetensors")
+    assert all(torch.equal(value, two[0][name]) for name, value in adapter.items())
+    parts = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        trained(folder, 2, shard=Shard(number, 2), inputs={"trained": Artifact(tmp_path / "first", StageRecord())})
+        parts.append(pd.read_parquet(folder / "held_out.parquet"))
+    margins = pd.concat(parts).set_index("row_id").loc[rows(21, 2)["row_id"], "margin"]
+    assert margins.to_numpy().tobytes() == two[1].tobytes()
 
 
 @pytest.mark.long

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 from test_checkpoint import EVERY_STEP, Interrupted, rows, settings, stop_at
+from test_shards import TINY_TRAINING, made
 from tiny_runs import ROOT, make_job
 from wandb_server import standing_in
 
 from analyticup import tracking
+from analyticup.engine.graph import FIRST, Shard
 from analyticup.engine.job import tracked_stage
 from analyticup.engine.workers import InProcess
 from analyticup.ensembling.threshold import Decision, SweepPoint
@@ -116,6 +118,22 @@ def test_tracking_and_its_sample_change_no_byte_and_show_a_training_over_time(tm
     assert all(value > 0 for name in pace[1:] for value in found[f"train/{name}"])
     assert found["train/lr"][0] > found["train/lr"][-1]
     assert len(found["val/sample/f1"]) == 8 and len(found["val/f1"]) == len(found["val/ap"]) == 1
+
+
+def test_a_training_that_is_cut_has_two_runs_of_one_name_with_its_steps_and_with_its_figures(tmp_path):
+    own = {**TINY_TRAINING, "paths.cache": str(tmp_path), "tracking.mode": "offline", "tracking.sample_rows": 6}
+    given = Settings(name="mine").replace(**own)
+    made(given, tmp_path / "whole")
+    first = made(given, tmp_path / "first", FIRST)
+    made(given, tmp_path / "cut", shards=(first, made(given, tmp_path / "shard", Shard(0, 1), {"trained": first})))
+    found = {name: read(path) for name in ("whole", "first", "cut") for path in files(tmp_path / f"{name}-logs")}
+    assert not files(tmp_path / "shard-logs")
+    assert {one.run.display_name for one in found.values()} == {"mine/QC/train-fold0"}
+    whole, first, cut = (found[name].history for name in ("whole", "first", "cut"))
+    assert first["train/loss"] == whole["train/loss"] and first["val/sample/f1"] == whole["val/sample/f1"]
+    figures = {name: value for name, value in whole.items() if name in ("val/f1", "val/auc", "val/ap")}
+    assert len(figures) == 3 and not figures.keys() & first.keys()
+    assert all(cut[name] == pytest.approx(values) for name, values in figures.items())
 
 
 def test_an_interrupted_training_leaves_a_closed_run_and_comes_to_the_same_bytes(tmp_path, monkeypatch):
