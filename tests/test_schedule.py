@@ -7,7 +7,7 @@ import pytest
 from analyticup.__main__ import main
 from analyticup.checks import simulation
 from analyticup.checks.timing import Rates
-from analyticup.engine.graph import Node, Part, Stage
+from analyticup.engine.graph import Cut, Node, Part, Stage
 from analyticup.engine.schedule import Slots, longest_chain, replay, urgent_first
 from analyticup.pipeline import build
 from analyticup.settings.loading import load_settings
@@ -47,6 +47,18 @@ def test_what_most_stages_wait_for_starts_first():
     assert titles(urgent_first(nodes)) == ["b", "b1", "a", "b2", "a1", "a2", "a3", "b3", "z"]
     times = dict.fromkeys(titles(nodes), 1.0)
     assert replay(nodes, times, Slots(2)) == 6 and replay(urgent_first(nodes), times, Slots(2)) == 5
+
+
+def test_shards_share_only_what_follows_the_step_before_them():
+    stages = {name: Stage(name, 1, "none:none") for name in "ab"}
+    first = Node(stages["a"], "", Part(), {}, {}, {}, Cut(4, first="given"))
+    nodes = [first, Node(stages["b"], "", Part(), {}, {"a": first}, {})]
+    seconds, shares = {"a": 10, "b": 1}, {"a": 0.4, "b": 0.0}
+    pieces, times = simulation.in_pieces(nodes, seconds, {}, shares)
+    assert times == {"a-first": 6, **{f"a scoring-{number}/4": 1 for number in range(1, 5)}, "b": 1}
+    assert [replay(pieces, times, Slots(count)) for count in (1, 2, 4)] == [11, 9, 8]
+    # All that is asked for on the command line is cut evenly.
+    assert simulation.in_pieces(nodes, seconds, {"a": 2}, shares)[1] == {"a-1/2": 5, "a-2/2": 5, "b": 1}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ those that they would take, as far as they have not run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -56,7 +57,10 @@ def simulate(
     nodes = [status.node for status in statuses]
     taken = {status.node.title: status.artifact.record.seconds for status in statuses if status.artifact}
     basis = f"{len(taken)} of {len(nodes)} stages have run" + f"; the others by {rates.gpu}" * (len(taken) < len(nodes))
-    nodes, work = in_pieces(nodes, {**stage_seconds(settings, nodes, rates), **taken}, pieces)
+    estimated = stage_seconds(settings, nodes, rates)
+    trained = stage_seconds(settings, nodes, replace(rates, scoring=math.inf))
+    shares = {title: 1 - trained[title] / whole for title, whole in estimated.items()}
+    nodes, work = in_pieces(nodes, {**estimated, **taken}, pieces, shares)
     each = settings.machine.devices
     times = {node.title: work[node.title] / (each if node.stage in _ON_ALL else 1) for node in nodes}
     # A machine with eight GPUs has one worker without.
@@ -71,18 +75,30 @@ def simulate(
 
 
 def in_pieces(
-    nodes: Sequence[Node], seconds: Mapping[str, float], pieces: Mapping[str, int]
+    nodes: Sequence[Node], seconds: Mapping[str, float], pieces: Mapping[str, int], shares: Mapping[str, float]
 ) -> tuple[list[Node], dict[str, float]]:
-    """The graph and its seconds, with several nodes in the place of each whose stage is cut."""
+    """The graph and its seconds, with several nodes in the place of each whose stage is cut. `shares`: how much of a
+    stage's time it scores; where one step comes before the shards, they do only that."""
     cut, times = dict[str, list[Node]](), dict[str, float]()
     for node in nodes:
         inputs = {f"{name} {other.title}": other for name, one in node.inputs.items() for other in cut[one.identity]}
-        count = pieces.get(node.stage.name, node.cut.pieces)
-        names = [f"{node.part.purpose} {number + 1}/{count}".strip() for number in range(count)] if count > 1 else []
-        parts = [replace(node.part, purpose=name) for name in names] or [node.part]
-        cut[node.identity] = [replace(node, inputs=inputs, part=part, cut=UNCUT) for part in parts]
-        times |= {one.title: seconds[node.title] / count for one in cut[node.identity]}
+        count, whole = pieces.get(node.stage.name, node.cut.pieces), seconds[node.title]
+        own, first = replace(node, inputs=inputs, cut=UNCUT), list[Node]()
+        if count > 1 and node.cut.first and node.stage.name not in pieces:
+            first = [_piece(own, "first")]
+            scored = whole * shares[node.title]
+            times[first[0].title], whole = whole - scored, scored
+            # On one GPU each.
+            stage = replace(node.stage, name=f"{node.stage.name} scoring")
+            own = replace(own, stage=stage, inputs={**inputs, "first": first[0]})
+        made = [_piece(own, f"{number + 1}/{count}") for number in range(count)] if count > 1 else [own]
+        times |= {one.title: whole / count for one in made}
+        cut[node.identity] = [*first, *made]
     return [one for made in cut.values() for one in made], times
+
+
+def _piece(node: Node, name: str) -> Node:
+    return replace(node, part=replace(node.part, purpose=f"{node.part.purpose} {name}".strip()))
 
 
 def stage_seconds(settings: Settings, nodes: Sequence[Node], rates: Rates) -> dict[str, float]:
