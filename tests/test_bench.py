@@ -371,7 +371,9 @@ def test_the_whole_pipeline_on_a_few_rows():
 
 
 def test_the_pipeline_has_all_rows_and_the_tasks_settings(tmp_path):
-    own = pipeline_settings(load_settings(ROOT / "configs" / "small.yaml", []), tmp_path)
+    cut = ["predict.shards=3", "QI.train.held_out_shards=2"]
+    own = pipeline_settings(load_settings(ROOT / "configs" / "small.yaml", cut), tmp_path)
+    assert own.predict.shards == task_settings(own, "QI").train.held_out_shards == 1
     assert task_settings(own, "QI").data.train_rows is None and own.machine.workers == 1
     assert task_settings(own, "QC").negatives.enabled and own.model.backbone == "random:qwen3"
 

@@ -58,6 +58,9 @@ def pipeline_settings(settings: Settings, folder: Path) -> Settings:
         "machine.workers": 1,
         "tracking.mode": "disabled",
     }
+    # What is measured are whole stages.
+    sections = ("translate", "prompt.reasoning", "predict")
+    own |= dict.fromkeys([*(f"{name}.shards" for name in sections), "train.held_out_shards"], 1)
     for task in TASKS:
         own[task] = {key: value for key, value in getattr(settings, task).items() if key not in own}
     return settings.replace(**own)
