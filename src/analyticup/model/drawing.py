@@ -70,6 +70,19 @@ class BatchDropout(nn.Dropout):
         return states * (pad(drawn, (0, 0, 0, states.shape[1] - drawn.shape[1])) if states.dim() == 3 else drawn)
 
 
+def dropped_copies(drop: nn.Dropout, states: Tensor, count: int) -> Tensor:
+    """So many copies of states [rows, tokens, width], [count, rows, tokens, width], each with a drawing of its own; for
+    a BatchDropout drawn for the whole batch."""
+    place = drop.drawing.place if isinstance(drop, BatchDropout) else None
+    if place is None:
+        # Of `unsqueeze`, unlike of `expand`, the gradient is a view.
+        copies = states.unsqueeze(0)
+        return dropout(copies if count == 1 else copies.expand(count, *states.shape), drop.p)
+    drawn = dropout(states.new_ones((count, *place.shape, states.shape[-1])), drop.p)[(slice(None), *place.index)]
+    # What fills a pack up is read by nobody.
+    return states * pad(drawn, (0, 0, 0, states.shape[1] - drawn.shape[2]))
+
+
 def draw_by_batch(model: nn.Module, own: bool = False) -> Drawing:
     """Puts BatchDropout in the place of the adapters' dropout, and of the model's `own`; what it gives is told which
     pass runs."""

@@ -208,10 +208,12 @@ def packed_attention(
     def shared(states: Tensor) -> Tensor:
         return _Shared.apply(by_token(states), packing.keys).unflatten(2, (states.shape[1], -1)).transpose(1, 2)
 
+    groups = query.shape[1] // key.shape[1]
     if sliding_window is not None and sliding_window < attention_mask.shape[3]:
         # Who is seen from `sliding_window` tokens on is too far away.
         attention_mask = attention_mask & ~pad(attention_mask[..., sliding_window:], (0, sliding_window))
-    groups = query.shape[1] // key.shape[1]
+    if attention_mask.dtype == torch.bool:
+        attention_mask = attention_mask.repeat(1, 1, groups, 1)
     # Heads that share their keys are adjacent: [rows, key heads, heads to a key head * QUERIES, width].
     asked = embedding(packing.queries, by_token(query)).unflatten(2, (key.shape[1], groups, -1))
     asked = asked.permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -219,12 +221,19 @@ def packed_attention(
         asked,
         shared(key),
         shared(value),
-        attn_mask=attention_mask.repeat(1, 1, groups, 1),
+        attn_mask=attention_mask,
         dropout_p=dropout,
         scale=scaling,
     )
     found = found.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
     return embedding(packing.places, found.flatten(0, 1).flatten(1)).unflatten(1, found.shape[2:])[None], None
+
+
+def prepared_mask(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """A pack's mask, bool [rows, 1, QUERIES, longest], as attention adds it to its products, [rows, 1, groups *
+    QUERIES, longest]: made once for all layers, where none has a window. `groups` are the heads to a key head."""
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return added.repeat(1, 1, groups, 1)
 
 
 def enable_packing(model: PreTrainedModel) -> None:
