@@ -16,6 +16,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from analyticup.model.vllm_engine import _ENVIRONMENT
+
 
 class SamplingParams:
     def __init__(self, *, temperature=1.0, max_tokens=16, detokenize=True, logprob_token_ids=None):
@@ -98,7 +100,10 @@ class LLM:
 
 
 def install(monkeypatch):
-    """Makes it what `import vllm` finds; forgets the engines of earlier tests."""
+    """Makes it what `import vllm` finds; forgets the engines of earlier tests, and what they told vLLM by variables."""
+    for name in _ENVIRONMENT:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     package, inner, lora = (ModuleType(name) for name in ("vllm", "vllm.sampling_params", "vllm.lora.request"))
     lora.LoRARequest = LoRARequest
     package.LLM, package.SamplingParams, inner.BeamSearchParams = LLM, SamplingParams, BeamSearchParams

@@ -13,7 +13,6 @@ from analyticup.augmentation.translators.base import Tools, Translation
 from analyticup.augmentation.translators.seedx import SeedXTranslator, build_prompt
 from analyticup.checks.machine import MachineFacts, device_findings
 from analyticup.errors import UserError
-from analyticup.model.vllm_engine import _ENVIRONMENT
 from analyticup.settings.schema import Settings, TranslateSettings
 from analyticup.verdict import Verdict
 
@@ -23,9 +22,6 @@ TEXTS = ["red dress", "a", "Damen", "red dress for women and men", "for", "Kleid
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    for name in _ENVIRONMENT:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     install(monkeypatch)
 
 

@@ -24,7 +24,7 @@ from analyticup.checks.machine import MachineFacts, device_findings
 from analyticup.engine.graph import Shard
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, load_adapter, save_adapter
-from analyticup.model.vllm_engine import _ENVIRONMENT, RANKS
+from analyticup.model.vllm_engine import RANKS
 from analyticup.settings.schema import LoraSettings, ModelSettings, PredictSettings, Settings
 from analyticup.training.fold import score_rows
 from analyticup.training.source import Machine, ModelSource
@@ -48,9 +48,6 @@ class Gpu(Machine):
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    for name in _ENVIRONMENT:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     install(monkeypatch)
 
 

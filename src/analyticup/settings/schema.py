@@ -613,7 +613,7 @@ class PredictSettings(Section):
     # A shard is kept until its fold is scored, so that an interrupted run resumes there; workers score several at once.
     # It has whole batches, so the bytes are the same for any number.
     shards: RunOnly[int] = Field(1, ge=1, le=1000, description="Parts in which a fold's dev and test rows are scored.")
-    # vLLM takes adapters as they are, and as many GPUs as machine.devices says.
+    # vLLM takes adapters as they are, and as many GPUs as machine.devices says. The share of memory is assumed.
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="What scores; vllm needs a GPU and the extras of .ci/requirements-gpu.lock."
     )
