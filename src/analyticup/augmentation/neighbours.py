@@ -1,10 +1,11 @@
-"""Nearest neighbours of vectors by faiss: exact, or at large sizes by a graph."""
+"""Nearest neighbours of vectors by faiss: exact, or at large sizes by a graph or an inverted file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from math import ceil
 
 import faiss
 import numpy as np
@@ -17,12 +18,17 @@ EXACT_PAIRS = 50_000_000
 # The graph's links per row, and how many candidates are kept while it is built and searched (assumed). What they find
 # is measured in experiments/bench/README.md.
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 80, 64
-# Values of candidates' vectors that are there at once in double precision: 64 MB.
+# The inverted file's: principal components, least share of its lists that is looked at, rows in them for each that is
+# asked for (assumed; what a vote loses by it is measured in experiments/bench/README.md).
+COMPONENTS, LEAST_SHARE, ROWS_TO_A_CANDIDATE = 64, 1 / 32, 8
+# Values of candidates' vectors that are there at once: 64 MB in double precision.
 _SETTLED_VALUES = 8_000_000
 
 
 class Neighbours:
     """Rows [m, d] of length 1 to look for neighbours among. Their graph is built once, where a search needs it."""
+
+    _precision: type[np.floating] = np.float64
 
     def __init__(self, base: np.ndarray, exact_pairs: int = EXACT_PAIRS) -> None:
         self.base = np.ascontiguousarray(base, dtype=np.float32)
@@ -37,18 +43,22 @@ class Neighbours:
             return nearest(self.base, queries, k)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         k = min(k, len(self.base))
-        # Twice as many candidates as are asked for (assumed).
-        self._graph.hnsw.efSearch = max(SEARCH_WIDTH, 2 * k)
         similarity = np.zeros((len(queries), k), dtype=np.float32)
         index = np.zeros((len(queries), k), dtype=np.int64)
         for rows in batches(np.arange(len(queries)), 256):
-            _, found = self._graph.search(queries[rows], min(k + 4, len(self.base)))
-            # A part of the graph that no link leads to gives -1.
+            found = self._candidates(queries[rows], k)
+            # A part of the graph that no link leads to gives -1, and so do lists of fewer rows than are asked for.
             lost = (found < 0).any(axis=1)
-            similarity[rows], index[rows] = _settled(self.base, queries[rows], np.maximum(found, 0), k)
+            similarity[rows], index[rows] = _settled(self.base, queries[rows], np.maximum(found, 0), k, self._precision)
             if lost.any():
                 similarity[rows[lost]], index[rows[lost]] = nearest(self.base, queries[rows[lost]], k)
         return similarity, index
+
+    def _candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Places of k base rows and a few more that are near each of `queries` [n, d]; -1 where none was found."""
+        # Twice as many candidates as are asked for (assumed).
+        self._graph.hnsw.efSearch = max(SEARCH_WIDTH, 2 * k)
+        return self._graph.search(queries, min(k + 4, len(self.base)))[1]
 
     @cached_property
     def _graph(self) -> faiss.IndexHNSWFlat:
@@ -61,6 +71,35 @@ class Neighbours:
         return graph
 
 
+class ManyNeighbours(Neighbours):
+    """For hundreds of neighbours to a row, most of which will do: an inverted file (Jegou et al. 2011) of the vectors'
+    principal components finds half as many again as are asked for, and the whole vectors say which are near. Building
+    and searching it take a fraction of what a graph takes. Base rows are of like length."""
+
+    # Candidates are many, and twice the bytes would be twice the time.
+    _precision = np.float32
+
+    def _candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        file = faiss.extract_index_ivf(self._file)
+        # So many lists that the rows in them are several times what is asked for (assumed).
+        share = max(LEAST_SHARE, ROWS_TO_A_CANDIDATE * k / len(self.base))
+        file.nprobe = min(file.nlist, ceil(share * file.nlist))
+        with _one_thread():
+            return self._file.search(queries, min(k + max(k // 2, 4), len(self.base)))[1]
+
+    @cached_property
+    def _file(self) -> faiss.Index:
+        rows, width = self.base.shape
+        # Faiss warns of fewer rows to a list than 39.
+        lists = max(min(ceil(2 * rows**0.5), rows // 39), 1)
+        recipe = f"PCA{min(COMPONENTS, width)},IVF{lists},Flat"
+        made = faiss.index_factory(width, recipe, faiss.METRIC_L2)
+        with _one_thread():
+            made.train(self.base)
+            made.add(self.base)
+        return made
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     threads = faiss.omp_get_max_threads()
@@ -71,13 +110,15 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(threads)
 
 
-def _settled(base: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of the base rows `found` [n, more than k] for each query, scored in double precision: (similarity,
+def _settled(
+    base: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int, precision: type[np.floating] = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of the base rows `found` [n, more than k] for each query, scored in that precision: (similarity,
     index), ties by index."""
     exact = np.zeros(found.shape, dtype=np.float32)
     for rows in batches(np.arange(len(found)), max(_SETTLED_VALUES // (found.shape[1] * base.shape[1]), 1)):
-        candidates = base[found[rows]].astype(np.float64)
-        exact[rows] = np.einsum("nd,nkd->nk", queries[rows].astype(np.float64), candidates)
+        candidates = base[found[rows]].astype(precision, copy=False)
+        exact[rows] = np.einsum("nd,nkd->nk", queries[rows].astype(precision, copy=False), candidates)
     order = np.lexsort((found, -exact), axis=1)[:, :k]
     return np.take_along_axis(exact, order, axis=1), np.take_along_axis(found, order, axis=1)
 

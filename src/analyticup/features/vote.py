@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import logit, logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from analyticup.augmentation.neighbours import Neighbours
+from analyticup.augmentation.neighbours import ManyNeighbours
 from analyticup.engine.cache import batches
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
@@ -24,9 +24,9 @@ from analyticup.settings.schema import NeighbourSettings
 _BLOCK = 2048
 # A row's own query is left out of what was found; with more voters than this it is left out of the search.
 MANY_VOTERS = 256
-# Up to so many pairs of a row and a voter the nearest are found exactly: some two minutes of one core. The official
-# files have a hundred times as many.
-EXACT_PAIRS = 1_000_000_000
+# Up to so many pairs of a row and a voter the nearest are found exactly: some ten seconds of one core. The official
+# files have five hundred times as many.
+EXACT_PAIRS = 300_000_000
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def neighbour_vote(
     The k nearest voters count, each with the weight exp(query_concentration cos(q, q') + target_concentration
     cos(t, t')); ties by place. No voter of a row's own group is among them, for dev and test rows as for training
     rows, so that all are scored alike. Where nobody votes, the share is that of all voters and the log of the weight 0.
-    Memory grows with the rows and with the voters, never with their product. Above EXACT_PAIRS a near voter may be
-    missed for the next one (see augmentation/neighbours.py).
+    Memory grows with the rows and with the voters, never with their product. Above EXACT_PAIRS near voters may be
+    missed for the next ones (see augmentation/neighbours.py).
     """
     votes, density = np.full(len(rows.groups), labels.mean() if len(labels) else 0.5), np.zeros(len(rows.groups))
     few = len(votes) * len(voters.groups) <= EXACT_PAIRS
     with track(len(votes), description) as progress:
         for asking, asked, largest_group in _searches(rows.groups, voters.groups):
-            among = Neighbours(voters.vectors[asked], exact_pairs=EXACT_PAIRS if few else 0)
+            among = ManyNeighbours(voters.vectors[asked], exact_pairs=EXACT_PAIRS if few else 0)
             groups, said = voters.groups[asked], labels[asked]
             for block in batches(asking, _BLOCK):
                 # So many of the nearest voters may be of the row's own group.
