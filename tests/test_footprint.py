@@ -8,7 +8,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, Mis
 from transformers import Qwen3ForCausalLM as Qwen3
 
 from analyticup.checks.footprint import Shape, adapters, kept_bytes, shape_of_config
-from analyticup.checks.models import KNOWN_SHAPES
+from analyticup.checks.memory import KNOWN_SHAPES
 from analyticup.model.backbone import add_adapter
 from analyticup.model.batches import EncodedRows
 from analyticup.model.module import label_hidden

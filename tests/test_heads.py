@@ -8,7 +8,8 @@ from pandas import DataFrame
 from transformers import AutoModelForSequenceClassification
 
 from analyticup.checks.machine import _training
-from analyticup.checks.models import Model, training_bytes
+from analyticup.checks.memory import training_bytes
+from analyticup.checks.models import Model
 from analyticup.errors import UserError
 from analyticup.model.backbone import add_adapter, bare, load_adapter, load_backbone, load_tokenizer, save_adapter
 from analyticup.model.batches import EncodedRows, collate

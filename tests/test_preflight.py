@@ -17,7 +17,7 @@ import pytest
 from tiny_runs import TINY, places
 
 from analyticup.__main__ import main
-from analyticup.checks import access, finding, models, preflight
+from analyticup.checks import access, finding, memory, models, preflight
 from analyticup.checks import machine as machine_checks
 from analyticup.checks.machine import MachineFacts
 from analyticup.checks.preflight import findings
@@ -533,9 +533,9 @@ def test_a_training_is_judged_by_more_than_its_weights(tmp_path, monkeypatch):
 def test_a_models_own_config_decides_its_shape(tmp_path):
     folder = local_model(tmp_path / "model")
     found = models._model("backbone", "model", str(folder), None)
-    shape = models.shape_of(found)
+    shape = memory.shape_of(found)
     assert (shape.layers, shape.width, shape.inner, shape.queries, shape.keys) == (2, 32, 64, 32, 16)
-    assert shape.head_norms and models.shape_of(replace(found, folder=None, parameters=14e9)).layers == 41
+    assert shape.head_norms and memory.shape_of(replace(found, folder=None, parameters=14e9)).layers == 41
 
 
 def test_a_translator_and_an_embedder_are_loaded_in_bf16_on_a_gpu_alone(tmp_path, monkeypatch):

@@ -17,19 +17,16 @@ from analyticup.augmentation import translates
 from analyticup.augmentation.translators import engine_fault
 from analyticup.augmentation.translators.generation import dtype_on
 from analyticup.checks.finding import Finding, nearest_existing
-from analyticup.checks.models import (
-    DTYPE_BYTES,
+from analyticup.checks.memory import (
     PROCESS_BYTES,
-    Model,
     adapter_bytes,
     backbone_bytes,
     cpu_process_bytes,
     cpu_run_bytes,
-    download_bytes,
-    needed_models,
     state_bytes,
     training_bytes,
 )
+from analyticup.checks.models import DTYPE_BYTES, Model, download_bytes, needed_models
 from analyticup.checks.timing import rows_and_languages
 from analyticup.engine.cluster import cluster_address, cluster_fault
 from analyticup.engine.workers import cores
@@ -103,7 +100,7 @@ def worker_bytes(settings: Settings) -> tuple[float, float]:
     and on a GPU, to which weights go file by file. A translator or an embedder takes the backbone's place."""
     backbone, *others = needed_models(settings, resolve(settings.paths.cache))
     value_bytes = DTYPE_BYTES[choose_precision(settings.model.dtype, "cpu").dtype]
-    each = [cpu_process_bytes(task_settings(settings, task), backbone, value_bytes) for task in settings.tasks]
+    each = [cpu_process_bytes(settings, task, backbone, value_bytes) for task in settings.tasks]
     each += [PROCESS_BYTES + (model.parameters or 0.0) * DTYPE_BYTES[dtype_on("cpu")] for model in others]
     largest = max((model.parameters or 0.0) * DTYPE_BYTES["bfloat16"] for model in (backbone, *others))
     return max(each), PROCESS_BYTES + min(largest, _FILE_BYTES)

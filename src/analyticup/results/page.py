@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analyticup.checks.machine import loaded_dtype, look_at_machine
-from analyticup.checks.models import DTYPE_BYTES, cpu_process_bytes, needed_models
+from analyticup.checks.memory import cpu_process_bytes
+from analyticup.checks.models import DTYPE_BYTES, needed_models
 from analyticup.corpus.rows import SPLITS, load_rows
 from analyticup.corpus.tables import training_rows
 from analyticup.engine.artifacts import Artifact, StageRecord
@@ -19,7 +20,7 @@ from analyticup.report.figures import REPORT, Report
 from analyticup.report.page import Facts, Figure, Grid, to_html
 from analyticup.results.expected import compare, expectations, figures_by_name
 from analyticup.results.manifest import PAGE, Manifest
-from analyticup.settings.loading import load_settings, task_settings
+from analyticup.settings.loading import load_settings
 from analyticup.settings.paths import PROJECT, resolve
 from analyticup.settings.schema import TASKS, Section, Settings, split_task
 
@@ -136,7 +137,7 @@ def _costs(settings: Settings, artifacts: Mapping[str, Artifact]) -> list[StageC
     estimates: dict[str, float] = {}
     if machine.device == "cpu" and backbone.parameters:
         size = DTYPE_BYTES[loaded_dtype(backbone, settings, machine.device)]
-        estimates = {task: cpu_process_bytes(task_settings(settings, task), backbone, size) for task in settings.tasks}
+        estimates = {task: cpu_process_bytes(settings, task, backbone, size) for task in settings.tasks}
     costs = []
     starts = _starts([artifact.record for artifact in artifacts.values()])
     for (title, artifact), start in zip(artifacts.items(), starts, strict=True):
