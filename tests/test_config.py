@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,11 @@ from pydantic import ValidationError
 from analyticup.errors import UserError
 from analyticup.settings.loading import load_settings, settings_from_dict, task_settings
 from analyticup.settings.schema import (
-    COMMON_KEYS,
     TASK_SECTIONS,
     NegativesSettings,
     Seq2SeqSettings,
     Settings,
+    by_task,
     leaves,
 )
 
@@ -210,6 +212,10 @@ def test_settings_go_to_other_processes_and_come_back(empty):
             "QC.threshold.high=0.01",
             "threshold.low = 0.05 is above QC.threshold.high = 0.01; change one of them",
         ),
+        (
+            "QC.model.backbone=x",
+            "'model.backbone' cannot differ between tasks; set it without `QC.`",
+        ),
         ("QC.seed=1", "'seed' cannot differ between tasks; set it without `QC.`"),
         ("QI.data.dir=x", "'data.dir' cannot differ between tasks; set it without `QI.`"),
         ("pln", "neither a command (see --help) nor of the form key=value, e.g. train.lr=2e-4"),
@@ -366,8 +372,8 @@ def test_every_key_of_a_task_section_can_be_given_per_task(empty, section):
             for key, inner in value.items():
                 yield from leaves(f"{prefix}.{key}", inner)
 
-    for key, value in leaves(section, Settings().model_dump()[section]):
-        if not key.startswith(COMMON_KEYS):
+    for key, value in leaves(section, reduce(getitem, section.split("."), Settings().model_dump())):
+        if by_task(key):
             text = json.dumps(value) if value is None or isinstance(value, str) else value
             assert task_settings(load_settings(empty, [f"QC.{key}={text}"]), "QC") == Settings()
 

@@ -10,7 +10,7 @@ from analyticup import pipeline, training
 from analyticup.errors import UserError
 from analyticup.filtering.decisions import Decision, write_decisions
 from analyticup.settings.loading import load_settings
-from analyticup.settings.schema import COMMON_KEYS, TASK_SECTIONS, Leaf, Settings, decisive, leaves, run_only
+from analyticup.settings.schema import Leaf, Settings, by_task, decisive, leaves, run_only
 
 COMMIT = "c" * 40
 FILES = {f"{split}_{task}.txt": "ab" * 32 for task in ("QC", "QI") for split in ("train", "dev", "test")}
@@ -97,7 +97,7 @@ RUN_ONLY = [key for key, leaf in leaves().items() if leaf.run_only]
 def test_a_setting_that_is_marked_run_only_changes_no_identity(empty, key):
     base, changed = base_of(key), another(key, leaves()[key])
     assert identities(empty, *base, changed) == identities(empty, *base)
-    if key.split(".")[0] in TASK_SECTIONS and not key.startswith(COMMON_KEYS):
+    if by_task(key):
         assert identities(empty, *base, f"QI.{changed}") == identities(empty, *base)
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ def plan(options: argparse.Namespace) -> int:
     console.print(table)
     for task in settings.tasks:
         own = task_settings(settings, task)
-        off = [name for name in TASK_SECTIONS if not getattr(getattr(own, name), "enabled", True)]
+        off = [name for name in TASK_SECTIONS if not getattr(attrgetter(name)(own), "enabled", True)]
         if off:
             console.print(f"{task}: switched off by the settings: {', '.join(off)}")
     waiting = sum(status.artifact is None for status in statuses)

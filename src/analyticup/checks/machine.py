@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -258,7 +258,10 @@ def disk_findings(settings: Settings, models: list[Model], machine: Machine) -> 
     """What the run would write against what is free, added up per disk."""
     backbone, cache = models[0], resolve(settings.paths.cache)
     dtype = loaded_dtype(backbone, settings, machine.device)
-    states = state_bytes(settings, backbone, _rows(settings), DTYPE_BYTES[dtype])
+    states = sum(
+        state_bytes(task_settings(settings, task), backbone, _rows(settings, task), DTYPE_BYTES[dtype])
+        for task in settings.tasks
+    )
     tables = _table_bytes(settings) + adapter_bytes(settings, backbone) + states
     wanted = [(resolve(settings.paths.artifacts), tables)]
     for model in models:
@@ -282,20 +285,20 @@ def disk_findings(settings: Settings, models: list[Model], machine: Machine) -> 
         yield Finding(verdict, text)
 
 
-def _rows(settings: Settings) -> float:
-    """Rows of the given files, or of the sample corpus; those that stages make are few beside them."""
+def _rows(settings: Settings, task: str) -> float:
+    """Rows of a task's given files, or of the sample corpus; those that stages make are few beside them."""
     if settings.data.dir is None:
-        return _SAMPLE_ROWS
-    return sum(rows_and_languages(path)[0] for path in _data_files(settings))
+        return _SAMPLE_ROWS / len(settings.tasks)
+    return sum(rows_and_languages(path)[0] for path in _data_files(settings, [task]))
 
 
 def _table_bytes(settings: Settings) -> float:
     if settings.data.dir is None:
         return _SAMPLE_BYTES
-    return _TABLE_COPIES * sum(path.stat().st_size for path in _data_files(settings))
+    return _TABLE_COPIES * sum(path.stat().st_size for path in _data_files(settings, settings.tasks))
 
 
-def _data_files(settings: Settings) -> list[Path]:
+def _data_files(settings: Settings, tasks: Sequence[str]) -> list[Path]:
     folder = Path(settings.data.dir or "").expanduser()
-    paths = [folder / f"{split}_{task}.txt" for task in settings.tasks for split in ("train", "dev", "test")]
+    paths = [folder / f"{split}_{task}.txt" for task in tasks for split in ("train", "dev", "test")]
     return [path for path in paths if path.is_file()]

@@ -52,17 +52,16 @@ _LONG_TOKENS: Final = {"QC": 80, "QI": 160}
 
 def adapter_bytes(settings: Settings, model: Model) -> float:
     """Estimate for all adapters of a run, float32: one per fold, and those of the filter."""
-    count = 0
+    shape, total = shape_of(model), 0.0
     for task in settings.tasks:
         own = task_settings(settings, task)
-        count += (trained := len(models(own)))
+        count = trained = len(models(own))
         if own.filter.enabled:
             count += {"out-of-fold": own.folds.n, "in-sample": 1, "neighbours": 0}[own.filter.scores]
         count += trained * ((own.train.start_from == "other_task") + bool(own.train.distil))
-    if not settings.model.lora.enabled:
-        return 4.0 * count * (model.parameters or 0.0)
-    shape = shape_of(model)
-    return 4.0 * count * adapters(shape, settings.model.lora.r, trained_layers(settings, shape))
+        weights = adapters(shape, own.model.lora.r, trained_layers(own, shape))
+        total += 4.0 * count * (weights if own.model.lora.enabled else model.parameters or 0.0)
+    return total
 
 
 def state_bytes(settings: Settings, model: Model, rows: float, value_bytes: int) -> float:
@@ -117,11 +116,11 @@ def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: b
     `value_bytes` is the size of a weight and of an activation. With `least`, of a batch whose passes are one row each
     and whose layers are run again in the backward pass, as where memory has run out.
     """
-    shape, lora = shape_of(model), settings.model.lora
-    trained = trained_layers(settings, shape)
+    shape = shape_of(model)
     needs = []
     for task in settings.tasks:
         own = task_settings(settings, task)
+        lora, trained = own.model.lora, trained_layers(own, shape)
         longest = own.prompt.longest
         # But for the prompt's fixed words.
         tokens = longest if least else min(own.train.max_batch_tokens, own.train.batch_rows * longest)
@@ -129,11 +128,11 @@ def training_bytes(settings: Settings, model: Model, value_bytes: int, on_gpu: b
         # Run again, each layer keeps only its input, and one layer at a time all the rest.
         again = least or settings.model.gradient_checkpointing
         kept = trained * shape.width * value_bytes + each if again else trained * each
-        needs.append(tokens * kept + logits_bytes(shape, max(1, tokens // longest), value_bytes))
-    state = adapter_state_bytes(shape, lora.r, trained)
-    if not lora.enabled:
-        state = TRAINED_BYTES * (model.parameters or 0.0)
-    return backbone_bytes(settings, model, value_bytes) + state + max(needs)
+        state = adapter_state_bytes(shape, lora.r, trained)
+        if not lora.enabled:
+            state = TRAINED_BYTES * (model.parameters or 0.0)
+        needs.append(state + tokens * kept + logits_bytes(shape, max(1, tokens // longest), value_bytes))
+    return backbone_bytes(settings, model, value_bytes) + max(needs)
 
 
 def trained_layers(settings: Settings, shape: Shape) -> int:

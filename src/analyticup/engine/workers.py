@@ -154,7 +154,8 @@ class Sources:
         self._source: Any = None
 
     def of(self, settings: Settings) -> Any:
-        key = (settings.model, settings.paths, settings.machine)
+        # Adapters are put on and taken off, so that the tasks' may differ.
+        key = (settings.model.model_copy(update={"lora": None}), settings.paths, settings.machine)
         if self._source is None or key != self._key:
             own = settings.replace(**{"machine.threads": settings.machine.threads or self._threads})
             make = imported(self._models)

@@ -26,12 +26,11 @@ from yaml.constructor import ConstructorError
 from analyticup.errors import UserError
 from analyticup.settings.paths import PROJECT
 from analyticup.settings.schema import (
-    COMMON_KEYS,
     REASONING,
-    TASK_SECTIONS,
     TASKS,
     Leaf,
     Settings,
+    by_task,
     leaves,
     split_task,
 )
@@ -162,7 +161,7 @@ def _checked(item: Given) -> Any:
     leaf = leaves().get(key)
     if leaf is None:
         raise _Wrong(f"unknown key {_shown(item.key)}{_nearest(item.key, task)}")
-    if task and (key.split(".")[0] not in TASK_SECTIONS or key.startswith(COMMON_KEYS)):
+    if task and not by_task(key):
         raise _Wrong(f"{key!r} cannot differ between tasks; set it without `{task}.`")
     try:
         # Rules over several fields are for later, when all of them are known.

@@ -20,8 +20,10 @@ from pydantic_core import PydanticCustomError
 from analyticup.errors import UserError
 
 TASKS = ("QC", "QI")
+# What may differ between the tasks; all of them share one backbone.
 TASK_SECTIONS = (
     "data",
+    "model.lora",
     "prompt",
     "translate",
     "embedder",
@@ -824,6 +826,11 @@ def split_task(key: str) -> tuple[str | None, str]:
     """("QC", "train.lr") from "QC.train.lr"; (None, key) for a common one."""
     task, dot, rest = key.partition(".")
     return (task, rest) if dot and task in TASKS else (None, key)
+
+
+def by_task(key: str) -> bool:
+    """Whether a setting, without a task, may differ between tasks."""
+    return key.startswith(tuple(f"{section}." for section in TASK_SECTIONS)) and not key.startswith(COMMON_KEYS)
 
 
 def run_only(key: str) -> bool:
