@@ -258,6 +258,16 @@ def test_absurd_values_end_in_an_error_or_stay_text_but_never_in_a_traceback(emp
     assert settings.prompt.positive_word == "[" * 1500
 
 
+@pytest.mark.parametrize("task", ["", "QC.", "QI."])
+def test_an_adapter_of_the_other_task_must_have_the_same_form(empty, task):
+    start = f"{task}train.start_from=other_task"
+    load_settings(empty, [start])
+    told = (
+        f"argument '{start}': {task}train.start_from = other_task: the tasks have other model.lora; give both the same"
+    )
+    assert error(empty, start, "QC.model.lora.r=3") == told
+
+
 def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):
     assert load_settings(empty, ["threshold.low=1e-4"]).threshold.low == 1e-4
     assert "is above" in error(empty, "threshold.low=9e-1", "threshold.high=1e-4")

@@ -85,6 +85,9 @@ def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
     sources = workers.Sources(MODELS)
     first = sources.of(settings())
     assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
+    # Tasks that share the backbone may have other adapters.
+    assert sources.of(settings().replace(**{"model.lora.layers": 3})) is first
+    assert sources.of(settings().replace(**{"model.dtype": "float32"})) is not first
     assert sources.of(Settings(paths=PathSettings(cache="elsewhere"), machine=settings().machine)) is not first
 
 
