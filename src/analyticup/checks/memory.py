@@ -105,7 +105,7 @@ def cpu_process_bytes(settings: Settings, task: str, model: Model, value_bytes: 
     tokens = min(train.max_batch_tokens, train.batch_rows * _LONG_TOKENS[task])
     scoring = max(train.max_batch_tokens, own.predict.max_batch_tokens) * _SCORING_VALUES
     need = max(tokens * trained_layers(own, shape) * _KEPT_VALUES, scoring) * shape.width * value_bytes
-    steps = rows.whole * train.epochs / train.batch_rows
+    steps = rows.given * train.epochs / train.batch_rows
     need += min(1.0, steps / _STEPS_OF_ALL_SIZES) * _SIZES_BYTES[value_bytes]
     return PROCESS_BYTES + _TOUCHED * (model.parameters or 0.0) * value_bytes + need + _KERNEL_BYTES[value_bytes]
 
