@@ -96,6 +96,13 @@ def test_the_inverted_file_finds_most_of_many(clustered):
     assert made.of(queries[:5], 5000)[1].shape == (5, 1500)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_among_few_all_are_compared(clustered, rows):
+    base, queries = clustered[0][:rows], clustered[1]
+    for ours, exact in zip(ManyNeighbours(base, exact_pairs=0).of(queries, 9), nearest(base, queries, 9), strict=True):
+        np.testing.assert_array_equal(ours, exact)
+
+
 @pytest.mark.parametrize("kind", [Neighbours, ManyNeighbours])
 def test_what_is_found_is_the_same_for_any_number_of_threads(clustered, kind):
     base, queries = clustered

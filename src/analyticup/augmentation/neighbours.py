@@ -29,6 +29,8 @@ class Neighbours:
     """Rows [m, d] of length 1 to look for neighbours among. Their graph is built once, where a search needs it."""
 
     _precision: type[np.floating] = np.float64
+    # Among so few the search is exact.
+    _few = 0
 
     def __init__(self, base: np.ndarray, exact_pairs: int = EXACT_PAIRS) -> None:
         self.base = np.ascontiguousarray(base, dtype=np.float32)
@@ -39,7 +41,7 @@ class Neighbours:
 
         Equal for any number of threads.
         """
-        if len(self.base) * len(queries) <= self._exact_pairs:
+        if len(self.base) * len(queries) <= self._exact_pairs or len(self.base) <= self._few:
             return nearest(self.base, queries, k)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         k = min(k, len(self.base))
@@ -78,6 +80,8 @@ class ManyNeighbours(Neighbours):
 
     # Candidates are many, and twice the bytes would be twice the time.
     _precision = np.float32
+    # Principal components need some rows, and few rows need no lists.
+    _few = 1000
 
     def _candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
         file = faiss.extract_index_ivf(self._file)
