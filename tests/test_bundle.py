@@ -288,10 +288,17 @@ def test_adapters_that_are_not_there_are_refused(adapters, says, tmp_path, capsy
     assert says in capsys.readouterr().err
 
 
-def test_adapters_of_another_prompt_are_refused(bundle: Path, tmp_path: Path, capsys) -> None:
-    more = [f"model.adapters={bundle}", "QC.prompt.positive_word='no'", "QC.prompt.negative_word='yes'"]
-    assert run_main(tmp_path, *SMALL, *more) == 2
-    assert "trained with another prompt (prompt.*)" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["QC.prompt.positive_word='no'", "QC.prompt.negative_word='yes'"], "prompt (prompt.*)"),
+        # Scored so, what the adapter makes of its lower layers would be taken for the backbone's.
+        (["QC.model.lora.layers=1"], "choice of layers (model.lora.layers)"),
+    ],
+)
+def test_adapters_of_another_form_are_refused(bundle: Path, tmp_path: Path, capsys, more, what) -> None:
+    assert run_main(tmp_path, *SMALL, f"model.adapters={bundle}", *more) == 2
+    assert f"trained with another {what}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the hub

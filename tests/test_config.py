@@ -266,6 +266,14 @@ def test_an_adapter_of_the_other_task_must_have_the_same_form(empty, task):
         f"argument '{start}': {task}train.start_from = other_task: the tasks have other model.lora; give both the same"
     )
     assert error(empty, start, "QC.model.lora.r=3") == told
+    load_settings(empty, [start, "QC.model.lora.dropout=0.3"])
+
+
+def test_the_setting_that_starts_from_the_other_task_is_named(empty):
+    given = ("QC.train.start_from=base", "QI.train.start_from=other_task", "QC.model.lora.r=3")
+    assert error(empty, *given).startswith(
+        "argument 'QI.train.start_from=other_task': QI.train.start_from = other_task"
+    )
 
 
 def test_a_threshold_range_written_without_a_dot_is_compared_as_numbers(empty):

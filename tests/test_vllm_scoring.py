@@ -123,6 +123,13 @@ def test_the_backbone_and_the_engine_give_way_to_each_other(settings, adapters, 
     assert source._backbone is None and len(LLM.made) == 2
 
 
+def test_an_adapter_of_a_higher_rank_gets_an_engine_that_holds_it(settings, adapters, tmp_path):
+    source = ModelSource(settings, tmp_path, Gpu("gpu", 1))
+    for rank in (4, 64, 16):
+        source.vllm(settings, rank)
+    assert [engine.told["max_lora_rank"] for engine in LLM.made] == [8, 64] and LLM.made[0].down == [True]
+
+
 @pytest.mark.parametrize("of", [2, 7])
 def test_shards_have_the_scores_of_the_whole(settings, adapters, tmp_path, of):
     settings = settings.replace(**{"predict.max_batch_tokens": 150})

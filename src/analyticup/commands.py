@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from analyticup.filtering import decision_files
 from analyticup.pipeline import MODELS, build
 from analyticup.settings.loading import settings_of, task_settings
 from analyticup.settings.paths import PROJECT, resolve
-from analyticup.settings.schema import TASK_SECTIONS, Settings
+from analyticup.settings.schema import Settings
 from analyticup.terminal import make_console, plain_table, size_text
 from analyticup.verdict import Verdict, tally
 
@@ -111,7 +110,7 @@ def plan(options: argparse.Namespace) -> int:
     console.print(table)
     for task in settings.tasks:
         own = task_settings(settings, task)
-        off = [name for name in TASK_SECTIONS if not getattr(attrgetter(name)(own), "enabled", True)]
+        off = [name for name in vars(own) if not getattr(getattr(own, name), "enabled", True)]
         if off:
             console.print(f"{task}: switched off by the settings: {', '.join(off)}")
     waiting = sum(status.artifact is None for status in statuses)

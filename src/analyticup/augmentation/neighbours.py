@@ -26,7 +26,8 @@ _SETTLED_VALUES = 8_000_000
 
 
 class Neighbours:
-    """Rows [m, d] of length 1 to look for neighbours among. Their graph is built once, where a search needs it."""
+    """Rows [m, d] to look for neighbours among, of like length. A graph of them is built once, where a search needs
+    it."""
 
     _precision: type[np.floating] = np.float64
     # Among so few the search is exact.
@@ -37,7 +38,8 @@ class Neighbours:
         self._exact_pairs = exact_pairs
 
     def of(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """`nearest`, with cosines as exact; but above `exact_pairs` pairs a neighbour may be missed for the next one.
+        """`nearest`, with the same inner products; but above `exact_pairs` pairs a neighbour may be missed for the next
+        one.
 
         Equal for any number of threads.
         """
@@ -76,7 +78,7 @@ class Neighbours:
 class ManyNeighbours(Neighbours):
     """For hundreds of neighbours to a row, most of which will do: an inverted file (Jegou et al. 2011) of the vectors'
     principal components finds half as many again as are asked for, and the whole vectors say which are near. Building
-    and searching it take a fraction of what a graph takes. Base rows are of like length."""
+    and searching it take a fraction of what a graph takes."""
 
     # Candidates are many, and twice the bytes would be twice the time.
     _precision = np.float32

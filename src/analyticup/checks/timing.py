@@ -91,8 +91,10 @@ class TaskRows:
 
 
 def task_rows(own: Settings, task: str) -> TaskRows:
-    """By the files of `data.dir`, as far as they are there."""
-    folder = Path(own.data.dir or "").expanduser()
+    """By the files of `data.dir`, as far as they are there; none without it."""
+    if own.data.dir is None:
+        return TaskRows(0.0, 0.0, 0.0, 0.0)
+    folder = Path(own.data.dir).expanduser()
     count, known = rows_and_languages(folder / f"train_{task}.txt")
     given = float(min(count, own.data.train_rows or count))
     others = [rows_and_languages(folder / f"{split}_{task}.txt") for split in ("dev", "test")]

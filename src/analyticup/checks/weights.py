@@ -58,18 +58,25 @@ def _of(settings: Settings, model: Model) -> Finding:
         if model.kind == "random":
             loaded = random_model(model.name, 8, AUTO_CLASSES[settings.model.head])
             check_head(loaded, settings.model)
-            lora_targets(loaded, settings.model.lora)
-            return Finding(Verdict.OK, f"{model.use}: LoRA targets: {settings.model.lora.targets}")
+            return Finding(Verdict.OK, f"{model.use}: LoRA targets: {', '.join(_checked_targets(settings, loaded))}")
         loaded = check_files(_auto_class(settings, model), str(model.folder), what, local_files_only=True)
         if (tokenizer := _tokenizer(model)) is not None:
             check_vocabulary(loaded, tokenizer, what)
         if model.use == "backbone":
             check_head(loaded, settings.model)
-            lora_targets(loaded, settings.model.lora)
+            _checked_targets(settings, loaded)
     except UserError as error:
         return Finding(Verdict.FAIL, str(error))
     tensors = len(loaded.state_dict())
     return Finding(Verdict.OK, f"{model.use}: {model.folder}: {tensors} tensors, as config.json asks for")
+
+
+def _checked_targets(settings: Settings, loaded: transformers.PreTrainedModel) -> list[str]:
+    """The tasks' LoRA targets, each once; raises UserError where the model has them not."""
+    own = [task_settings(settings, task).model.lora for task in settings.tasks]
+    for lora in own:
+        lora_targets(loaded, lora)
+    return list(dict.fromkeys(lora.targets for lora in own))
 
 
 def _auto_class(settings: Settings, model: Model) -> type:

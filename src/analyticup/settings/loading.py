@@ -214,21 +214,21 @@ def _shown(value: Any) -> str:
 
 def _check_across(values: Mapping[str, Given]) -> list[str]:
     """Rules over several settings, checked on what each task would see, defaults included."""
-    errors, owns = [], []
+    errors, owns = [], {}
     for task in (None, *TASKS):
         problems: list[str] = []
         own = Settings.model_validate(_view(values, task), context=problems)
         if task in own.tasks:
-            owns.append(own)
+            owns[task] = own
             problems += _threshold_problems(own, task)
             problems += _head_problems(own, task)
             problems += _together_problems(own, task)
             problems += _reasoning_problems(own, task)
         errors += [_placed(problem, values, task) for problem in problems]
-    starting = next((key for key, given in values.items() if split_task(key)[1] == "train.start_from"), None)
-    if starting and len({own.model.lora for own in owns}) > 1 and any(own.train.start_from != "base" for own in owns):
+    starting = next((task for task, own in owns.items() if own.train.start_from == "other_task"), None)
+    if starting and len({own.model.lora.replace(dropout=0.0) for own in owns.values()}) > 1:
         problem = "train.start_from = other_task: the tasks have other model.lora; give both the same"
-        errors.append(_placed(problem, values, split_task(starting)[0]))
+        errors.append(_placed(problem, values, starting))
     for name in ("relations", "same_leaf"):
         if given := values.get(f"QI.negatives.{name}"):
             text = "the targets of QI are titles, not category paths; set it only for QC"

@@ -53,11 +53,14 @@ def _folder(adapters: str, job: Job) -> Path:
 
 
 def _other(record: StageRecord, settings: Settings) -> str:
-    """What of base model and prompt is not as it was in the adapter's training."""
+    """What of base model, prompt and layers is not as it was in the adapter's training."""
     ours = training_settings(settings)
     same = {
         "base model (model.backbone, model.revision)": is_of_base(record, settings.model),
         "prompt (prompt.*)": record.settings.get("prompt") == ours["prompt"],
+        # Its lower layers would be taken for the backbone's.
+        "choice of layers (model.lora.layers)": (record.settings.get("lora") or {}).get("layers")
+        == settings.model.lora.layers,
         "head (model.head)": record.settings.get("head") == ours.get("head"),
     }
     return " and another ".join(text for text, is_same in same.items() if not is_same)

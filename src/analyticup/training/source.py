@@ -72,6 +72,7 @@ class ModelSource:
         self._encoders: dict[PromptSettings, PromptEncoder] = {}
         self._backbone: Any = None
         self._vllm: VllmEngine | None = None
+        self._vllm_rank = 0
         machine.tenants.append(self.release)
 
     @cached_property
@@ -148,14 +149,17 @@ class ModelSource:
         return model
 
     def vllm(self, settings: Settings, rank: int) -> VllmEngine:
-        """The backbone held by vLLM, for adapters of that rank, in the place of the one that `backbone` gives. It is
-        loaded once and stays until `release`. Raises UserError as `scoring_fault` says."""
+        """The backbone held by vLLM, for adapters up to that rank, in the place of the one that `backbone` gives. It is
+        loaded once and stays until `release` or a higher rank. Raises UserError as `scoring_fault` says."""
         if fault := scoring_fault(settings, self.dtype, self.machine.device):
             raise UserError(fault)
+        if self._vllm is not None and rank > self._vllm_rank:
+            self.release()
         if self._vllm is None:
             self.machine.make_room()
             folder, on = local_folder(self._located, self.cache), {"dtype": self.dtype, "gpus": self.machine.devices}
             memory = settings.predict.memory_share
+            self._vllm_rank = rank
             self._vllm = VllmEngine("predict", folder, **on, memory=memory, **for_scores(rank))
         return self._vllm
 

@@ -55,6 +55,8 @@ def pipeline_settings(settings: Settings, folder: Path) -> Settings:
     own |= {
         "data.dir": str(folder / "data"),
         "data.train_rows": None,
+        # A training that would take hours.
+        "bi_encoder.enabled": False,
         "machine.workers": 1,
         "tracking.mode": "disabled",
     }
