@@ -217,7 +217,7 @@ fi
 # By default glibc hands every layer's large buffers back and faults them in again, which cost scoring a twentieth of
 # its speed at 2,048 tokens in a batch and a third at 8,192 (measured on padded batches).
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
-export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-536870912}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-134217728}"
 # By default oneDNN keeps a thousand products with their code, so that batches of ever new lengths take ever more memory:
 # 160 such steps in bf16 at most 1.0 GB with 64 of them kept, 2.0 GB with all, in the same CPU time.
 export ONEDNN_PRIMITIVE_CACHE_CAPACITY="${ONEDNN_PRIMITIVE_CACHE_CAPACITY:-64}"

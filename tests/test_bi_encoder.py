@@ -113,6 +113,15 @@ def test_seed_and_rows_alone_decide_the_bits():
     assert (trained(seed=2, epochs=2).margins(rows(), "train") != one).any()
 
 
+def test_layers_that_run_again_in_the_backward_pass_change_no_bit(monkeypatch):
+    runs, whole = [], BertModel.gradient_checkpointing_enable
+    monkeypatch.setattr(BertModel, "gradient_checkpointing_enable", lambda *given: runs.append(whole(*given)))
+    less = trained().margins(rows(), "test")
+    monkeypatch.setattr(BertModel, "gradient_checkpointing_enable", lambda *given: None)
+    assert len(runs) == 1
+    np.testing.assert_array_equal(trained().margins(rows(), "test"), less)
+
+
 def test_a_score_does_not_depend_on_the_rows_beside_it():
     model, every = trained(epochs=2), rows()
     np.testing.assert_allclose(model.margins(every[5:6], "one"), model.margins(every, "all")[5:6], rtol=1e-5)

@@ -75,7 +75,7 @@ def cpu_run_bytes(settings: Settings, model: Model, value_bytes: int) -> float:
     """Estimate of the most resident bytes of a run on a CPU, over all its processes; mapped weights count for each.
 
     `model` is the backbone, `value_bytes` the size of a weight and of an activation. Stages without the backbone are
-    left out.
+    left out: on all real rows they took less, the bi-encoder too.
     """
     parameters, workers = model.parameters or 0.0, settings.machine.workers
     each = max(cpu_process_bytes(settings, task, model, value_bytes) for task in settings.tasks)

@@ -80,6 +80,8 @@ class BiEncoder(LightningModule):
         super().__init__()
         self.settings, self.steps, self.embedder, self.description = settings, steps, encoder, description
         self.model = encoder.trainable()
+        # What 64 texts leave for the backward pass is a gigabyte, and two of these trainings run side by side.
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.head = nn.Linear(2 * self.model.config.hidden_size + 1, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
