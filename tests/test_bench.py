@@ -376,6 +376,8 @@ def test_the_pipeline_has_all_rows_and_the_tasks_settings(tmp_path):
     assert own.predict.shards == task_settings(own, "QI").train.held_out_shards == 1
     assert task_settings(own, "QI").data.train_rows is None and own.machine.workers == 1
     assert task_settings(own, "QC").negatives.enabled and own.model.backbone == "random:qwen3"
+    # A training that would take hours at official size.
+    assert not any(task_settings(own, task).bi_encoder.enabled for task in own.tasks)
 
 
 def test_growth_names_what_grows_faster_than_the_rows():
