@@ -19,7 +19,7 @@ EXACT_PAIRS = 50_000_000
 # is measured in experiments/bench/README.md.
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 80, 64
 # The inverted file's: principal components, least share of its lists that is looked at, rows in them for each that is
-# asked for (assumed; what a vote loses by it is measured in experiments/bench/README.md).
+# asked for (assumed; what a vote loses by it stands in configs/README.md).
 COMPONENTS, LEAST_SHARE, ROWS_TO_A_CANDIDATE = 64, 1 / 32, 8
 # Values of candidates' vectors that are there at once: 64 MB in double precision.
 _SETTLED_VALUES = 8_000_000
