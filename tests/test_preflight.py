@@ -458,6 +458,26 @@ def test_a_run_on_a_cpu_has_one_estimate_over_all_processes(tmp_path, monkeypatc
     assert not [f for f in look(tmp_path, f"model.backbone={folder}") if "memory for the run" in f.text]
 
 
+def test_the_estimate_of_a_run_grows_with_rows_layers_and_the_tasks_own_settings(tmp_path):
+    model = models._model("backbone", "model", str(local_model(tmp_path / "model")), None)
+
+    def estimate(rows, *given):
+        (tmp_path / "train_QC.txt").write_text(row("QC") * rows)
+        own = settings(tmp_path, f"data.dir={tmp_path}", "tasks=[QC]", "model.lora.layers=1", *given)
+        return memory.cpu_run_bytes(own, model, 2)
+
+    few, many = estimate(10), estimate(20000)
+    assert few < many == estimate(40000)
+    assert few < estimate(10, "QC.model.lora.layers=2", "train.max_batch_tokens=4096000", "train.batch_rows=4096")
+    assert estimate(10, "data.train_rows=9") < estimate(20000, "data.train_rows=500") < many
+
+
+def test_lora_targets_are_looked_for_by_task(tmp_path):
+    given = ("model.backbone=random:qwen3", "QI.model.lora.targets=foo")
+    assert texts(look(tmp_path, *given), "FAIL")[0].startswith("model.lora.targets: no linear module")
+    assert not texts(look(tmp_path, *given, "tasks=[QC]"), "FAIL")
+
+
 def test_a_large_model_without_a_gpu_is_noted_and_an_unknown_size_is_skipped(tmp_path):
     found = look(tmp_path, "model.backbone=some/Big-10B", f"model.revision={COMMIT}")
     assert only(found, "is meant for a GPU")[0] == "note"
