@@ -7,7 +7,7 @@ another's over the same queries, so that differences are paired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -18,10 +18,12 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 # The groups of languages that figures are also given for; "seen" is in the training rows as they were given.
 ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
 FIGURES = ("f1", "ap", "auc")
-RESAMPLES = 1000
+# Of up to so many queries; of more, fewer resamples, but 200 at least: an interval is narrow then, and its ends move by
+# about a tenth of its width from one seed to the next (assumed).
+RESAMPLES, _RESAMPLED_QUERIES, _LEAST_RESAMPLES = 1000, 20_000, 200
 _SE_RESAMPLES = 200  # assumed: the standard error of a standard error is then about 5 %
-# Resamples worked on at once, to bound the memory.
-_CHUNK = 50
+# Rows of resamples worked on at once, to bound the memory.
+_ROWS_AT_ONCE = 4_000_000
 
 
 class Figures(TypedDict):
@@ -67,7 +69,7 @@ def _binary(name: str, values: ArrayLike) -> np.ndarray:
 def _f1_standard_error(labels: np.ndarray, predictions: np.ndarray, seed: int) -> float:
     """Bootstrap over rows: F1 depends on a resample through four confusion counts, so only they are drawn."""
     counts = np.bincount(2 * labels + predictions, minlength=4)
-    drawn = _draw(seed, len(labels), counts / len(labels), _SE_RESAMPLES)
+    drawn = _draw(np.random.default_rng(seed), len(labels), counts / len(labels), _SE_RESAMPLES)
     wrong, hit = drawn[:, 1] + drawn[:, 2], drawn[:, 3]
     return float(np.std(2 * hit / np.maximum(2 * hit + wrong, 1), ddof=1))
 
@@ -131,36 +133,38 @@ def f1_at_thresholds(labels: ArrayLike, scores: ArrayLike, grid: ArrayLike) -> n
     return 2 * hit / np.maximum(predicted + positives, 1)
 
 
-def _draw(seed: int | list[int], draws: int, shares: np.ndarray, resamples: int) -> np.ndarray:
+def _draw(generator: np.random.Generator, draws: int, shares: np.ndarray, resamples: int) -> np.ndarray:
     """How often each group is drawn, int [resamples, groups], in `draws` draws with replacement; `shares` [groups] sum
     to 1. Things that are alike for a figure may be one group with their share."""
-    return np.random.default_rng(seed).multinomial(draws, shares, size=resamples)
+    return generator.multinomial(draws, shares, size=resamples)
 
 
-def query_weights(queries: Sequence[str], resamples: int, seed: int) -> np.ndarray:
-    """How often each row counts in each resample, int [resamples, rows], when whole queries are drawn with replacement.
+def query_weights(queries: Sequence[str], seed: int) -> Iterator[np.ndarray]:
+    """How often each row counts in each resample, int [resamples, rows] in turn, when whole queries are drawn with
+    replacement.
 
     The same set of queries and the same seed give the same draws, whatever the rows' order.
     """
     distinct, which = np.unique(np.asarray(queries, dtype=object).astype(str), return_inverse=True)
     n = len(distinct)
-    drawn = _draw([seed, n], n, np.full(n, 1 / n), resamples)
-    return drawn[:, which].astype(np.int16)
+    generator = np.random.default_rng([seed, n])
+    resamples = min(RESAMPLES, max(_LEAST_RESAMPLES, RESAMPLES * _RESAMPLED_QUERIES // n))
+    at_once = max(_ROWS_AT_ONCE // len(which), 1)
+    for start in range(0, resamples, at_once):
+        yield _draw(generator, n, np.full(n, 1 / n), min(at_once, resamples - start))[:, which]
 
 
 def weighted_figures(
-    labels: np.ndarray, scores: np.ndarray, predictions: np.ndarray, weights: np.ndarray
+    labels: np.ndarray, scores: np.ndarray, predictions: np.ndarray, weights: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """F1, average precision and ROC-AUC under each row of `weights` [resamples, rows]; [resamples] each, 0..1.
+    """F1, average precision and ROC-AUC under each row of the `weights`, each [some resamples, rows]; [resamples] each,
+    0..1.
 
     Equal to scikit-learn's with `sample_weight`, for all resamples after one sort. nan where a class is missing.
     """
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    parts = [
-        _figures(labels[order], predictions[order], last_of_tie, weights[start : start + _CHUNK, order])
-        for start in range(0, len(weights), _CHUNK)
-    ]
+    parts = [_figures(labels[order], predictions[order], last_of_tie, some[:, order]) for some in weights]
     return {name: np.concatenate([part[name] for part in parts]) for name in FIGURES}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import precision_recall_curve
 
-from analyticup.metrics import RESAMPLES, interval, query_weights, weighted_figures
+from analyticup.metrics import interval, query_weights, weighted_figures
 
 # Points of a curve that are kept: more than a picture shows.
 CURVE_POINTS = 100
@@ -102,7 +102,7 @@ def series(origins: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> list[
 
 def intervals(labels: np.ndarray, scores: np.ndarray, predictions: np.ndarray, queries: Sequence[str]) -> Intervals:
     """95 % intervals of F1, AUC and AP by drawing whole queries."""
-    drawn = weighted_figures(labels, scores, predictions, query_weights(queries, RESAMPLES, seed=0))
+    drawn = weighted_figures(labels, scores, predictions, query_weights(queries, seed=0))
     return {name: interval(values) if np.isfinite(values).any() else None for name, values in drawn.items()}
 
 

@@ -15,7 +15,7 @@ from analyticup.corpus.rows import load_rows
 from analyticup.corpus.tables import load_table
 from analyticup.engine.artifacts import Artifact
 from analyticup.ensembling.threshold import DECISION, Decision, SweepPoint
-from analyticup.metrics import ALL, FIGURES, RESAMPLES, SEEN, UNSEEN, interval, query_weights, weighted_figures
+from analyticup.metrics import ALL, FIGURES, SEEN, UNSEEN, interval, query_weights, weighted_figures
 from analyticup.report.figures import REPORT, FilterQuality, Report
 from analyticup.results.manifest import data_sha256
 from analyticup.submission.score import read_labels
@@ -227,8 +227,8 @@ def _resampled(seeds: Sequence[Scored], part: str) -> _Resampled | None:
             return None
         given = (scored.labels[chosen], scored.scores[chosen], scored.predictions[chosen])
         queries = [query for query, inside in zip(scored.queries, chosen, strict=True) if inside]
-        once = weighted_figures(*given, np.ones((1, len(queries))))
-        drawn = weighted_figures(*given, query_weights(queries, RESAMPLES, seed=0))
+        once = weighted_figures(*given, [np.ones((1, len(queries)))])
+        drawn = weighted_figures(*given, query_weights(queries, seed=0))
         for name in FIGURES:
             point[name].append(float(once[name][0]))
             resamples[name].append(drawn[name])
