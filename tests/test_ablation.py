@@ -184,7 +184,7 @@ def test_the_table_on_noise_tells_how_each_filter_finds_the_turned_labels(tmp_pa
         if one["rule"].startswith("least credible"):
             assert {one["suspects"]} == wrong and one["precision"] == one["recall"]
     # Out of fold the rows are judged by models that never saw them, in-sample by one that was trained on them.
-    first, second = (next(one["auroc"] for one in quality if one["row"] == title) for title in filtered[:2])
+    first, second = (next(one["ROC-AUC"] for one in quality if one["row"] == title) for title in filtered[:2])
     assert first != second
     assert (made / "table.md").read_text().count("least credible") == 4
 

@@ -498,7 +498,7 @@ def test_turned_labels_are_measured_by_rule_and_rounds_build_on_each_other(tmp_p
     rules = [entry["rule"] for entry in by_rule]
     alone = ["disagreement", "ambiguity", "confident-learning"]
     assert rules == [*alone, "least credible, as many as are wrong", "in use: disagreement"]
-    assert all(entry["wrong labels"] >= len(turned) * 0.8 and 0 < entry["auroc"] < 1 for entry in by_rule)
+    assert all(entry["wrong labels"] >= len(turned) * 0.8 and 0 < entry["ROC-AUC"] < 1 for entry in by_rule)
     records = {path.parent.name.rsplit("-", 1)[0]: path for path in (tmp_path / "artifacts").glob("*/record.json")}
     counts = {name: json.loads(path.read_text())["counts"] for name, path in records.items()}
     first = counts["filter-QC"]

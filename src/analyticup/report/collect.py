@@ -149,8 +149,8 @@ def _filter_quality(
     """How well each rule by itself finds the known wrong labels among the original training rows; then the same of the
     least credible rows whatever the rules' cut-offs, and of the rules in use.
 
-    `auroc` and `ap` rank the rows by 1 - p(label), so they are the same for every rule; precision at the base rate is
-    guessing. A rule by itself is capped by `filter.max_share` of the original rows.
+    `ROC-AUC` and `average precision` rank the rows by 1 - p(label), so they are the same for every rule; precision at
+    the base rate is guessing. A rule by itself is capped by `filter.max_share` of the original rows.
     """
     rows = load_rows(ingested.file("train.parquet"))
     rows = rows[rows["row_id"].isin(wrong)]
@@ -160,8 +160,8 @@ def _filter_quality(
     doubt = 1 - label_credibility(labels, score)
     both = 0 < is_wrong.sum() < len(rows)
     ranking = {
-        "auroc": float(roc_auc_score(is_wrong, doubt)) if both else None,
-        "ap": float(average_precision_score(is_wrong, doubt)) if both else None,
+        "ROC-AUC": float(roc_auc_score(is_wrong, doubt)) if both else None,
+        "average precision": float(average_precision_score(is_wrong, doubt)) if both else None,
     }
     used = {record["row_id"] for record in read_json_lines(filtered.file("suspects.jsonl"))}
     picked = {

@@ -37,8 +37,8 @@ FilterQuality = TypedDict(
         "precision": float | None,
         "recall": float | None,
         "base rate": float,
-        "auroc": float | None,
-        "ap": float | None,
+        "ROC-AUC": float | None,
+        "average precision": float | None,
     },
 )
 
