@@ -6,21 +6,25 @@ import hashlib
 import json
 from typing import get_args
 
+import faiss
 import numpy as np
 import pytest
 from scipy.special import expit
 from tiny_runs import ROOT, make_job
 
 from analyticup import pipeline
-from analyticup.augmentation import neighbours
+from analyticup.augmentation.neighbours import nearest
 from analyticup.corpus.rows import COLUMNS, make_rows, save_rows
 from analyticup.corpus.tables import load_table
 from analyticup.corpus.text import query_key
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.errors import UserError
 from analyticup.features import stage, vote
+from analyticup.features.inverted_file import InvertedFile
 from analyticup.features.pairs import Rarity, Trigrams, names_last_word, shared_numbers, words
-from analyticup.features.vote import Points, Scale, neighbour_vote
+from analyticup.features.points import Points
+from analyticup.features.vectors import Table
+from analyticup.features.vote import Scale, neighbour_vote
 from analyticup.filtering.stage import filter_rows
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import FilterSettings, NeighbourSettings, Settings, StackFeature
@@ -38,7 +42,15 @@ def unit(n, d=6, random=RANDOM):
 
 QUERIES, TARGETS, GROUPS, LABELS = unit(60), unit(60), np.arange(60) // 3, RANDOM.integers(0, 2, 60)
 SETTINGS = NeighbourSettings(query_concentration=4.0, target_concentration=2.0)
-POINTS = Points.of(QUERIES, TARGETS, GROUPS, SETTINGS)
+
+
+def points_of(queries, targets, groups):
+    """A point for each row, no text twice."""
+    tables = (Table(vectors, np.arange(len(vectors))) for vectors in (queries, targets))
+    return Points.of(*tables, groups, SETTINGS)
+
+
+POINTS = points_of(QUERIES, TARGETS, GROUPS)
 
 
 def plain_vote(place, labels, k):
@@ -63,17 +75,17 @@ def test_the_vote_in_blocks_is_that_of_its_definition(monkeypatch, block, k):
 def test_the_order_of_the_voters_and_of_the_rows_changes_nothing():
     votes, _ = neighbour_vote(POINTS, POINTS, LABELS, 9, "vote")
     order = RANDOM.permutation(60)
-    shuffled = Points(POINTS.vectors[order], POINTS.groups[order])
+    shuffled = POINTS.take(order)
     np.testing.assert_allclose(neighbour_vote(shuffled, shuffled, LABELS[order], 9, "vote")[0], votes[order], atol=1e-9)
 
 
 def test_a_query_of_many_voters_is_left_out_of_the_search_for_its_neighbours(monkeypatch):
     groups = np.repeat([0, 1, 2], [4, 50, 6])
-    points = Points(POINTS.vectors, groups)
+    points = points_of(QUERIES, TARGETS, groups)
     plain = neighbour_vote(points, points, LABELS, 5, "vote")
     sought = []
-    known = neighbours.Neighbours.of
-    monkeypatch.setattr(neighbours.Neighbours, "of", lambda self, rows, k: sought.append(k) or known(self, rows, k))
+    known = vote.nearest
+    monkeypatch.setattr(vote, "nearest", lambda base, rows, k: sought.append(k) or known(base, rows, k))
     monkeypatch.setattr(vote, "MANY_VOTERS", 8)
     np.testing.assert_allclose(neighbour_vote(points, points, LABELS, 5, "vote"), plain, atol=1e-12)
     # Its own, and the largest of the others.
@@ -84,18 +96,71 @@ def test_of_many_pairs_nearly_all_that_matter_are_found_without_looking_at_each(
     kinds = np.repeat(np.arange(20), 80)
     around = [unit(20)[kinds] + 0.1 * unit(1600) for _ in range(2)]
     queries, targets = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in around)
-    points, labels = Points.of(queries, targets, np.arange(1600) // 2, SETTINGS), RANDOM.integers(0, 2, 1600)
+    points, labels = points_of(queries, targets, np.arange(1600) // 2), RANDOM.integers(0, 2, 1600)
     exact, density = neighbour_vote(points, points, labels, 20, "vote")
     monkeypatch.setattr(vote, "EXACT_PAIRS", 100)
-    monkeypatch.setattr(neighbours, "nearest", lambda *given: pytest.fail("searched every pair"))
+    monkeypatch.setattr(vote, "nearest", lambda *given: pytest.fail("searched every pair"))
     found, weights = neighbour_vote(points, points, labels, 20, "vote")
     assert np.corrcoef(found, exact)[0, 1] > 0.98 and np.abs(weights - density).mean() < 0.01
     again, _ = neighbour_vote(points, points, labels, 20, "vote")
     np.testing.assert_array_equal(again, found)
 
 
+@pytest.fixture(scope="module")
+def clustered():
+    """(1,500 points around 60, 400 others that ask)"""
+    random = np.random.default_rng(5)
+    around = random.normal(size=(60, 32))[random.integers(0, 60, size=1900)]
+    moved = ((around + 0.5 * random.normal(size=(1900, 32))).astype(np.float32) for _ in range(2))
+    every = points_of(*(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in moved), np.arange(1900))
+    return every.take(slice(1500)), every.take(slice(1500, None))
+
+
+def test_the_inverted_file_finds_most_of_many(clustered):
+    points, asked = clustered
+    made = InvertedFile(points)
+    (products, places), (exact, expected) = made.nearest(asked, 50), nearest(points.vectors(), asked.vectors(), 50)
+    found = [len({*ours} & {*theirs}) / 50 for ours, theirs in zip(places, expected, strict=True)]
+    assert np.mean(found) > 0.9
+    # It looked at a part of the rows only.
+    assert faiss.extract_index_ivf(made._file).nprobe < faiss.extract_index_ivf(made._file).nlist / 2
+    assert (products <= exact * 1.00001).all() and (np.diff(products) <= 0).all()
+    own = np.einsum("nd,nkd->nk", asked.vectors(), points.vectors()[places])
+    np.testing.assert_allclose(products, own, rtol=1e-4)
+    assert made.nearest(asked.take(slice(5)), 5000)[1].shape == (5, 1500)
+
+
+def test_what_the_inverted_file_does_not_find_never_votes(clustered, monkeypatch):
+    points, asked = clustered
+    labels = np.arange(1500) % 2
+    monkeypatch.setattr(vote, "EXACT_PAIRS", 0)
+    known = InvertedFile.nearest
+
+    def loses(self, rows, k):
+        products, places = known(self, rows, 21)
+        products[:, 10:] = -np.inf
+        return products, np.where(np.isfinite(products), places, -1)
+
+    monkeypatch.setattr(InvertedFile, "nearest", loses)
+    np.testing.assert_allclose(
+        neighbour_vote(asked, points, labels, 20, "vote"), neighbour_vote(asked, points, labels, 10, "vote")
+    )
+
+
+def test_the_inverted_file_finds_the_same_for_any_number_of_threads(clustered):
+    points, asked = clustered
+    before, found = faiss.omp_get_max_threads(), []
+    for threads in (1, 4):
+        faiss.omp_set_num_threads(threads)
+        found.append(InvertedFile(points).nearest(asked, 4))
+        assert faiss.omp_get_max_threads() == threads
+    faiss.omp_set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def test_where_nobody_votes_it_is_the_share_of_positives():
-    alone = Points(POINTS.vectors[:3], GROUPS[:3])
+    alone = POINTS.take(slice(3))
     votes, density = neighbour_vote(alone, alone, np.array([1, 1, 0]), 5, "vote")
     assert votes.tolist() == [2 / 3] * 3 and density.tolist() == [0, 0, 0]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from closeness import assert_same_sums
 
-from analyticup.augmentation.neighbours import ManyNeighbours, Neighbours, nearest
+from analyticup.augmentation.neighbours import Neighbours, nearest
 from analyticup.augmentation.translators.mined import ratio_margin
 from analyticup.errors import UserError
 
@@ -83,33 +83,12 @@ def test_the_graph_finds_nearly_all_with_the_cosines_of_the_exact_search(cluster
     assert made.of(queries, 5000)[1].shape == (400, 1500)
 
 
-def test_the_inverted_file_finds_most_of_many(clustered):
-    base, queries = clustered
-    made = ManyNeighbours(base, exact_pairs=0)
-    (similarity, index), (exact, expected) = made.of(queries, 50), nearest(base, queries, 50)
-    found = [len({*ours} & {*theirs}) / 50 for ours, theirs in zip(index, expected, strict=True)]
-    assert np.mean(found) > 0.9
-    # It looked at a part of the rows only.
-    assert faiss.extract_index_ivf(made._file).nprobe < faiss.extract_index_ivf(made._file).nlist / 2
-    assert (similarity <= exact + 1e-6).all() and (np.diff(similarity) <= 0).all()
-    np.testing.assert_allclose(similarity, np.einsum("nd,nkd->nk", queries, base[index]), atol=1e-6)
-    assert made.of(queries[:5], 5000)[1].shape == (5, 1500)
-
-
-@pytest.mark.parametrize("rows", [1, 5, 1000])
-def test_among_few_all_are_compared(clustered, rows):
-    base, queries = clustered[0][:rows], clustered[1]
-    for ours, exact in zip(ManyNeighbours(base, exact_pairs=0).of(queries, 9), nearest(base, queries, 9), strict=True):
-        np.testing.assert_array_equal(ours, exact)
-
-
-@pytest.mark.parametrize("kind", [Neighbours, ManyNeighbours])
-def test_what_is_found_is_the_same_for_any_number_of_threads(clustered, kind):
+def test_what_is_found_is_the_same_for_any_number_of_threads(clustered):
     base, queries = clustered
     before, found = faiss.omp_get_max_threads(), []
     for threads in (1, 4):
         faiss.omp_set_num_threads(threads)
-        found.append(kind(base, exact_pairs=0).of(queries, 4))
+        found.append(Neighbours(base, exact_pairs=0).of(queries, 4))
         assert faiss.omp_get_max_threads() == threads
     faiss.omp_set_num_threads(before)
     for one, other in zip(*found, strict=True):

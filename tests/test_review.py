@@ -18,7 +18,8 @@ from rich.console import Console
 
 from analyticup.corpus.rows import COLUMNS, make_rows
 from analyticup.errors import UserError
-from analyticup.features.vote import Points
+from analyticup.features.points import Points
+from analyticup.features.vectors import Table
 from analyticup.filtering.decisions import (
     Decision,
     apply_decisions,
@@ -375,12 +376,13 @@ def known_rows(n):
     truth = np.arange(n) % 2
     labels = np.where(np.arange(n) < 20, 1 - truth, truth)
     vectors = (truth[:, None] + random.normal(0, 0.1, (n, 3))).astype(np.float32)
-    points = Points(vectors, np.arange(n))
+    texts = Table(vectors, np.arange(n))
+    points = Points(texts, texts, np.arange(n))
     rows = make_rows({**{name: [f"{name}{i}" for i in range(n)] for name in COLUMNS}, "label": labels.tolist()})
     own = Settings()
     # The wrong ones come first, as they would by a good model.
     run = SimpleNamespace(task="QC", rows=rows, settings=own, order=lambda count: list(range(count)))
-    return Known(run, truth, points, Points(vectors, np.full(n, -1)), truth)
+    return Known(run, truth, points, Points(texts, texts, np.full(n, -1)), truth)
 
 
 def test_looks_mend_labels_and_those_at_doubtful_rows_mend_them_sooner():

@@ -1,11 +1,10 @@
-"""Nearest neighbours of vectors by faiss: exact, or at large sizes by a graph or an inverted file."""
+"""Nearest neighbours of vectors by faiss: exact, or at large sizes by a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from math import ceil
 
 import faiss
 import numpy as np
@@ -13,14 +12,14 @@ import numpy as np
 from analyticup.engine.cache import batches
 from analyticup.errors import UserError
 
-# Up to so many pairs of a base row and a query the search is exact: some 2 s on one core with 384 dimensions.
-EXACT_PAIRS = 50_000_000
+# Up to so many pairs of a base row and a query the search is exact: some 10 s of one core with 384 dimensions. Building
+# a graph of 100,000 rows takes twice that.
+EXACT_PAIRS = 1_000_000_000
 # The graph's links per row, and how many candidates are kept while it is built and searched (assumed). What they find
 # is measured in experiments/bench/README.md.
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 80, 64
-# The inverted file's: principal components, least share of its lists that is looked at, rows in them for each that is
-# asked for (assumed; what a vote loses by it stands in configs/README.md).
-COMPONENTS, LEAST_SHARE, ROWS_TO_A_CANDIDATE = 64, 1 / 32, 8
+# Queries that are compared at once. Faiss takes eight times as long for each of them in blocks of 256.
+_BLOCK = 1024
 # Values of candidates' vectors that are there at once: 64 MB in double precision.
 _SETTLED_VALUES = 8_000_000
 
@@ -28,10 +27,6 @@ _SETTLED_VALUES = 8_000_000
 class Neighbours:
     """Rows [m, d] to look for neighbours among, of like length. A graph of them is built once, where a search needs
     it."""
-
-    _precision: type[np.floating] = np.float64
-    # Among so few the search is exact.
-    _few = 0
 
     def __init__(self, base: np.ndarray, exact_pairs: int = EXACT_PAIRS) -> None:
         self.base = np.ascontiguousarray(base, dtype=np.float32)
@@ -43,17 +38,17 @@ class Neighbours:
 
         Equal for any number of threads.
         """
-        if len(self.base) * len(queries) <= self._exact_pairs or len(self.base) <= self._few:
+        if len(self.base) * len(queries) <= self._exact_pairs:
             return nearest(self.base, queries, k)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         k = min(k, len(self.base))
         similarity = np.zeros((len(queries), k), dtype=np.float32)
         index = np.zeros((len(queries), k), dtype=np.int64)
-        for rows in batches(np.arange(len(queries)), 256):
+        for rows in batches(np.arange(len(queries)), _BLOCK):
             found = self._candidates(queries[rows], k)
-            # A part of the graph that no link leads to gives -1, and so do lists of fewer rows than are asked for.
+            # A part of the graph that no link leads to gives -1.
             lost = (found < 0).any(axis=1)
-            similarity[rows], index[rows] = _settled(self.base, queries[rows], np.maximum(found, 0), k, self._precision)
+            similarity[rows], index[rows] = _settled(self.base, queries[rows], np.maximum(found, 0), k)
             if lost.any():
                 similarity[rows[lost]], index[rows[lost]] = nearest(self.base, queries[rows[lost]], k)
         return similarity, index
@@ -70,44 +65,13 @@ class Neighbours:
         graph = faiss.IndexHNSWFlat(self.base.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = BUILD_WIDTH
         # Several threads would link the rows in no fixed order.
-        with _one_thread():
+        with one_thread():
             graph.add(self.base)
         return graph
 
 
-class ManyNeighbours(Neighbours):
-    """For hundreds of neighbours to a row, most of which will do: an inverted file (Jegou et al. 2011) of the vectors'
-    principal components finds half as many again as are asked for, and the whole vectors say which are near. Building
-    and searching it take a fraction of what a graph takes."""
-
-    # Candidates are many, and twice the bytes would be twice the time.
-    _precision = np.float32
-    # Principal components need some rows, and few rows need no lists.
-    _few = 1000
-
-    def _candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
-        file = faiss.extract_index_ivf(self._file)
-        # So many lists that the rows in them are several times what is asked for (assumed).
-        share = max(LEAST_SHARE, ROWS_TO_A_CANDIDATE * k / len(self.base))
-        file.nprobe = min(file.nlist, ceil(share * file.nlist))
-        with _one_thread():
-            return self._file.search(queries, min(k + max(k // 2, 4), len(self.base)))[1]
-
-    @cached_property
-    def _file(self) -> faiss.Index:
-        rows, width = self.base.shape
-        # Faiss warns of fewer rows to a list than 39.
-        lists = max(min(ceil(2 * rows**0.5), rows // 39), 1)
-        recipe = f"PCA{min(COMPONENTS, width)},IVF{lists},Flat"
-        made = faiss.index_factory(width, recipe, faiss.METRIC_L2)
-        with _one_thread():
-            made.train(self.base)
-            made.add(self.base)
-        return made
-
-
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -116,17 +80,19 @@ def _one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(threads)
 
 
-def _settled(
-    base: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int, precision: type[np.floating] = np.float64
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of the base rows `found` [n, more than k] for each query, scored in that precision: (similarity,
+def _settled(base: np.ndarray, queries: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of the base rows `found` [n, more than k] for each query, scored in double precision: (similarity,
     index), ties by index."""
     exact = np.zeros(found.shape, dtype=np.float32)
     for rows in batches(np.arange(len(found)), max(_SETTLED_VALUES // (found.shape[1] * base.shape[1]), 1)):
-        candidates = base[found[rows]].astype(precision, copy=False)
-        exact[rows] = np.einsum("nd,nkd->nk", queries[rows].astype(precision, copy=False), candidates)
-    order = np.lexsort((found, -exact), axis=1)[:, :k]
-    return np.take_along_axis(exact, order, axis=1), np.take_along_axis(found, order, axis=1)
+        exact[rows] = np.einsum("nd,nkd->nk", queries[rows].astype(np.float64), base[found[rows]].astype(np.float64))
+    return best_first(exact, found, k)
+
+
+def best_first(similarity: np.ndarray, index: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k of each row, [n, k or more] both, with the highest similarity, ties by index."""
+    order = np.lexsort((index, -similarity), axis=1)[:, :k]
+    return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(index, order, axis=1)
 
 
 def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +118,7 @@ def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     open_rows, asked = np.arange(len(queries)), min(k + 8, len(base))
     while len(open_rows):
         unsettled = []
-        for rows in batches(open_rows, 256):
+        for rows in batches(open_rows, _BLOCK):
             rough, found = faiss_index.search(queries[rows], asked)
             similarity[rows], index[rows] = _settled(base, queries[rows], found, k)
             margin = 1e-5 * np.maximum(1.0, np.abs(similarity[rows][:, -1]))

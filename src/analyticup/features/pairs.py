@@ -10,7 +10,8 @@ from math import log
 from typing import Self
 
 import numpy as np
-from pandas import DataFrame
+import pandas as pd
+from pandas import DataFrame, Series
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -38,8 +39,13 @@ class Trigrams:
 
     def shared(self, rows: DataFrame) -> np.ndarray:
         """Share of the query's weight that the target holds too, float64 [rows] in 0..1; 0 for a query without any."""
-        query, target = (self.weights.transform(rows[name]) for name in ("query", "target"))
+        query, target = (self._weighted(rows[name]) for name in ("query", "target"))
         return _sums(query.multiply(target > 0)) / np.maximum(_sums(query), 1e-9)
+
+    def _weighted(self, texts: Series) -> csr_matrix:
+        """[texts, trigrams]; each distinct text is read once."""
+        places, distinct = pd.factorize(texts)
+        return self.weights.transform(distinct)[places]
 
 
 def _sums(matrix: csr_matrix) -> np.ndarray:

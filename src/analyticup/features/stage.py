@@ -16,8 +16,9 @@ from analyticup.corpus.text import normalise
 from analyticup.engine.job import Counts, Job
 from analyticup.features.bi_encoder import train_bi_encoder
 from analyticup.features.pairs import Rarity, Trigrams, names_last_word, shared_numbers, words
+from analyticup.features.points import Points
 from analyticup.features.vectors import Centred, Cosines
-from analyticup.features.vote import Points, Scale, neighbour_vote
+from analyticup.features.vote import Scale, neighbour_vote
 from analyticup.seeds import derive_seed
 from analyticup.training.folds import check_no_leakage, tied_groups
 from analyticup.training.stage import with_folds
@@ -40,23 +41,23 @@ def neighbours(job: Job) -> Counts:
     targets = Centred.on(left["target"].tolist(), embedder.passages)
 
     def points(of: DataFrame, groups: np.ndarray) -> Points:
-        return Points.of(queries.of(of["query"].tolist()), targets.of(of["target"].tolist()), groups, settings)
+        return Points.of(queries.table(of["query"].tolist()), targets.table(of["target"].tolist()), groups, settings)
 
-    def vote(of: DataFrame, groups: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-        title = f"neighbours {job.title} {split}"
-        return neighbour_vote(points(of, groups), voters, labels, settings.rows, title)
+    def vote(of: Points, split: str) -> tuple[np.ndarray, np.ndarray]:
+        return neighbour_vote(of, voters, labels, settings.rows, f"neighbours {job.title} {split}")
 
     groups, voting = tied_groups(rows), rows["row_id"].isin(left["row_id"]).to_numpy()
+    trained = points(rows, groups)
     # In the order of `left`: a remedy drops rows and turns labels, but moves none.
-    voters, labels = points(left, groups[voting]), left["label"].to_numpy(dtype=int)
-    votes, density = vote(rows, groups, "train")
+    voters, labels = trained.take(voting), left["label"].to_numpy(dtype=int)
+    votes, density = vote(trained, "train")
     scale = Scale.fit(votes[voting], labels)
     _save(rows, votes, density, scale, job.out / "train.parquet")
     counts: Counts = {"voters": len(labels), "scored": len(rows), "auc": float(roc_auc_score(labels, votes[voting]))}
     group_of = dict(zip(rows["query"].map(normalise), groups, strict=True))
     for split, table in scored_splits(job.inputs["rows"]).items():
         own = table["query"].map(normalise).map(group_of).fillna(_NO_GROUP).to_numpy(dtype=int)
-        _save(table, *vote(table, own, split), scale, job.out / f"{split}.parquet")
+        _save(table, *vote(points(table, own), split), scale, job.out / f"{split}.parquet")
         counts[split] = len(table)
     return {**counts, "slope": scale.slope, "intercept": scale.intercept}
 
@@ -82,7 +83,7 @@ def features(job: Job) -> Counts:
             "numbers": _of_pairs(shared_numbers, rows),
             "last_word": _of_pairs(names_last_word, rows),
             "missing_word": _of_pairs(rarity.missing, rows),
-            "query_words": np.array([len(words(query)) for query in rows["query"]], dtype=float),
+            "query_words": np.array([len(words(query)) for query in rows["query"].tolist()], dtype=float),
         }
         save_table({"row_id": rows["row_id"].tolist(), **columns}, job.out / f"{split}.parquet")
         counts[split] = len(rows)
@@ -111,4 +112,5 @@ def bi_encoder(job: Job) -> Counts:
 
 
 def _of_pairs(compare: Callable[[str, str], float], rows: DataFrame) -> np.ndarray:
-    return np.array([compare(query, target) for query, target in zip(rows["query"], rows["target"], strict=True)])
+    pairs = zip(rows["query"].tolist(), rows["target"].tolist(), strict=True)
+    return np.array([compare(query, target) for query, target in pairs])

@@ -9,11 +9,28 @@ from typing import Self
 import numpy as np
 import pandas as pd
 from pandas import DataFrame
+from scipy.sparse import csr_matrix
 
 from analyticup.augmentation.embedders import Embedder
 from analyticup.augmentation.negative_rules import PATH_TASK
 from analyticup.augmentation.neighbours import nearest
 from analyticup.corpus.taxonomy import leaf
+from analyticup.engine.cache import batches
+
+# Rows whose vectors are there at once, to bound the memory.
+_BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class Table:
+    """Vectors of the distinct texts, [texts, d], and the place of each row's text among them, int [rows]."""
+
+    vectors: np.ndarray
+    places: np.ndarray
+
+    def of(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """[rows, d]"""
+        return self.vectors[self.places[rows]]
 
 
 @dataclass(frozen=True)
@@ -34,9 +51,15 @@ class Centred:
 
     def of(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, d]."""
-        moved = self.embed(texts) - self.mean
+        return self.table(texts).of()
+
+    def table(self, texts: Sequence[str]) -> Table:
+        """The same, each text once."""
+        places, distinct = pd.factorize(np.asarray(texts, dtype=object))
+        moved = self.embed(distinct.tolist())
+        moved = np.subtract(moved, self.mean, out=moved if moved.flags.writeable else None)
         lengths = np.linalg.norm(moved, axis=1, keepdims=True)
-        return moved / np.where(lengths > 0, lengths, 1)
+        return Table(np.divide(moved, np.where(lengths > 0, lengths, 1), out=moved), places)
 
 
 class Cosines:
@@ -57,11 +80,11 @@ class Cosines:
         paths of the training rows, a title's those of the same query in the same file. For paths there is
         `leaf_cosine`, with the last level alone, and for titles what `typical` says.
         """
-        queries, targets = self.queries.of(rows["query"].tolist()), self.targets.of(rows["target"].tolist())
+        queries, targets = self.queries.table(rows["query"].tolist()), self.targets.table(rows["target"].tolist())
         cosine, asked = _cosines(queries, targets), pd.factorize(rows["group"])[0]
         if len(self.paths):
             best = np.maximum(cosine, _best(self.paths, queries, asked))
-            own = {"leaf_cosine": _cosines(queries, self.leaves.of(_leaves(rows)))}
+            own = {"leaf_cosine": _cosines(queries, self.leaves.table(_leaves(rows)))}
         else:
             best = np.full(len(rows), -np.inf)
             np.maximum.at(best, asked, cosine)
@@ -69,24 +92,30 @@ class Cosines:
         return {"cosine": cosine, "behind_best": cosine - best, **own}
 
 
-def _best(paths: np.ndarray, queries: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _best(paths: np.ndarray, queries: Table, asked: np.ndarray) -> np.ndarray:
     """The highest cosine of any of `paths` [m, d] to each row's query, float64 [rows]; `asked` numbers the queries."""
     _, first = np.unique(asked, return_index=True)
-    return nearest(paths, queries[first], 1)[0][:, 0].astype(np.float64)[asked]
+    return nearest(paths, queries.of(first), 1)[0][:, 0].astype(np.float64)[asked]
 
 
-def typical(targets: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Cosine of a row's target, of length 1 in `targets` [rows, d], with the mean over the rows of its query, float64
-    [rows]. What a search engine finds for a query is mostly right, so that a target unlike the others is suspect."""
-    sums = np.zeros((asked.max(initial=-1) + 1, targets.shape[1]))
-    np.add.at(sums, asked, targets)
+def typical(targets: Table, asked: np.ndarray) -> np.ndarray:
+    """Cosine of a row's target, of length 1, with the mean over the rows of its query, float64 [rows]; `asked` numbers
+    the queries. What a search engine finds for a query is mostly right, so that a target unlike the others is
+    suspect."""
+    size = (asked.max(initial=-1) + 1, len(targets.vectors))
+    times = csr_matrix((np.ones(len(asked)), (asked, targets.places)), shape=size)
+    sums = times @ targets.vectors
     lengths = np.maximum(np.linalg.norm(sums, axis=1), 1e-9)
-    return _cosines(targets, sums[asked]) / lengths[asked]
+    return _cosines(targets, Table(sums, asked)) / lengths[asked]
 
 
-def _cosines(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    return np.einsum("nd,nd->n", queries, targets, dtype=np.float64)
+def _cosines(one: Table, other: Table) -> np.ndarray:
+    """Inner product of each row's two vectors, float64 [rows]."""
+    found = np.empty(len(one.places))
+    for rows in batches(np.arange(len(found)), _BLOCK):
+        found[rows] = np.einsum("nd,nd->n", one.of(rows), other.of(rows), dtype=np.float64)
+    return found
 
 
 def _leaves(rows: DataFrame) -> list[str]:
-    return [leaf(target) for target in rows["target"]]
+    return [leaf(target) for target in rows["target"].tolist()]

@@ -6,7 +6,7 @@ Mises-Fisher distribution, stands once for the query and once for the target (as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,11 +14,12 @@ import numpy as np
 from scipy.special import logit, logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from analyticup.augmentation.neighbours import ManyNeighbours
+from analyticup.augmentation.neighbours import nearest
 from analyticup.engine.cache import batches
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
-from analyticup.settings.schema import NeighbourSettings
+from analyticup.features.inverted_file import InvertedFile
+from analyticup.features.points import Points
 
 # Rows that are scored together, to bound the memory.
 _BLOCK = 2048
@@ -27,24 +28,8 @@ MANY_VOTERS = 256
 # Up to so many pairs of a row and a voter the nearest are found exactly: some ten seconds of one core. The official
 # files have five hundred times as many.
 EXACT_PAIRS = 300_000_000
-
-
-@dataclass(frozen=True)
-class Points:
-    """Rows as the vote sees them: the inner product of two `vectors` [rows, 2d] is the exponent of the kernel; rows of
-    the same query have the same number in `groups` [rows]."""
-
-    vectors: np.ndarray
-    groups: np.ndarray
-
-    @classmethod
-    def of(cls, queries: np.ndarray, targets: np.ndarray, groups: np.ndarray, settings: NeighbourSettings) -> Self:
-        """From the centred vectors of query and target, [rows, d] each, of length 1."""
-        scaled = (
-            np.sqrt(settings.query_concentration).astype("float32") * queries,
-            np.sqrt(settings.target_concentration).astype("float32") * targets,
-        )
-        return cls(np.concatenate(scaled, axis=1), groups)
+# An inverted file of so few would hold as many lists as rows, nearly.
+_FEW_VOTERS = 1000
 
 
 def neighbour_vote(
@@ -57,18 +42,18 @@ def neighbour_vote(
     cos(t, t')); ties by place. No voter of a row's own group is among them, for dev and test rows as for training
     rows, so that all are scored alike. Where nobody votes, the share is that of all voters and the log of the weight 0.
     Memory grows with the rows and with the voters, never with their product. Above EXACT_PAIRS near voters may be
-    missed for the next ones (see augmentation/neighbours.py).
+    missed for the next ones (see features/inverted_file.py).
     """
     votes, density = np.full(len(rows.groups), labels.mean() if len(labels) else 0.5), np.zeros(len(rows.groups))
     few = len(votes) * len(voters.groups) <= EXACT_PAIRS
     with track(len(votes), description) as progress:
         for asking, asked, largest_group in _searches(rows.groups, voters.groups):
-            among = ManyNeighbours(voters.vectors[asked], exact_pairs=EXACT_PAIRS if few else 0)
-            groups, said = voters.groups[asked], labels[asked]
+            among, said = voters.take(asked), labels[asked]
+            near = _every(among) if few or len(among.groups) <= _FEW_VOTERS else InvertedFile(among).nearest
             for block in batches(asking, _BLOCK):
                 # So many of the nearest voters may be of the row's own group.
-                exponents, found = among.of(rows.vectors[block], k + largest_group)
-                others = groups[found] != rows.groups[block][:, None]
+                exponents, found = near(rows.take(block), k + largest_group)
+                others = (among.groups[found] != rows.groups[block][:, None]) & np.isfinite(exponents)
                 counted = others & (np.cumsum(others, axis=1) <= k)
                 exponents = np.where(counted, exponents.astype(np.float64), -np.inf)
                 some = counted.any(axis=1)
@@ -79,11 +64,16 @@ def neighbour_vote(
     return votes, density
 
 
+def _every(voters: Points) -> Callable[[Points, int], tuple[np.ndarray, np.ndarray]]:
+    """As `InvertedFile.nearest`, looking at each voter."""
+    vectors = voters.vectors()
+    return lambda rows, k: nearest(vectors, rows.vectors(), k)
+
+
 def _searches(rows: np.ndarray, voters: np.ndarray) -> Iterator[tuple[np.ndarray, slice | np.ndarray, int]]:
     """(rows, voters that they look among, the most voters of one row's own group), by place, from the groups of all."""
     groups, counts = np.unique(voters, return_counts=True)
     many = counts > MANY_VOTERS
-    # A slice, as places would copy the vectors of all.
     yield np.flatnonzero(~np.isin(rows, groups[many])), slice(None), int(counts[~many].max(initial=0))
     for group in groups[many]:
         yield np.flatnonzero(rows == group), np.flatnonzero(voters != group), 0

@@ -21,8 +21,9 @@ from analyticup.engine.artifacts import Artifact, Unusable, read_artifact
 from analyticup.engine.files import read_json_lines
 from analyticup.engine.graph import Part
 from analyticup.errors import UserError
+from analyticup.features.points import Points
 from analyticup.features.vectors import Centred
-from analyticup.features.vote import Points, neighbour_vote
+from analyticup.features.vote import neighbour_vote
 from analyticup.filtering import SUSPECTS
 from analyticup.filtering.rules import label_credibility
 from analyticup.metrics import sigmoid
@@ -151,7 +152,9 @@ class Reviewed:
         queries, targets = self._vectors
         groups = rows["query"].map(normalise).map(self._groups).fillna(-1).to_numpy(dtype=int)
         settings = self.settings.neighbours
-        return Points.of(queries.of(rows["query"].tolist()), targets.of(rows["target"].tolist()), groups, settings)
+        return Points.of(
+            queries.table(rows["query"].tolist()), targets.table(rows["target"].tolist()), groups, settings
+        )
 
     @cached_property
     def _vectors(self) -> tuple[Centred, Centred]:
@@ -169,10 +172,10 @@ class Reviewed:
     def _neighbours(self, places: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         """(share of the neighbour vote that says yes, the nearest labelled rows of other queries as text)."""
         points = self.points(self.rows)
-        asked = Points(points.vectors[places], points.groups[places])
+        asked = points.take(np.array(places))
         labels = self.rows["label"].to_numpy(dtype=int)
         votes, _ = neighbour_vote(asked, points, labels, self.settings.neighbours.rows, f"neighbours {self.task}")
-        _, near = nearest(points.vectors, asked.vectors, SHOWN + int(np.bincount(points.groups).max()))
+        _, near = nearest(points.vectors(), asked.vectors(), SHOWN + int(np.bincount(points.groups).max()))
         queries, targets, texts = self.rows["query"].tolist(), self.rows["target"].tolist(), []
         for group, found in zip(asked.groups, near, strict=True):
             others = [at for at in found.tolist() if points.groups[at] != group][:SHOWN]

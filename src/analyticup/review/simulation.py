@@ -14,7 +14,8 @@ import pandas as pd
 from analyticup.corpus.rows import original_id
 from analyticup.corpus.tables import scored_splits
 from analyticup.errors import UserError
-from analyticup.features.vote import Points, neighbour_vote
+from analyticup.features.points import Points
+from analyticup.features.vote import neighbour_vote
 from analyticup.filtering.decisions import DROP, FLIP, KEEP, Decision, text_digest, write_decisions
 from analyticup.metrics import binary_metrics, f1_at_thresholds
 from analyticup.review.queue import Reviewed
@@ -140,7 +141,7 @@ def _ways(known: Known) -> Iterator[tuple[str, list[int], np.ndarray | None]]:
 
 def _figures(known: Known, labels: np.ndarray, stays: np.ndarray) -> tuple[float, float]:
     """(F1, ROC-AUC) of the vote of the rows that stay."""
-    voters = Points(known.training.vectors[stays], known.training.groups[stays])
+    voters = known.training.take(stays)
     votes = [
         neighbour_vote(points, voters, labels, known.run.settings.neighbours.rows, "simulated looks")[0]
         for points in (voters, known.scored)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PAIR_COLUMNS = ("source", "target", "cosine", "margin", "verdict")
 KEPT = "kept"
 # Raised when large searches find other neighbours.
-SEARCH = 2
+SEARCH = 3
 _BLANKLESS = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 # Scripts without blanks between words are measured in characters instead (assumed).
 _MIN_CHARACTERS = 4
@@ -51,9 +51,9 @@ class MinedTranslator:
 
     A pair is kept when each is the other's best partner by margin (mutual best), the margin and the cosine
     reach their floors, the numbers in both agree, each has a word that the other lacks, neither is much longer
-    than the other, short, the same text, or mostly codes. A translation's score is its margin. Of many queries the
-    neighbours are looked for in a graph (see `neighbours`), so that the work grows with the queries and not with their
-    square.
+    than the other, short, the same text, or mostly codes. A translation's score is its margin. Of very many queries
+    the neighbours are looked for in a graph (see `neighbours`), so that the work grows with the queries and not with
+    their square.
     """
 
     selective = True
