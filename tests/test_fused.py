@@ -13,7 +13,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from analyticup.model.backbone import add_adapter, bare, random_qwen3
 from analyticup.model.batches import EncodedRows
 from analyticup.model.drawing import BatchDropout, Drawing, Place, dropped_copies
-from analyticup.model.fused import _Angles, _is_plain_norm, _Norm, _Turning, fuse_adapters
+from analyticup.model.fused import _Angles, _fused_norm, _GemmaNorm, _Norm, _Turning, fuse_adapters
 from analyticup.model.module import label_hidden, output_matrix, recompute, reference_margins
 from analyticup.model.objective import two_way
 from analyticup.model.packing import collate_packed, enable_packing
@@ -149,12 +149,31 @@ def test_a_norm_gives_what_transformers_gives(dtype):
     torch.testing.assert_close(found, plain, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
 
 
-def test_a_norm_that_adds_one_to_its_weights_stays_as_it_is():
-    model = adapted(gemma, True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_that_adds_one_to_its_weights_gives_what_transformers_gives(dtype):
+    model = adapted(gemma, True, dtype=dtype)
     norms = [part for part in model.modules() if type(part).__name__ == "Gemma3RMSNorm"]
-    assert norms and not any("forward" in vars(norm) for norm in norms)
-    norms[0].variance_epsilon = norms[0].eps
-    assert not _is_plain_norm(norms[0].requires_grad_(False))
+    assert norms and all(isinstance(norm.forward, _GemmaNorm) for norm in norms)
+    norm = norms[0]
+    with torch.no_grad():
+        norm.weight.normal_()
+    states, gradient = torch.randn(2, 3, 5, len(norm.weight)).to(dtype)
+    found = []
+    for forward in (_GemmaNorm(norm.weight, norm.eps), type(norm).forward.__get__(norm)):
+        given = states.clone().requires_grad_()
+        result = forward(given)
+        result.backward(gradient)
+        found.append((result, given.grad))
+    assert found[0][0].dtype == dtype and torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
+
+
+def test_another_norm_stays_as_it_is():
+    norm = nn.RMSNorm(8, eps=1e-6).requires_grad_(False)
+    assert _fused_norm(norm) is not None
+    norm.forward = lambda states: 2 * states
+    assert _fused_norm(norm) is None and _fused_norm(norm.requires_grad_()) is None
+    assert _fused_norm(nn.LayerNorm(8).requires_grad_(False)) is None
 
 
 def test_gradients_of_several_passes_add_up():

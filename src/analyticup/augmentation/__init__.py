@@ -72,4 +72,4 @@ def negatives_settings(own: Settings) -> dict[str, Any]:
 TRANSLATE = Stage("translate", 2, "analyticup.augmentation.stage:translate", translate_settings, translate_cut)
 PIVOT = Stage("pivot", version=1, run="analyticup.augmentation.stage:pivot", settings=pivot_settings)
 REASON = Stage("reason", 1, "analyticup.augmentation.stage:reason", reasoning_settings, reasoning_cut)
-NEGATIVES = Stage("negatives", version=2, run="analyticup.augmentation.stage:negatives", settings=negatives_settings)
+NEGATIVES = Stage("negatives", version=3, run="analyticup.augmentation.stage:negatives", settings=negatives_settings)

@@ -1,5 +1,4 @@
-"""Adapters and norms in fewer and larger operations, for GPUs, where starting an operation costs more than small ones
-take.
+"""Adapters and norms in fewer and larger operations: to start one costs more than small ones take.
 
 A layer's y = W x + s B A d(x), d dropout, is three matrix products forward and five backward, scale and sums inside.
 Layers that read the same x share dropout's operation, A x and the sums of what x gets back. Adapters are rounded to the
@@ -183,7 +182,8 @@ class _Pass:
         self.trained = [value for joint in joints for value in joint.trained]
         # With a window each layer may see something else.
         self.prepares = getattr(config, "sliding_window", None) is None
-        self.groups = config.num_attention_heads // config.num_key_value_heads
+        # An encoder, which takes no packs, has no such number.
+        self.groups = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
 
     def __call__(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         values = iter(_Rounding.apply(self.kept, *self.trained))
@@ -208,8 +208,8 @@ def fuse_adapters(model: PeftModel) -> None:
         for place, layer in enumerate(joint.layers):
             layer.forward = _Forward(layer, joint, place)
     for part in model.modules():
-        if _is_plain_norm(part):
-            part.forward = _Norm(part)
+        if (norm := _fused_norm(part)) is not None:
+            part.forward = norm
     base = model.get_base_model()
     decoder = base.get_decoder()
     fuse_rotation(decoder)
@@ -266,30 +266,59 @@ def unfuse(model: nn.Module) -> None:
     if (hook := vars(model.get_decoder()).pop("before_pass", None)) is not None:
         hook.remove()
     for part in model.modules():
-        if isinstance(vars(part).get("forward"), _Norm | _Angles):
+        if isinstance(vars(part).get("forward"), _Norm | _GemmaNorm | _Angles):
             del part.forward
 
 
-def _is_plain_norm(part: nn.Module) -> bool:
-    """Whether a frozen module is y = w x / sqrt(mean(x²) + e), as in Llama, Mistral and Qwen; others add one to w."""
-    if not type(part).__name__.endswith("RMSNorm") or not hasattr(part, "variance_epsilon"):
-        return False
-    if part.weight.requires_grad:
-        return False
+def _fused_norm(part: nn.Module) -> _Norm | _GemmaNorm | None:
+    """The forward of a frozen RMS norm in few operations; None for another module."""
+    epsilon = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    if not type(part).__name__.endswith("RMSNorm") or epsilon is None or part.weight.requires_grad:
+        return None
     tried = torch.linspace(-1, 2, len(part.weight), dtype=part.weight.dtype, device=part.weight.device)
     with torch.no_grad():
-        return torch.allclose(_Norm(part)(tried), part.forward(tried), rtol=0.05, atol=0.01)
+        expected = part.forward(tried)
+        norms = (kind(part.weight.detach(), epsilon) for kind in (_Norm, _GemmaNorm))
+        return next((norm for norm in norms if torch.allclose(norm(tried), expected, rtol=0.05, atol=0.01)), None)
 
 
 class _Norm:
-    """The forward of one norm, by the operation that PyTorch has for it."""
+    """y = w x / sqrt(mean(x²) + e), as in Llama, Mistral and Qwen, by the operation that PyTorch has for it."""
 
-    def __init__(self, part: nn.Module) -> None:
-        self.weight, self.epsilon = part.weight, part.variance_epsilon
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        self.weight, self.epsilon = weight, epsilon
 
     def __call__(self, states: Tensor) -> Tensor:
         # Under autocast the public function would give float32.
         return torch.ops.aten._fused_rms_norm(states, list(self.weight.shape), self.weight, self.epsilon)[0]
+
+
+class _GemmaNorm:
+    """y = (1 + w) x / sqrt(mean(x²) + e), rounded once: so 1 + w is kept in float32."""
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        self.weight, self.epsilon = 1 + weight.float(), epsilon
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return _ExactNorm.apply(states, self.weight, self.epsilon)
+
+
+class _ExactNorm(torch.autograd.Function):
+    """States [..., width] over the root of their mean square, times a frozen weight [width] in float32."""
+
+    @staticmethod
+    def forward(context: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        exact = states.float()
+        factor = torch.rsqrt(exact.square().mean(dim=-1, keepdim=True).add_(epsilon))
+        context.save_for_backward(states, factor, weight)
+        return (exact * factor).mul_(weight).to(states.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        states, factor, weight = context.saved_tensors
+        normed, scaled = states.float() * factor, gradient.float() * weight
+        along = (scaled * normed).mean(dim=-1, keepdim=True)
+        return scaled.sub_(normed.mul_(along)).mul_(factor).to(states.dtype), None, None
 
 
 class _Forward:

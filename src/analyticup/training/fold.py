@@ -110,7 +110,7 @@ def train_fold(
     data = FoldData(cut, held_out_loader, seed, batch_limits(train), train.accumulate)
     steps = sum(len(data.steps(epoch)) for epoch in range(train.epochs))
     recompute(model, settings.model.gradient_checkpointing)
-    if source.machine.device == "cuda" and train.compile_min_steps is None:
+    if train.compile_min_steps is None:
         fuse_adapters(model)
     module = LabelWordModule(model.train(), source.words(settings), train, steps, frozen, description, rank)
     resumed = resumption(checkpoint, module, train.accumulate, description)
@@ -196,7 +196,7 @@ def _scored(
     number = {row: at for at, row in enumerate(own)}
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     taken = with_states(rows.take(own), model, frozen, source, description)
-    if source.machine.device == "cuda" and compiles is None:
+    if compiles is None:
         fuse_adapters(model)
     cut = Cutter(taken, source.pad_id, source.packing, limit=source.memory_limits[limit])
     loader = step_loader(cut, [[[number[row] for row in batch]] for batch in batches])
