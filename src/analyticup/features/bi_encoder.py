@@ -35,6 +35,9 @@ _MIDDLE, _STRETCH = 0.8, 20.0
 _LONGEST = 96
 # What a row's two texts are to the embedder.
 SIDES = {"query": QUERY, "target": PASSAGE}
+# Rows of a step that a CPU takes at once: what all of them leave for the backward pass is a gigabyte, and two of these
+# trainings run side by side.
+_ROWS_AT_ONCE = 8
 # Rows or texts that are scored together, to bound the memory.
 _BLOCK = 4096
 # The head is new, the encoder is not (assumed).
@@ -80,8 +83,8 @@ class BiEncoder(LightningModule):
         super().__init__()
         self.settings, self.steps, self.embedder, self.description = settings, steps, encoder, description
         self.model = encoder.trainable()
-        # What 64 texts leave for the backward pass is a gigabyte, and two of these trainings run side by side.
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Lightning's own loop takes all rows of a step at once.
+        self.automatic_optimization = False
         self.head = nn.Linear(2 * self.model.config.hidden_size + 1, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -96,14 +99,22 @@ class BiEncoder(LightningModule):
         parts = [products * width - 1, (queries - targets).abs() * width**0.5, cosine]
         return self.head(torch.cat(parts, dim=1))[:, 0]
 
-    def training_step(self, batch: tuple[list[Sequence[int]], list[Sequence[int]], Tensor]) -> Tensor:
+    def training_step(self, batch: tuple[list[Sequence[int]], list[Sequence[int]], Tensor]) -> None:
+        """One optimiser step."""
         queries, targets, labels = batch
-        vectors = [normalize(self.embedder.means(self.model, side)) for side in (queries, targets)]
-        loss = binary_cross_entropy_with_logits(self.margins(*vectors), labels.to(vectors[0].device))
-        if not torch.isfinite(loss):
-            place = f"{self.description}: step {self.global_step + 1} of {self.steps}"
-            raise UserError(f"{place}: the loss is {float(loss)}; lower bi_encoder.lr ({self.settings.lr:g})")
-        return loss
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        for part in batches(range(len(labels)), _ROWS_AT_ONCE if self.device.type == "cpu" else len(labels)):
+            rows = slice(part.start, part.stop)
+            vectors = [normalize(self.embedder.means(self.model, side[rows])) for side in (queries, targets)]
+            margins = self.margins(*vectors)
+            losses = binary_cross_entropy_with_logits(margins, labels[rows].to(margins.device), reduction="sum")
+            if not torch.isfinite(losses):
+                place = f"{self.description}: step {self.global_step + 1} of {self.steps}"
+                raise UserError(f"{place}: the loss is {float(losses)}; lower bi_encoder.lr ({self.settings.lr:g})")
+            self.manual_backward(losses / len(labels))
+        optimizer.step()
+        self.lr_schedulers().step()
 
     def configure_optimizers(self) -> dict[str, object]:
         rate = self.settings.lr
