@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from closeness import assert_same_sums
 from tiny_runs import ROOT, make_job
 from transformers import BertConfig, BertModel
 
@@ -15,8 +18,8 @@ from analyticup.corpus.tables import FOLDS, save_table
 from analyticup.engine.artifacts import Artifact, StageRecord
 from analyticup.engine.graph import Part
 from analyticup.errors import CheckFailed, UserError
-from analyticup.features import stage
-from analyticup.features.bi_encoder import Pairs, train_bi_encoder
+from analyticup.features import bi_encoder, stage
+from analyticup.features.bi_encoder import BiEncoder, Pairs, train_bi_encoder
 from analyticup.settings.loading import load_settings
 from analyticup.settings.schema import BiEncoderSettings, FoldSettings, Settings
 from analyticup.training.source import Machine
@@ -113,13 +116,20 @@ def test_seed_and_rows_alone_decide_the_bits():
     assert (trained(seed=2, epochs=2).margins(rows(), "train") != one).any()
 
 
-def test_layers_that_run_again_in_the_backward_pass_change_no_bit(monkeypatch):
-    runs, whole = [], BertModel.gradient_checkpointing_enable
-    monkeypatch.setattr(BertModel, "gradient_checkpointing_enable", lambda *given: runs.append(whole(*given)))
-    less = trained().margins(rows(), "test")
-    monkeypatch.setattr(BertModel, "gradient_checkpointing_enable", lambda *given: None)
-    assert len(runs) == 1
-    np.testing.assert_array_equal(trained().margins(rows(), "test"), less)
+def test_a_step_in_parts_has_the_gradients_of_the_whole(monkeypatch):
+    monkeypatch.setattr(e5, "choose_precision", lambda *given: SimpleNamespace(dtype="float32"))
+    embedder, found = e5.E5Encoder(Machine("cpu", None)), []
+    pairs = Pairs.of(rows(), embedder)
+    for at_once in (3, 8):
+        monkeypatch.setattr(bi_encoder, "_ROWS_AT_ONCE", at_once)
+        module = BiEncoder(embedder, BiEncoderSettings(), 1, "test").eval()
+        for name in ("optimizers", "lr_schedulers"):
+            monkeypatch.setattr(module, name, lambda: SimpleNamespace(zero_grad=lambda: None, step=lambda: None))
+        monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
+        module.training_step(pairs.batch(range(8)))
+        found.append(torch.cat([one.grad.flatten() for one in module.parameters() if one.requires_grad]))
+    assert found[1].abs().max() > 1e-3
+    assert_same_sums(*found)
 
 
 def test_a_score_does_not_depend_on_the_rows_beside_it():

@@ -241,7 +241,7 @@ def packed_attention(
     # Heads that share their keys are adjacent: [rows, key heads, heads to a key head * QUERIES, width].
     asked = embedding(packing.queries, by_token(query)).unflatten(2, (key.shape[1], groups, -1))
     asked = asked.permute(0, 2, 3, 1, 4).flatten(2, 3)
-    if asked.requires_grad and asked.device.type == "cpu" and not dropout and not torch.compiler.is_compiling():
+    if asked.requires_grad and asked.device.type == "cpu" and not dropout:
         scaling = asked.shape[-1] ** -0.5 if scaling is None else scaling
         found = _Attention.apply(asked, shared(key), shared(value), attention_mask, scaling)
     else:
