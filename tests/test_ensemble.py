@@ -7,10 +7,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss
 from sklearn.preprocessing import StandardScaler
 from tiny_runs import make_job
 
@@ -30,7 +31,7 @@ from analyticup.ensembling.combine import (
     out_of_fold_scores,
     rank_among,
 )
-from analyticup.ensembling.stack import cross_fitted
+from analyticup.ensembling.stack import cross_fitted, fit_stack, for_means, stack_scores
 from analyticup.ensembling.threshold import Choice
 from analyticup.errors import CheckFailed, UserError
 from analyticup.metrics import sigmoid
@@ -293,10 +294,18 @@ def stacked(world, names=("model", "neighbours", "cosine")):
     return tables
 
 
-def regression(features, labels):
+def regression(features, labels, spread=0.0):
+    """The fitted model, and its probabilities of features of which a mean's vary less by `spread` [features]."""
     scaler = StandardScaler().fit(features)
-    model = LogisticRegression().fit(scaler.transform(features), labels)
-    return model, lambda new: model.predict_proba(scaler.transform(new))[:, 1]
+    scaled = scaler.transform(features)
+    model = LogisticRegression().fit(scaled, labels)
+    covariance = np.cov(scaled.T)
+    less = np.minimum(
+        np.diag(np.broadcast_to(spread, len(covariance)) / scaler.var_),
+        0.5 * np.diag(1 / np.diag(np.linalg.inv(covariance))),
+    )
+    weights = np.linalg.solve(covariance - less, covariance @ model.coef_[0])
+    return model, lambda new: sigmoid(scaler.transform(new) @ weights + model.intercept_[0])
 
 
 def test_a_stack_is_fitted_on_out_of_fold_rows_and_its_threshold_on_scores_of_rows_it_never_saw(world):
@@ -304,7 +313,7 @@ def test_a_stack_is_fitted_on_out_of_fold_rows_and_its_threshold_on_scores_of_ro
     names = ["model", "neighbours", "cosine", "leaf_cosine"]
     chosen, table, counts, _ = world.run(settings("stack", stack_features=names))
     training, dev = stacked(world)
-    model, predict = regression(training, world.labels)
+    model, predict = regression(training, world.labels, [world.dev.var(axis=1).mean(), 0, 0])
     np.testing.assert_allclose(table["score"], predict(dev))
     # A feature that the task lacks is left out.
     assert list(counts["coefficients"]) == ["model", "neighbours", "cosine", "intercept"]
@@ -333,7 +342,8 @@ def test_a_stack_reads_a_bi_encoder_out_of_fold_and_on_dev_the_mean_of_its_folds
             {"row_id": [f"dev-{i + 1}" for i in range(20)], "margin": seen[:, part]}, world.root / name / "dev.parquet"
         )
     _, table, counts, _ = world.run(settings("stack", stack_features=["model", "bi_encoder"]))
-    _, predict = regression(np.column_stack([world.margins, known]), world.labels)
+    spread = [world.dev.var(axis=1).mean(), seen.var(axis=1).mean()]
+    _, predict = regression(np.column_stack([world.margins, known]), world.labels, spread)
     np.testing.assert_allclose(table["score"], predict(np.column_stack([world.dev.mean(axis=1), seen.mean(axis=1)])))
     assert list(counts["coefficients"]) == ["model", "bi_encoder", "intercept"]
     save_table({"row_id": ["dev-1"], "margin": [0.0]}, world.root / "bi_encoder-fold0" / "dev.parquet")
@@ -419,3 +429,30 @@ def test_which_settings_change_which_stage():
     }.items():
         after = built(override)
         assert {title for title in after if after[title].identity != before[title].identity} == changed
+
+
+def test_a_mean_over_models_gets_the_weight_that_a_regression_on_means_would_give_it():
+    random = np.random.default_rng(0)
+
+    def drawn(models):
+        """Margins of some models that have a signal in common, a feature that knows some of it, and labels."""
+        signal = random.normal(0, 1, 40_000)
+        margins = signal[:, None] + random.normal(0, 0.75, (len(signal), models))
+        cosine = 0.02 * signal + random.normal(0, 0.1, len(signal))
+        labels = (random.random(len(signal)) < sigmoid(signal + 5 * cosine - 0.5)).astype(int)
+        spread = {"model": float(margins.var(axis=1).mean())}
+        return pd.DataFrame({"model": margins.mean(axis=1), "cosine": cosine}), labels, spread
+
+    def raw(pipeline):
+        return pipeline[-1].coef_[0] / pipeline[0].scale_
+
+    (one, one_labels, none), (means, labels, spread) = drawn(1), drawn(4)
+    fitted = fit_stack(one, one_labels)
+    assert none == {"model": 0} and np.allclose(raw(for_means(fitted, one, none)), raw(fitted))
+    adjusted, ideal = for_means(fitted, one, spread), fit_stack(means, labels)
+    np.testing.assert_allclose(raw(adjusted), raw(ideal), rtol=0.15)
+    assert raw(adjusted)[0] > 1.2 * raw(fitted)[0]
+    losses = [log_loss(labels, stack_scores(pipeline, means)) for pipeline in (fitted, adjusted, ideal)]
+    assert losses[0] - losses[1] > 10 * (losses[1] - losses[2]) > 0
+    # However far models are apart, a margin keeps some of its own.
+    assert (raw(for_means(fitted, one, {"model": 1e9})) > 0).all()

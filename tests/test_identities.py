@@ -135,19 +135,19 @@ PINNED = {
         "negatives-QC": "76f3250f25b1fdd7f47e9a3dc038ff67aeb6a1fbc30504248f5c0518cbd680cb",
         "filter-QC-round2": "b0409b8dae73a469b37195277e3d7b569caf1a2a5bef00a62a5aa0940b9dbc18",
         "train-QI-fold1": "1f0f2f861536efeb4a55a9a5d7bbe0ed0b6991d7758a2ceabe56c3d147e07cac",
-        "report-all": "b6c99820d622ab80c34adb12b596213572eb241b3b04429d85c1adbdfbe44cf5",
+        "report-all": "3ba8024edfe240b4356e6dda007f20f8d1e128f47c9271221736cc3162121cb7",
     },
     "seedx": {
         "translate-QI": "38c45f8462001f828623d74c385ffa9cb0e19847424c2fd92976e38efe3b6dc9",
-        "report-all": "1a04094fdfb0404609d0ee125ccf3aa88b3bf39846d68fea6519bf98f58aa656",
+        "report-all": "6fbb6854490b11b20c957d21a1e71f85dd5fa5e7691b65b4978feecacc03134d",
     },
     "seq2seq": {
         "translate-QI": "b80d39062864e3f65e91207a17b190a5923910bd32c0c511b32034edcac90ec2",
-        "report-all": "cf26c5539880eb8f48858fd86236576d072c69719bd2eb8516828a2af4295f2e",
+        "report-all": "bd6da1cb7530ada51a82164353afcf794a0d14d51b844d26918576ca486a8234",
     },
     "sample": {
         "translate-QI": "878889c8c12053ae18b9ddf782130107897f0379184f15be464d9b048b7f6e00",
-        "report-all": "a94f4ddac24b4ead49e7ded65814ca180304f51a0b987b1b678adfc88c088a83",
+        "report-all": "b96d3bd22ab48777f3c0136426652f5cba4345a7aaf81fec4eb71baf619bda3f",
     },
 }
 

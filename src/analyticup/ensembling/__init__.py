@@ -27,7 +27,7 @@ def stack_settings(own: Settings) -> dict[str, Any]:
 
 
 ENSEMBLE = Stage(
-    "ensemble", version=1, run="analyticup.ensembling.stage:ensemble", settings=ensemble_settings, model=False
+    "ensemble", version=2, run="analyticup.ensembling.stage:ensemble", settings=ensemble_settings, model=False
 )
 THRESHOLD = Stage(
     "threshold", version=2, run="analyticup.ensembling.stage:threshold", settings=threshold_settings, model=False

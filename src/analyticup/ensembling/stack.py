@@ -4,6 +4,8 @@ without them. Which features it has is assumed."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -24,37 +26,68 @@ BI_ENCODER: Final = "bi_encoder"
 _AGAIN: Final = "delete their folder and run again"
 
 
-def stack_table(
+@dataclass(frozen=True)
+class Stacked:
+    """Features [rows, names]. `spread` says of those that are means over several models how far these are apart: the
+    variance between them, mean over the rows."""
+
+    table: DataFrame
+    spread: Mapping[str, float]
+
+
+def stack_features(
     rows: DataFrame, margins: np.ndarray, inputs: Mapping[str, Artifact], split: str, names: Sequence[str]
-) -> DataFrame:
+) -> Stacked:
     """Those of the features called `names` that the task has, for the rows of a split: from the models' `margins`
-    [rows] and the tables of the neighbour vote and of the features. CheckFailed where those are of other rows."""
+    [rows, models] and the tables of the neighbour vote and of the features. CheckFailed where those are of other
+    rows."""
     neighbours, features = (load_table(inputs[name].file(f"{split}.parquet")) for name in ("neighbours", "features"))
     for table in (neighbours, features):
         if table["row_id"].tolist() != rows["row_id"].tolist():
             raise CheckFailed(f"stack: the features of {split} are not of its rows; {_AGAIN}")
     voted = {"neighbours": neighbours["margin"], "density": neighbours["density"]}
-    known = {"model": margins, **voted, **_encoded(rows, inputs, split), **features.drop(columns="row_id")}
-    return pd.DataFrame({name: np.asarray(known[name]) for name in names if name in known})
+    judged = {"model": margins, **_encoded(rows, inputs, split)}
+    known = {**voted, **{name: given.mean(axis=1) for name, given in judged.items()}, **features.drop(columns="row_id")}
+    table = pd.DataFrame({name: np.asarray(known[name]) for name in names if name in known})
+    return Stacked(table, {name: float(given.var(axis=1).mean()) for name, given in judged.items() if name in table})
 
 
 def _encoded(rows: DataFrame, inputs: Mapping[str, Artifact], split: str) -> dict[str, np.ndarray]:
-    """The bi-encoder's margins, where it is trained: out of fold, for dev and test the mean over the folds."""
+    """The bi-encoder's margins [rows, models], where it is trained: out of fold, for dev and test of each fold."""
     trained = [artifact for name, artifact in sorted(inputs.items()) if name.startswith(BI_ENCODER)]
     if not trained:
         return {}
     if split == "train":
-        return {BI_ENCODER: gathered(rows, inputs, BI_ENCODER)["margin"].to_numpy()}
+        return {BI_ENCODER: gathered(rows, inputs, BI_ENCODER)[["margin"]].to_numpy()}
     tables = [load_table(artifact.file(f"{split}.parquet")) for artifact in trained]
     if any(table["row_id"].tolist() != rows["row_id"].tolist() for table in tables):
         raise CheckFailed(f"stack: the bi-encoder's scores of {split} are not of its rows; {_AGAIN}")
-    return {BI_ENCODER: np.mean([table["margin"] for table in tables], axis=0)}
+    return {BI_ENCODER: np.column_stack([table["margin"] for table in tables])}
 
 
 def fit_stack(table: DataFrame, labels: np.ndarray) -> Pipeline:
     """The regression of `labels` [rows] (0 or 1) on the features [rows, names], each scaled to mean 0 and deviation 1;
     L2-regularised as scikit-learn does by default (C = 1), which matters for a few hundred rows only."""
     return _regression().fit(table, labels)
+
+
+def for_means(fitted: Pipeline, table: DataFrame, spread: Mapping[str, float]) -> Pipeline:
+    """The regression for rows whose margins are means over several models, from that on the rows of `table`, each of
+    which one model scored.
+
+    What a model got by chance makes its margin say less, and a mean has less of it: so it gets more weight, by
+    regression calibration (Carroll et al. 2006, section 4): C w = (C - S) w', with the covariances C of the features
+    and the `spread` S, by which a mean varies less. It is at most half of what the other features do not tell of that
+    margin (assumed). The threshold, chosen on rows that one model scored, is left as it is: both give probabilities.
+    """
+    scaler, regression = fitted
+    covariance = np.atleast_2d(np.cov(scaler.transform(table), rowvar=False))
+    untold = 1 / np.diag(np.linalg.pinv(covariance))
+    less = np.array([spread.get(name, 0.0) for name in table]) / scaler.scale_**2
+    adjusted = copy(regression)
+    less = np.diag(np.minimum(less, untold / 2))
+    adjusted.coef_ = np.linalg.lstsq(covariance - less, covariance @ regression.coef_[0], rcond=None)[0][None]
+    return Pipeline([(name, adjusted if step is regression else step) for name, step in fitted.steps])
 
 
 def stack_scores(fitted: Pipeline, table: DataFrame) -> np.ndarray:

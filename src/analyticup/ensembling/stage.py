@@ -20,7 +20,15 @@ from analyticup.ensembling.combine import (
     fold_weights,
     out_of_fold_scores,
 )
-from analyticup.ensembling.stack import coefficients, cross_fitted, fit_stack, stack_scores, stack_table
+from analyticup.ensembling.stack import (
+    Stacked,
+    coefficients,
+    cross_fitted,
+    fit_stack,
+    for_means,
+    stack_features,
+    stack_scores,
+)
 from analyticup.ensembling.threshold import DECISION, Decision, choose, counts_by_language, measure_optimism
 from analyticup.errors import CheckFailed
 from analyticup.metrics import binary_metrics, sigmoid
@@ -63,17 +71,19 @@ def _combination(job: Job, names: Sequence[str]) -> tuple[Callable[[np.ndarray, 
         return lambda margins, rows, split: combine_votes(margins, rows["language"], decision), {}
     if method == "stack":
         held_out = _held_out(job)
-        fitted = fit_stack(_stack_table(job, held_out.rows, held_out.margins, "train"), held_out.labels)
+        trained = _stacked(job, held_out.rows, held_out.margins[:, None], "train").table
+        fitted = fit_stack(trained, held_out.labels)
 
         def stacked(margins: np.ndarray, rows: DataFrame, split: str) -> np.ndarray:
-            return stack_scores(fitted, _stack_table(job, rows, margins.mean(axis=1), split))
+            own = _stacked(job, rows, margins, split)
+            return stack_scores(for_means(fitted, trained, own.spread), own.table)
 
         return stacked, {"coefficients": coefficients(fitted)}
     return lambda margins, rows, split: combine(margins, method), {}
 
 
-def _stack_table(job: Job, rows: DataFrame, margins: np.ndarray, split: str) -> DataFrame:
-    return stack_table(rows, margins, job.inputs, split, job.settings.ensemble.stack_features)
+def _stacked(job: Job, rows: DataFrame, margins: np.ndarray, split: str) -> Stacked:
+    return stack_features(rows, margins, job.inputs, split, job.settings.ensemble.stack_features)
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,8 @@ def threshold(job: Job) -> Counts:
     rows, labels, parts = held_out.rows, held_out.labels, held_out.folds
     languages = rows["language"].to_numpy()
     if method == "stack":
-        scores = probabilities = cross_fitted(_stack_table(job, rows, held_out.margins, "train"), labels, parts)
+        table = _stacked(job, rows, held_out.margins[:, None], "train").table
+        scores = probabilities = cross_fitted(table, labels, parts)
     else:
         scores, probabilities = out_of_fold_scores(held_out.margins, parts, method), sigmoid(held_out.margins)
     choice = choose(labels, scores, languages, settings)
