@@ -454,5 +454,8 @@ def test_a_mean_over_models_gets_the_weight_that_a_regression_on_means_would_giv
     assert raw(adjusted)[0] > 1.2 * raw(fitted)[0]
     losses = [log_loss(labels, stack_scores(pipeline, means)) for pipeline in (fitted, adjusted, ideal)]
     assert losses[0] - losses[1] > 10 * (losses[1] - losses[2]) > 0
+    # A feature that never changes says nothing.
+    still = for_means(fit_stack(one.assign(still=1.0), one_labels), one.assign(still=1.0), spread)
+    np.testing.assert_allclose(raw(still)[:2], raw(adjusted), rtol=1e-6)
     # However far models are apart, a margin keeps some of its own.
     assert (raw(for_means(fitted, one, {"model": 1e9})) > 0).all()

@@ -11,6 +11,7 @@ from analyticup.checks.footprint import Shape, adapters, kept_bytes, shape_of_co
 from analyticup.checks.memory import KNOWN_SHAPES
 from analyticup.model.backbone import add_adapter
 from analyticup.model.batches import EncodedRows
+from analyticup.model.fused import fuse_adapters
 from analyticup.model.module import label_hidden
 from analyticup.model.packing import collate_packed, enable_packing
 from analyticup.settings.schema import LoraSettings
@@ -37,6 +38,7 @@ def measured(kind, layers, dtype, dropout):
     base = make(config(**SIZE, num_hidden_layers=layers)).to(dtype)
     enable_packing(base)
     model = add_adapter(base, LoraSettings(r=8, dropout=dropout), 0).train()
+    fuse_adapters(model)
     own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
     rows = EncodedRows([[5 + row] + [9] * (TOKENS - 1) for row in range(8)], [0, 1] * 4)
     batch = collate_packed(rows, range(8), share=False)

@@ -109,7 +109,7 @@ def test_processes_share_what_one_of_them_made(rows, tmp_path, monkeypatch, pack
 def test_what_an_interrupted_process_claimed_is_computed_all_the_same(rows, tmp_path):
     model = adapted(random_qwen3, 1)
     shared = FrozenStates(False, tmp_path / "states.sqlite")
-    keys = [frozen._key(1, ids) for ids in rows.tokens]
+    keys = [frozen._key(1, False, ids) for ids in rows.tokens]
     assert shared.kept.claim(keys) == keys and shared.kept.claim(keys) == []
     assert len(shared.of(decoder(model), 1, rows.tokens, "test")[0]) == len(rows.tokens[0])
 

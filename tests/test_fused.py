@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from closeness import assert_same_sums
@@ -10,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen3 import modeling_qwen3
 
-from analyticup.model.backbone import add_adapter, bare, random_qwen3
+from analyticup.model.backbone import add_adapter, bare, load_backbone, random_qwen3
 from analyticup.model.batches import EncodedRows
 from analyticup.model.drawing import BatchDropout, Drawing, Place, dropped_copies
 from analyticup.model.fused import _Angles, _fused_norm, _GemmaNorm, _Norm, _Turning, fuse_adapters
@@ -18,7 +20,7 @@ from analyticup.model.module import label_hidden, output_matrix, recompute, refe
 from analyticup.model.objective import two_way
 from analyticup.model.packing import collate_packed, enable_packing
 from analyticup.model.prompt import LabelWords
-from analyticup.settings.schema import LoraSettings
+from analyticup.settings.schema import LoraSettings, ModelSettings
 
 pytestmark = pytest.mark.arithmetic
 
@@ -174,6 +176,22 @@ def test_another_norm_stays_as_it_is():
     norm.forward = lambda states: 2 * states
     assert _fused_norm(norm) is None and _fused_norm(norm.requires_grad_()) is None
     assert _fused_norm(nn.LayerNorm(8).requires_grad_(False)) is None
+    assert _fused_norm(nn.RMSNorm(8, eps=1e-6, elementwise_affine=False)) is None
+
+
+def test_a_norm_with_large_weights_is_not_taken_for_the_other_kind():
+    model = adapted(gemma, False)
+    norm = next(part for part in model.modules() if type(part).__name__ == "Gemma3RMSNorm").requires_grad_(False)
+    with torch.no_grad():
+        norm.weight.fill_(40)
+    assert isinstance(_fused_norm(norm), _GemmaNorm)
+
+
+def test_an_encoder_stays_as_it_is():
+    settings = ModelSettings(backbone="random:deberta-v2", head="classifier", dtype="float32")
+    model = add_adapter(load_backbone(settings, Path("unused"), torch.float32), LoraSettings(r=4), seed=1)
+    fuse_adapters(model)
+    assert not any("forward" in vars(part) for part in model.modules())
 
 
 def test_gradients_of_several_passes_add_up():

@@ -147,6 +147,20 @@ def test_what_the_inverted_file_does_not_find_never_votes(clustered, monkeypatch
     )
 
 
+def test_a_query_of_many_voters_is_left_out_of_an_inverted_file_too(clustered, monkeypatch):
+    points, _ = clustered
+    points, labels = Points(points.queries, points.targets, np.arange(1500) // 10), np.arange(1500) % 2
+    monkeypatch.setattr(vote, "EXACT_PAIRS", 0)
+    plain, _ = neighbour_vote(points.take(slice(20)), points, labels, 20, "vote")
+    made = []
+    monkeypatch.setattr(vote, "InvertedFile", lambda among: made.append(len(among.groups)) or InvertedFile(among))
+    monkeypatch.setattr(vote, "MANY_VOTERS", 9)
+    found, _ = neighbour_vote(points.take(slice(20)), points, labels, 20, "vote")
+    # One for each of the two queries that ask, and none for the 148 that do not.
+    assert made == [1490, 1490]
+    assert np.abs(found - plain).max() < 0.15
+
+
 def test_the_inverted_file_finds_the_same_for_any_number_of_threads(clustered):
     points, asked = clustered
     before, found = faiss.omp_get_max_threads(), []

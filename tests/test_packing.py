@@ -10,6 +10,7 @@ import pytest
 import torch
 from closeness import ROUNDINGS, assert_same_sums, distance
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from analyticup.errors import UserError
@@ -21,6 +22,7 @@ from analyticup.model.module import decoder, label_hidden
 from analyticup.model.packing import (
     ATTENTION,
     QUERIES,
+    _Attention,
     _Shared,
     collate_packed,
     enable_packing,
@@ -313,3 +315,24 @@ def test_the_gradient_of_a_shared_token_is_not_rounded_on_the_way():
     _Shared.apply(states, torch.zeros(300, 1, dtype=torch.long)).sum().backward()
     # In bf16 a sum of ones ends at 256.
     assert states.grad.dtype == torch.bfloat16 and states.grad.tolist() == [[300.0] * 3, [0.0] * 3]
+
+
+def test_gradients_of_attention_in_bf16_are_nearly_those_in_float32():
+    random = torch.Generator().manual_seed(0)
+    given = [torch.randn(8, 1, 64, 256, generator=random).bfloat16() for _ in range(4)]
+    mask = torch.ones(8, 1, 64, 64, dtype=torch.bool).tril()
+
+    def gradients(dtype, attend):
+        query, key, value = (one.to(dtype, copy=True).requires_grad_() for one in given[:3])
+        # Products of up to 17.
+        found = attend(query, key, value, mask, 0.25)
+        found.backward(given[3].to(dtype))
+        return found, [one.grad for one in (query, key, value)]
+
+    def plain(query, key, value, mask, scale):
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+    states, found = gradients(torch.bfloat16, _Attention.apply)
+    assert torch.equal(states, gradients(torch.bfloat16, plain)[0])
+    for one, exact in zip(found, gradients(torch.float32, plain)[1], strict=True):
+        assert 0 < (one.float() - exact).norm() < 0.01 * exact.norm()

@@ -56,6 +56,16 @@ def test_neither_batch_size_nor_order_nor_neighbours_change_a_score(rows, source
     same(score(rows.iloc[5:6], model, source), found[5:6])
 
 
+def test_a_score_does_not_depend_on_what_was_scored_before(rows, tmp_path):
+    # Frozen layers round otherwise before they are fused.
+    scored = []
+    for parts in ((rows.head(20), rows.tail(20)), (rows.tail(20),)):
+        apart = ModelSource(SETTINGS, tmp_path, Machine("cpu", None))
+        model = adapted(apart)
+        scored.append([score(part, model, apart) for part in parts][-1])
+    assert scored[0].tobytes() == scored[1].tobytes()
+
+
 @pytest.mark.parametrize("max_batch_tokens", [1, 100, 2048])
 def test_packing_changes_no_score(rows, source, max_batch_tokens):
     model = adapted(source)

@@ -20,6 +20,8 @@ EXACT_PAIRS = 1_000_000_000
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 32, 80, 64
 # Queries that are compared at once. Faiss takes eight times as long for each of them in blocks of 256.
 _BLOCK = 1024
+# Candidates that are there at once: 600 MB for their places, similarities and order.
+_FOUND_VALUES = 30_000_000
 # Values of candidates' vectors that are there at once: 64 MB in double precision.
 _SETTLED_VALUES = 8_000_000
 
@@ -118,7 +120,7 @@ def nearest(base: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     open_rows, asked = np.arange(len(queries)), min(k + 8, len(base))
     while len(open_rows):
         unsettled = []
-        for rows in batches(open_rows, _BLOCK):
+        for rows in batches(open_rows, max(min(_BLOCK, _FOUND_VALUES // asked), 1)):
             rough, found = faiss_index.search(queries[rows], asked)
             similarity[rows], index[rows] = _settled(base, queries[rows], found, k)
             margin = 1e-5 * np.maximum(1.0, np.abs(similarity[rows][:, -1]))

@@ -77,16 +77,19 @@ def for_means(fitted: Pipeline, table: DataFrame, spread: Mapping[str, float]) -
 
     What a model got by chance makes its margin say less, and a mean has less of it: so it gets more weight, by
     regression calibration (Carroll et al. 2006, section 4): C w = (C - S) w', with the covariances C of the features
-    and the `spread` S, by which a mean varies less. It is at most half of what the other features do not tell of that
-    margin (assumed). The threshold, chosen on rows that one model scored, is left as it is: both give probabilities.
+    and the `spread` S, by which a mean varies less. Assumed: models are as far apart on training rows as on those of
+    `spread`; and S is at most half of what the other features do not tell of that margin. The threshold, chosen on rows
+    that one model scored, is left as it is: both give probabilities.
     """
     scaler, regression = fitted
     covariance = np.atleast_2d(np.cov(scaler.transform(table), rowvar=False))
-    untold = 1 / np.diag(np.linalg.pinv(covariance))
-    less = np.array([spread.get(name, 0.0) for name in table]) / scaler.scale_**2
+    told, less = np.diag(np.linalg.pinv(covariance)), np.zeros(len(covariance))
+    for place, name in enumerate(table):
+        if spread.get(name):
+            less[place] = min(spread[name] / scaler.var_[place], 0.5 / told[place])
     adjusted = copy(regression)
-    less = np.diag(np.minimum(less, untold / 2))
-    adjusted.coef_ = np.linalg.lstsq(covariance - less, covariance @ regression.coef_[0], rcond=None)[0][None]
+    weights = np.linalg.lstsq(covariance - np.diag(less), covariance @ regression.coef_[0], rcond=None)[0]
+    adjusted.coef_ = weights[None]
     return Pipeline([(name, adjusted if step is regression else step) for name, step in fitted.steps])
 
 

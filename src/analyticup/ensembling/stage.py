@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from pandas import DataFrame
 
 from analyticup.corpus.rows import load_rows, original_id
@@ -39,15 +40,11 @@ from analyticup.training.out_of_fold import gathered
 def ensemble(job: Job) -> Counts:
     """Writes, for dev and test, each row's score by model and the combined one."""
     names = list(predicting(job.settings))
-    combined, fitted = _combination(job, names)
+    splits = scored_splits(job.inputs["rows"])
+    scored = {split: (rows, _margins(job, names, split, rows)) for split, rows in splits.items()}
+    combined, fitted = _combination(job, names, scored)
     counts: Counts = {"folds": job.settings.folds.n, "method": job.settings.ensemble.method, **fitted}
-    for split, rows in scored_splits(job.inputs["rows"]).items():
-        tables = [load_table(job.inputs[f"predict-{name}"].file(f"{split}.parquet")) for name in names]
-        if any(table["row_id"].tolist() != rows["row_id"].tolist() for table in tables):
-            raise CheckFailed(f"ensemble {job.task} {split}: the folds' scores are not of the same rows")
-        margins = np.column_stack([table["margin"].to_numpy() for table in tables])
-        if not np.isfinite(margins).all():
-            raise CheckFailed(f"ensemble {job.task} {split}: a score is not finite; a fold's model is broken")
+    for split, (rows, margins) in scored.items():
         by_model = {f"score_{name}": sigmoid(margins[:, place]) for place, name in enumerate(names)}
         columns = {"id": [original_id(name) for name in rows["row_id"]], "language": rows["language"].tolist()}
         save_table({**columns, **by_model, "score": combined(margins, rows, split)}, job.out / f"{split}.parquet")
@@ -55,9 +52,22 @@ def ensemble(job: Job) -> Counts:
     return counts
 
 
-def _combination(job: Job, names: Sequence[str]) -> tuple[Callable[[np.ndarray, DataFrame, str], np.ndarray], Counts]:
+def _margins(job: Job, names: Sequence[str], split: str, rows: DataFrame) -> np.ndarray:
+    """Of a split's rows by each model, [rows, models]."""
+    tables = [load_table(job.inputs[f"predict-{name}"].file(f"{split}.parquet")) for name in names]
+    if any(table["row_id"].tolist() != rows["row_id"].tolist() for table in tables):
+        raise CheckFailed(f"ensemble {job.task} {split}: the folds' scores are not of the same rows")
+    margins = np.column_stack([table["margin"].to_numpy() for table in tables])
+    if not np.isfinite(margins).all():
+        raise CheckFailed(f"ensemble {job.task} {split}: a score is not finite; a fold's model is broken")
+    return margins
+
+
+def _combination(
+    job: Job, names: Sequence[str], scored: Mapping[str, tuple[DataFrame, np.ndarray]]
+) -> tuple[Callable[[np.ndarray, DataFrame, str], np.ndarray], Counts]:
     """The method as a function of margins [rows, models], their rows and their split, and what was fitted for it;
-    `names` are the models'."""
+    `names` are the models', `scored` are rows and margins of each split."""
     method = job.settings.ensemble.method
     if method == "rank":
         references = [margins for _, margins in _held_out(job).by_model(names)]
@@ -73,12 +83,14 @@ def _combination(job: Job, names: Sequence[str]) -> tuple[Callable[[np.ndarray, 
         held_out = _held_out(job)
         trained = _stacked(job, held_out.rows, held_out.margins[:, None], "train").table
         fitted = fit_stack(trained, held_out.labels)
-
-        def stacked(margins: np.ndarray, rows: DataFrame, split: str) -> np.ndarray:
-            own = _stacked(job, rows, margins, split)
-            return stack_scores(for_means(fitted, trained, own.spread), own.table)
-
-        return stacked, {"coefficients": coefficients(fitted)}
+        own = {split: _stacked(job, rows, margins, split) for split, (rows, margins) in scored.items()}
+        # Of all splits together, so that a row's score does not depend on its file.
+        sizes = [len(one.table) for one in own.values()]
+        spreads = pd.DataFrame([one.spread for one in own.values()])
+        spread = {name: float(np.average(values, weights=sizes)) for name, values in spreads.items()}
+        adjusted = for_means(fitted, trained, spread)
+        told = {"coefficients": coefficients(fitted), "spread": spread, "coefficients of means": coefficients(adjusted)}
+        return lambda margins, rows, split: stack_scores(adjusted, own[split].table), told
     return lambda margins, rows, split: combine(margins, method), {}
 
 

@@ -103,7 +103,8 @@ def typical(targets: Table, asked: np.ndarray) -> np.ndarray:
     the queries. What a search engine finds for a query is mostly right, so that a target unlike the others is
     suspect."""
     size = (asked.max(initial=-1) + 1, len(targets.vectors))
-    times = csr_matrix((np.ones(len(asked)), (asked, targets.places)), shape=size)
+    # In float64 they would be copied whole.
+    times = csr_matrix((np.ones(len(asked), dtype=np.float32), (asked, targets.places)), shape=size)
     sums = times @ targets.vectors
     lengths = np.maximum(np.linalg.norm(sums, axis=1), 1e-9)
     return _cosines(targets, Table(sums, asked)) / lengths[asked]

@@ -25,7 +25,7 @@ from analyticup.features.points import Points
 _BLOCK = 2048
 # A row's own query is left out of what was found; with more voters than this it is left out of the search.
 MANY_VOTERS = 256
-# Up to so many pairs of a row and a voter the nearest are found exactly: some ten seconds of one core. The official
+# Up to so many pairs of a row and a voter the nearest are found exactly: some seconds of one core. The official
 # files have five hundred times as many.
 EXACT_PAIRS = 300_000_000
 # An inverted file of so few would hold as many lists as rows, nearly.
@@ -48,6 +48,8 @@ def neighbour_vote(
     few = len(votes) * len(voters.groups) <= EXACT_PAIRS
     with track(len(votes), description) as progress:
         for asking, asked, largest_group in _searches(rows.groups, voters.groups):
+            if not len(asking):
+                continue
             among, said = voters.take(asked), labels[asked]
             near = _every(among) if few or len(among.groups) <= _FEW_VOTERS else InvertedFile(among).nearest
             for block in batches(asking, _BLOCK):

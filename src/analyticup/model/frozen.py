@@ -47,7 +47,7 @@ class FrozenStates:
 
         On the CPU that this was measured on, the bits do not depend on which prompts share a batch.
         """
-        keys = [_key(layers, ids) for ids in tokens]
+        keys = [_key(layers, "before_pass" in vars(decoder), ids) for ids in tokens]
         prompts = dict(zip(keys, tokens, strict=True))
         absent = self.kept.absent(list(prompts))
         with track(len(absent), f"{description}: frozen layers, rows") as progress:
@@ -96,8 +96,9 @@ class _Kept(Sequence[Tensor]):
         return torch.frombuffer(bytearray(value), dtype=self._dtype).view(-1, self._width)
 
 
-def _key(layers: int, ids: Sequence[int]) -> str:
-    return f"{layers}:{hashlib.sha256(np.array(ids, dtype=np.int32).tobytes()).hexdigest()}"
+def _key(layers: int, fused: bool, ids: Sequence[int]) -> str:
+    """Fused layers (see fused.py) round otherwise."""
+    return f"{layers}{'+' * fused}:{hashlib.sha256(np.array(ids, dtype=np.int32).tobytes()).hexdigest()}"
 
 
 def _to_bytes(states: Tensor) -> bytes:

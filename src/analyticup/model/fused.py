@@ -4,8 +4,8 @@ A layer's y = W x + s B A d(x), d dropout, is three matrix products forward and 
 Layers that read the same x share dropout's operation, A x and the sums of what x gets back. Adapters are rounded to the
 backbone's dtype, and their gradients are taken back from it, once a pass and not layer by layer. PEFT's own forward
 takes twice as many operations. Both give the same but for rounding: here B A x is added before the sum is rounded,
-there after. An RMS norm is one operation each way on a GPU, and rounds once, not twice. Queries and keys are turned by
-their positions together.
+there after. An RMS norm of Llama's kind is one operation each way on a GPU, and rounds once, not twice. Queries and
+keys are turned by their positions together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from analyticup.model.drawing import dropped_copies
+from analyticup.model.heads import is_encoder
 from analyticup.model.packing import prepared_mask
 
 _ADAPTER: Final = "default"
@@ -151,6 +152,8 @@ class _Joint:
 
     def _products(self, x: Tensor) -> list[Tensor]:
         first, bases = self.layers[0], [layer.get_base_layer() for layer in self.layers]
+        # Under autocast some norms give float32.
+        x = x.to(self.downs.dtype)
         drop, dropped = first.lora_dropout[_ADAPTER], None
         if first.training and isinstance(drop, nn.Dropout):
             dropped = dropped_copies(drop, x, len(bases)).flatten(1, -2)
@@ -182,8 +185,8 @@ class _Pass:
         self.trained = [value for joint in joints for value in joint.trained]
         # With a window each layer may see something else.
         self.prepares = getattr(config, "sliding_window", None) is None
-        # An encoder, which takes no packs, has no such number.
-        self.groups = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
+        heads = config.num_attention_heads
+        self.groups = heads // getattr(config, "num_key_value_heads", heads)
 
     def __call__(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         values = iter(_Rounding.apply(self.kept, *self.trained))
@@ -198,7 +201,11 @@ class _Pass:
 
 def fuse_adapters(model: PeftModel) -> None:
     """Puts the fused forward in the place of PEFT's, for every adapted linear layer with plain weights, and those of
-    the frozen RMS norms and of the rotary embedding in the place of Transformers'. `bare` takes them off again."""
+    the frozen RMS norms and of the rotary embedding in the place of Transformers'. `bare` takes them off again.
+
+    An encoder stays as it is: DeBERTa's adapters also read what belongs to no row."""
+    if is_encoder(model.get_base_model().config):
+        return
     layers = [part for part in model.modules() if isinstance(part, Linear) and type(part.get_base_layer()) is nn.Linear]
     if not layers or isinstance(layers[0].forward, _Forward):
         return
@@ -272,14 +279,15 @@ def unfuse(model: nn.Module) -> None:
 
 def _fused_norm(part: nn.Module) -> _Norm | _GemmaNorm | None:
     """The forward of a frozen RMS norm in few operations; None for another module."""
-    epsilon = getattr(part, "variance_epsilon", getattr(part, "eps", None))
-    if not type(part).__name__.endswith("RMSNorm") or epsilon is None or part.weight.requires_grad:
+    epsilon, weight = getattr(part, "variance_epsilon", getattr(part, "eps", None)), getattr(part, "weight", None)
+    if not type(part).__name__.endswith("RMSNorm") or epsilon is None or weight is None or weight.requires_grad:
         return None
-    tried = torch.linspace(-1, 2, len(part.weight), dtype=part.weight.dtype, device=part.weight.device)
+    tried = torch.linspace(-1, 2, len(weight), dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         expected = part.forward(tried)
-        norms = (kind(part.weight.detach(), epsilon) for kind in (_Norm, _GemmaNorm))
-        return next((norm for norm in norms if torch.allclose(norm(tried), expected, rtol=0.05, atol=0.01)), None)
+        norms = [kind(weight.detach(), epsilon) for kind in (_Norm, _GemmaNorm)]
+        nearest = min(norms, key=lambda norm: float((norm(tried) - expected).abs().max()))
+        return nearest if torch.allclose(nearest(tried), expected, rtol=0.05, atol=0.01) else None
 
 
 class _Norm:

@@ -181,7 +181,8 @@ class _Shared(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     """Scaled dot-product attention whose gradients come from plain matrix products. PyTorch's own on CPUs takes four
-    times as long for rows as short as these. The states are the same, bit by bit."""
+    times as long for rows as short as these. The states are the same, bit by bit. In bf16 the products are rounded
+    before the softmax: gradients are then .7 % off with products of up to 17, where PyTorch's own are .4 % off."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

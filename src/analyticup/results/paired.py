@@ -256,7 +256,9 @@ def _figure(own: _Resampled, base: _Resampled | None, name: str) -> Figure:
         "seed_sd": spread,
     }
     if base is not None:
-        gain_low, gain_high = interval(own.resamples[name] - base.resamples[name])
+        # Of another number of queries, other resamples.
+        drawn = min(len(own.resamples[name]), len(base.resamples[name]))
+        gain_low, gain_high = interval(own.resamples[name][:drawn] - base.resamples[name][:drawn])
         figure["gain"] = {
             "value": figure["value"] - float(np.mean(base.point[name])),
             "low": gain_low,

@@ -172,7 +172,7 @@ class Reviewed:
     def _neighbours(self, places: Sequence[int]) -> tuple[np.ndarray, list[str]]:
         """(share of the neighbour vote that says yes, the nearest labelled rows of other queries as text)."""
         points = self.points(self.rows)
-        asked = points.take(np.array(places))
+        asked = points.take(np.array(places, dtype=int))
         labels = self.rows["label"].to_numpy(dtype=int)
         votes, _ = neighbour_vote(asked, points, labels, self.settings.neighbours.rows, f"neighbours {self.task}")
         _, near = nearest(points.vectors(), asked.vectors(), SHOWN + int(np.bincount(points.groups).max()))

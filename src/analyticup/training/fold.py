@@ -64,6 +64,13 @@ def with_states(rows: EncodedRows, model: PeftModel, frozen: int, source: ModelS
     return replace(rows, states=source.frozen.of(decoder(model), frozen, rows.tokens, description))
 
 
+def _fuse(model: PeftModel, source: ModelSource, compiles_from: int | None) -> None:
+    """Before the states of frozen layers are computed, so that these are the same whoever asks first. The backward pass
+    of the fused norm has no operation on Apple's GPUs (not tried)."""
+    if compiles_from is None and source.machine.device != "mps":
+        fuse_adapters(model)
+
+
 def train_fold(
     training: DataFrame,
     held_out: DataFrame,
@@ -93,6 +100,8 @@ def train_fold(
     model = add_adapter(source.backbone(), settings.model.lora, seed)
     if start is not None:
         fill_adapter(model, start)
+    recompute(model, settings.model.gradient_checkpointing)
+    _fuse(model, source, settings.train.compile_min_steps)
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     if not scores and tracked is None:
         held_out = held_out.head(0)
@@ -109,9 +118,6 @@ def train_fold(
     held_out_loader = partial(scoring_loader, last, train.max_batch_tokens, rank)
     data = FoldData(cut, held_out_loader, seed, batch_limits(train), train.accumulate)
     steps = sum(len(data.steps(epoch)) for epoch in range(train.epochs))
-    recompute(model, settings.model.gradient_checkpointing)
-    if train.compile_min_steps is None:
-        fuse_adapters(model)
     module = LabelWordModule(model.train(), source.words(settings), train, steps, frozen, description, rank)
     resumed = resumption(checkpoint, module, train.accumulate, description)
     data.start = resumed.start
@@ -194,10 +200,9 @@ def _scored(
         margins[own] = model.margins(rows.take(own).tokens, words, description)
         return margins
     number = {row: at for at, row in enumerate(own)}
+    _fuse(model, source, compiles)
     frozen = frozen_layers(model.get_base_model(), settings.model.lora)
     taken = with_states(rows.take(own), model, frozen, source, description)
-    if compiles is None:
-        fuse_adapters(model)
     cut = Cutter(taken, source.pad_id, source.packing, limit=source.memory_limits[limit])
     loader = step_loader(cut, [[[number[row] for row in batch]] for batch in batches])
     name = f"{section}.max_batch_tokens"
