@@ -29,6 +29,7 @@ from analyticup.filtering.decisions import (
     write_decisions,
 )
 from analyticup.review.candidate import Candidate, spread_order
+from analyticup.review.queue import Reviewed
 from analyticup.review.session import Session
 from analyticup.review.sheet import check, read_sheet, write_sheet
 from analyticup.review.simulation import Known, curve, write_looks
@@ -365,6 +366,14 @@ def test_the_session_stays_within_the_terminal(tmp_path, width):
 
     assert max(cell_len(line) for line in shown.replace("\x1b[2J\x1b[H", "").split("\n")) <= width
     assert "7 of 11 answered" in shown and "9 of 11 answered · 1 keep, 1 flip" in " ".join(shown.split())
+
+
+def test_where_every_row_is_answered_no_neighbours_are_looked_for():
+    known = known_rows(40)
+    asked = SimpleNamespace(points=lambda rows: known.training, rows=known.run.rows, settings=Settings(), task="QC")
+    votes, texts = Reviewed._neighbours(asked, [])
+    assert len(votes) == 0 and texts == []
+    assert len(Reviewed._neighbours(asked, [3, 5])[1]) == 2
 
 
 # ---------------------------------------------------------------- simulated looks
