@@ -173,7 +173,7 @@ def test_states_of_the_lower_half_are_computed_in_the_round_or_kept(work):
     below = packed_load(prompts, [range(len(prompts))])
     assert first.frozen == 1 and cold.flops - warm.flops == forward_flops(first.shape, below, 1, 0)
     first.prepare()
-    keys = [_key(1, ids) for ids in dict.fromkeys(map(tuple, prompts))]
+    keys = [_key(1, True, ids) for ids in dict.fromkeys(map(tuple, prompts))]
     assert first.work.source.frozen.kept.absent(keys) == keys
     later.prepare()
     assert not later.work.source.frozen.kept.absent(keys)
