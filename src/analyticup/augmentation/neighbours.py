@@ -74,6 +74,7 @@ class Neighbours:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
+    """Within, faiss computes with one thread, so that nothing depends on their number."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -23,6 +23,7 @@ from analyticup.engine.cache import Cache
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
 from analyticup.model.batches import scoring_batches
+from analyticup.model.fused import is_fused
 from analyticup.model.packing import packed_batches, packed_states
 
 BATCH_TOKENS = 2048
@@ -47,7 +48,7 @@ class FrozenStates:
 
         On the CPU that this was measured on, the bits do not depend on which prompts share a batch.
         """
-        keys = [_key(layers, "before_pass" in vars(decoder), ids) for ids in tokens]
+        keys = [_key(layers, is_fused(decoder), ids) for ids in tokens]
         prompts = dict(zip(keys, tokens, strict=True))
         absent = self.kept.absent(list(prompts))
         with track(len(absent), f"{description}: frozen layers, rows") as progress:
@@ -97,7 +98,6 @@ class _Kept(Sequence[Tensor]):
 
 
 def _key(layers: int, fused: bool, ids: Sequence[int]) -> str:
-    """Fused layers (see fused.py) round otherwise."""
     return f"{layers}{'+' * fused}:{hashlib.sha256(np.array(ids, dtype=np.int32).tobytes()).hexdigest()}"
 
 

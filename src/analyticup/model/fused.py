@@ -268,6 +268,11 @@ class _Angles:
         return cos, sin
 
 
+def is_fused(decoder: nn.Module) -> bool:
+    """Whether `fuse_adapters` was at the decoder's layers, so that they round otherwise."""
+    return "before_pass" in vars(decoder)
+
+
 def unfuse(model: nn.Module) -> None:
     """Takes off what `fuse_adapters` put on a model, but for its adapters' layers."""
     if (hook := vars(model.get_decoder()).pop("before_pass", None)) is not None:
