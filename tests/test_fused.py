@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ import torch
 from closeness import assert_same_sums
 from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
 from torch import nn
+from torch.nn.functional import gelu
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen3 import modeling_qwen3
 
+from analyticup.model import elementwise
 from analyticup.model.backbone import add_adapter, bare, load_backbone, random_qwen3
 from analyticup.model.batches import EncodedRows
 from analyticup.model.drawing import BatchDropout, Drawing, Place, dropped_copies
-from analyticup.model.fused import _Angles, _fused_norm, _GemmaNorm, _Norm, _Turning, fuse_adapters
+from analyticup.model.elementwise import _Angles, _fused_activation, _fused_norm, _gelu, _GemmaNorm, _Norm, _Turning
+from analyticup.model.fused import fuse_adapters
 from analyticup.model.module import label_hidden, output_matrix, recompute, reference_margins
 from analyticup.model.objective import two_way
 from analyticup.model.packing import collate_packed, enable_packing
@@ -170,6 +174,64 @@ def test_a_norm_that_adds_one_to_its_weights_gives_what_transformers_gives(dtype
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
 
 
+def test_a_norm_of_heads_gives_the_same_in_parts(monkeypatch):
+    monkeypatch.setattr(elementwise, "_CACHED_VALUES", 30)
+    norm = next(part for part in gemma(120).modules() if type(part).__name__ == "Gemma3RMSNorm")
+    with torch.no_grad():
+        norm.weight.normal_()
+    # [1, heads, tokens, width], of which the products give token after token.
+    states, gradient = torch.randn(2, 1, 7, 3, len(norm.weight)).bfloat16().transpose(2, 3)
+    found = []
+    for forward in (_GemmaNorm(norm.weight, norm.eps), norm):
+        given = states.detach().requires_grad_()
+        result = forward(given)
+        result.backward(gradient)
+        found.append((result, given.grad))
+    assert not states.is_contiguous() and found[0][0].stride() == states.stride()
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0.02, atol=1e-5)
+
+
+def test_gelu_by_tanh_gives_what_pytorch_gives(monkeypatch):
+    monkeypatch.setattr(elementwise, "_CACHED_VALUES", 100)
+    assert torch.autograd.gradcheck(_gelu, torch.linspace(-6, 6, 40, dtype=torch.float64).view(4, 10).requires_grad_())
+    states, gradient = 4 * torch.randn(2, 1, 30, 64)
+    found = []
+    for forward in (_gelu, partial(gelu, approximate="tanh")):
+        given = states.detach().requires_grad_()
+        result = forward(given)
+        result.backward(gradient)
+        found.append((result, given.grad))
+    for one, other in zip(*found, strict=True):
+        assert_same_sums(one, other)
+    rounded = states.bfloat16()
+    torch.testing.assert_close(_gelu(rounded), gelu(rounded, approximate="tanh"))
+
+
+def test_gelu_by_tanh_alone_is_replaced():
+    forwards = [vars(part).get("forward") for part in adapted(gemma, True).modules()]
+    assert forwards.count(_gelu) == 4
+    assert _fused_activation(nn.GELU(approximate="tanh")) is _gelu
+    assert _fused_activation(nn.GELU()) is None and _fused_activation(nn.SiLU()) is None
+
+
+def test_the_last_layer_goes_on_with_the_tokens_that_are_read():
+    seen = []
+    for dropout, training in ((0.0, True), (0.3, True), (0.3, False)):
+        model = adapted(gemma, True, dropout).train(training)
+        *_, before, last = model.get_base_model().get_decoder().layers
+        with torch.no_grad():
+            hooks = [
+                layer.mlp.register_forward_hook(lambda _, given, found: seen.append(found.shape[1]))
+                for layer in (before, last)
+            ]
+            label_hidden(model, batch(dropout))
+            [hook.remove() for hook in hooks]
+    every, drawn = (batch(dropout)["packed"]["position_ids"].shape[1] for dropout in (0, 0.3))
+    # Dropout is drawn for each token, so in training all of them go on.
+    assert seen == [every, 6, drawn, drawn, drawn, 6]
+
+
 def test_another_norm_stays_as_it_is():
     norm = nn.RMSNorm(8, eps=1e-6).requires_grad_(False)
     assert _fused_norm(norm) is not None
@@ -248,6 +310,8 @@ def test_they_take_fewer_operations():
     counts = []
     for fused in (False, True):
         model = adapted(random_qwen3, fused, dtype=torch.bfloat16)
+        # To take some of the tokens is an operation too.
+        vars(model.get_base_model().get_decoder().layers[-1]).pop("forward", None)
         with Operations() as found:
             states_and_gradient(model, batch(), 0, WORDS)
         counts.append(found.count)

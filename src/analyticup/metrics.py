@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
@@ -20,10 +21,10 @@ ALL, SEEN, UNSEEN = "all", "with training rows", "without training rows"
 FIGURES = ("f1", "ap", "auc")
 # Of up to so many queries; of more, fewer resamples, but 200 at least: an interval is narrow then, and its ends move by
 # about a tenth of its width from one seed to the next (assumed).
-RESAMPLES, _RESAMPLED_QUERIES, _LEAST_RESAMPLES = 1000, 20_000, 200
+RESAMPLES, _RESAMPLED_QUERIES, _LEAST_RESAMPLES = 1000, 10_000, 200
 _SE_RESAMPLES = 200  # assumed: the standard error of a standard error is then about 5 %
-# Rows of resamples worked on at once, to bound the memory.
-_ROWS_AT_ONCE = 4_000_000
+# Rows of resamples worked on at once: what a core's own cache holds.
+_ROWS_AT_ONCE = 65_536
 
 
 class Figures(TypedDict):
@@ -69,7 +70,7 @@ def _binary(name: str, values: ArrayLike) -> np.ndarray:
 def _f1_standard_error(labels: np.ndarray, predictions: np.ndarray, seed: int) -> float:
     """Bootstrap over rows: F1 depends on a resample through four confusion counts, so only they are drawn."""
     counts = np.bincount(2 * labels + predictions, minlength=4)
-    drawn = _draw(np.random.default_rng(seed), len(labels), counts / len(labels), _SE_RESAMPLES)
+    drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), size=_SE_RESAMPLES)
     wrong, hit = drawn[:, 1] + drawn[:, 2], drawn[:, 3]
     return float(np.std(2 * hit / np.maximum(2 * hit + wrong, 1), ddof=1))
 
@@ -133,38 +134,34 @@ def f1_at_thresholds(labels: ArrayLike, scores: ArrayLike, grid: ArrayLike) -> n
     return 2 * hit / np.maximum(predicted + positives, 1)
 
 
-def _draw(generator: np.random.Generator, draws: int, shares: np.ndarray, resamples: int) -> np.ndarray:
-    """How often each group is drawn, int [resamples, groups], in `draws` draws with replacement; `shares` [groups] sum
-    to 1. Things that are alike for a figure may be one group with their share."""
-    return generator.multinomial(draws, shares, size=resamples)
-
-
 def query_weights(queries: Sequence[str], seed: int) -> Iterator[np.ndarray]:
     """How often each row counts in each resample, int [resamples, rows] in turn, when whole queries are drawn with
     replacement.
 
     The same set of queries and the same seed give the same draws, whatever the rows' order.
     """
-    distinct, which = np.unique(np.asarray(queries, dtype=object).astype(str), return_inverse=True)
+    which, distinct = pd.factorize(np.asarray(queries, dtype=object), sort=True)
     n = len(distinct)
     generator = np.random.default_rng([seed, n])
     resamples = min(RESAMPLES, max(_LEAST_RESAMPLES, RESAMPLES * _RESAMPLED_QUERIES // n))
     at_once = max(_ROWS_AT_ONCE // len(which), 1)
     for start in range(0, resamples, at_once):
-        yield _draw(generator, n, np.full(n, 1 / n), min(at_once, resamples - start))[:, which]
+        some = range(min(at_once, resamples - start))
+        yield np.stack([np.bincount(generator.integers(0, n, n), minlength=n) for _ in some]).take(which, axis=1)
 
 
 def weighted_figures(
     labels: np.ndarray, scores: np.ndarray, predictions: np.ndarray, weights: Iterable[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """F1, average precision and ROC-AUC under each row of the `weights`, each [some resamples, rows]; [resamples] each,
-    0..1.
+    """F1, average precision and ROC-AUC under each row of the `weights`, whole numbers, each [some resamples, rows];
+    [resamples] each, 0..1.
 
     Equal to scikit-learn's with `sample_weight`, for all resamples after one sort. nan where a class is missing.
     """
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    parts = [_figures(labels[order], predictions[order], last_of_tie, some[:, order]) for some in weights]
+    truth, said = labels[order].astype(np.float64), predictions[order].astype(np.float64)
+    parts = [_figures(truth, said, last_of_tie, some.take(order, axis=1)) for some in weights]
     return {name: np.concatenate([part[name] for part in parts]) for name in FIGURES}
 
 
@@ -172,17 +169,18 @@ def _figures(
     labels: np.ndarray, predictions: np.ndarray, last_of_tie: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Rows sorted by falling score; `last_of_tie` [distinct scores] is the last row of each score."""
-    weights = weights.astype(np.float64)
-    hits = np.cumsum(weights * labels, axis=1)[:, last_of_tie]
-    misses = np.cumsum(weights * (1 - labels), axis=1)[:, last_of_tie]
+    positive = weights * labels
+    found, said = (positive * predictions).sum(axis=1), (weights * predictions).sum(axis=1)
+    hits = np.cumsum(positive, axis=1).take(last_of_tie, axis=1)
+    misses = np.cumsum(weights - positive, axis=1).take(last_of_tie, axis=1)
     new_hits, new_misses = np.diff(hits, axis=1, prepend=0), np.diff(misses, axis=1, prepend=0)
     positives, negatives = hits[:, -1], misses[:, -1]
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(hits / (hits + misses))
+        # Where a score has been drawn for no row so far, nothing is hit either.
+        precision = hits / np.maximum(hits + misses, 1)
         ap = (precision * new_hits).sum(axis=1) / positives
         auc = (new_misses * (hits - new_hits / 2)).sum(axis=1) / (positives * negatives)
-        found = (weights * labels * predictions).sum(axis=1)
-        f1 = 2 * found / ((weights * predictions).sum(axis=1) + positives)
+        f1 = 2 * found / (said + positives)
     return {"f1": f1, "ap": ap, "auc": auc}
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Batches that are computed and kept together: an embedder makes batches of like length from them.
 COMMITTED_BATCHES = 8
+# Vectors that are read at once, to bound the memory.
+_READ = 16_384
 QUERY = "query"
 PASSAGE = "passage"
 
@@ -167,20 +169,32 @@ class CachedEmbedder:
         if not texts:
             return encode([])
         distinct = list(dict.fromkeys(texts))
-        keys = {text: text_key(side, text) for text in distinct}
+        keys = [text_key(side, text) for text in distinct]
+        table = np.empty((0, 0), dtype=np.float32)
+
+        def keep(places: Sequence[int], vectors: np.ndarray) -> None:
+            nonlocal table
+            table = table if len(table) else np.empty((len(keys), vectors.shape[1]), dtype=np.float32)
+            table[places] = vectors
+
         with closing(Cache(self.path)) as cache:
-            known = cache.read(list(keys.values()))
-            missing = [text for text in distinct if keys[text] not in known]
+            missing: list[int] = []
+            for part in batches(range(len(keys)), _READ):
+                known = cache.read([keys[place] for place in part])
+                there = [place for place in part if keys[place] in known]
+                missing += [place for place in part if keys[place] not in known]
+                if there:
+                    values = b"".join(known[keys[place]] for place in there)
+                    keep(there, np.frombuffer(values, dtype=np.float32).reshape(len(there), -1))
             # Texts of like length share a batch, which keeps padding small.
-            missing.sort(key=lambda text: (len(text), text))
+            missing.sort(key=lambda place: (len(distinct[place]), distinct[place]))
             with track(len(missing), f"embed ({side})") as progress:
                 for batch in batches(missing, self._batch_size):
-                    vectors = np.ascontiguousarray(encode(batch), dtype=np.float32)
-                    fresh = {keys[text]: vector.tobytes() for text, vector in zip(batch, vectors, strict=True)}
-                    cache.write(fresh)
-                    known |= fresh
+                    vectors = np.ascontiguousarray(encode([distinct[place] for place in batch]), dtype=np.float32)
+                    cache.write({keys[at]: vector.tobytes() for at, vector in zip(batch, vectors, strict=True)})
+                    keep(batch, vectors)
                     progress.advance(len(batch))
-        size = len(next(iter(known.values())))
-        table = np.frombuffer(b"".join(known[keys[text]] for text in distinct), dtype=np.float32)
-        place = {text: index for index, text in enumerate(distinct)}
-        return table.reshape(len(distinct), size // 4)[[place[text] for text in texts]]
+        if len(distinct) == len(texts):
+            return table
+        at = {text: place for place, text in enumerate(distinct)}
+        return table[[at[text] for text in texts]]

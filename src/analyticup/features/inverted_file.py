@@ -25,8 +25,7 @@ class InvertedFile:
 
     def __init__(self, points: Points) -> None:
         self._points = points
-        self._whole = tuple(_flat(table.vectors) for table in (points.queries, points.targets))
-        rows, width = len(points.groups), sum(index.d for index in self._whole)
+        rows, width = len(points.groups), points.vectors(slice(0, 1)).shape[1]
         lists = max(min(ceil(_LISTS * rows**0.5), rows // _ROWS_TO_A_LIST), 1)
         recipe = f"PCA{min(_COMPONENTS, width)},IVF{lists},Flat"
         self._file = faiss.index_factory(width, recipe, faiss.METRIC_L2)
@@ -52,23 +51,20 @@ class InvertedFile:
 
     def _products(self, rows: Points, places: np.ndarray) -> np.ndarray:
         """Inner products of each row with the points at its `places` [rows, n], float32 [rows, n]."""
-        parts = zip(
-            self._whole, (rows.queries, rows.targets), (self._points.queries, self._points.targets), strict=True
-        )
-        products = [_some_products(index, asking.of(), known.places[places]) for index, asking, known in parts]
-        return products[0] + products[1]
+        known = self._points
+        sides = zip((rows.queries, rows.targets), (known.queries, known.targets), known.weights, strict=True)
+        parts = [
+            weight * _some_products(asking.of(), table.vectors, table.places[places]) for asking, table, weight in sides
+        ]
+        return parts[0] + parts[1]
 
 
-def _flat(vectors: np.ndarray) -> faiss.IndexFlatIP:
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    return index
-
-
-def _some_products(index: faiss.IndexFlatIP, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Without a copy of the vectors at those places, which would take most of the time."""
-    rows, places = np.ascontiguousarray(rows, dtype=np.float32), np.ascontiguousarray(places, dtype=np.int64)
+def _some_products(rows: np.ndarray, base: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Of each of `rows` [n, d] with the vectors of `base` at its `places` [n, m], float32 [n, m]; without a copy of
+    those vectors, which would take most of the time."""
+    rows, base = (np.ascontiguousarray(vectors, dtype=np.float32) for vectors in (rows, base))
+    places = np.ascontiguousarray(places, dtype=np.int64)
     found = np.empty(places.shape, dtype=np.float32)
-    pointers = (faiss.swig_ptr(array) for array in (found, places))
-    index.compute_distance_subset(len(rows), faiss.swig_ptr(rows), places.shape[1], *pointers)
+    pointers = [faiss.swig_ptr(array) for array in (found, rows, base, places)]
+    faiss.fvec_inner_products_by_idx(*pointers, rows.shape[1], *places.shape)
     return found

@@ -1,17 +1,16 @@
-"""Adapters and norms in fewer and larger operations: to start one costs more than small ones take.
+"""Adapters in fewer and larger operations, to start which costs more than small ones take; and nothing that no score
+needs.
 
 A layer's y = W x + s B A d(x), d dropout, is three matrix products forward and five backward, scale and sums inside.
 Layers that read the same x share dropout's operation, A x and the sums of what x gets back. Adapters are rounded to the
 backbone's dtype, and their gradients are taken back from it, once a pass and not layer by layer. PEFT's own forward
 takes twice as many operations. Both give the same but for rounding: here B A x is added before the sum is rounded,
-there after. An RMS norm of Llama's kind is one operation each way on a GPU, and rounds once, not twice. Queries and
-keys are turned by their positions together.
+there after. Of the last layer's tokens, those go on after attention whose states are asked for.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -20,6 +19,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from analyticup.model.drawing import dropped_copies
+from analyticup.model.elementwise import fuse_parts, unfuse_parts
 from analyticup.model.heads import is_encoder
 from analyticup.model.packing import prepared_mask
 
@@ -27,8 +27,6 @@ _ADAPTER: Final = "default"
 # A and B.
 _MATRICES: Final = ("lora_A", "lora_B")
 _READ_THE_SAME: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# What the layers' modules call the function that turns queries and keys by their positions.
-_TURNS: Final = "apply_rotary_pos_emb"
 
 
 class _Products(torch.autograd.Function):
@@ -77,33 +75,6 @@ class _Products(torch.autograd.Function):
                 of_x.addmm_(side.flatten(1), downs.flatten(0, 1))
         none = (None,) * count
         return of_x, of_dropped, None, None, *none, *none, *of_downs, *of_ups
-
-
-class _Rotation(torch.autograd.Function):
-    """Queries [1, heads, tokens, width] and keys [1, key heads, tokens, width], turned by the angles whose cosines and
-    sines [1, 1, tokens, width] are given: each half of the width takes some of the other one."""
-
-    @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        context.save_for_backward(cos, sin)
-        low, high = sin.chunk(2, dim=-1)
-        return _turned(query, key, cos, low, high, -1)
-
-    @staticmethod
-    def backward(context: Any, of_query: Tensor, of_key: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = context.saved_tensors
-        low, high = sin.chunk(2, dim=-1)
-        return *_turned(of_query, of_key, cos, high, low, 1), None, None
-
-
-def _turned(query: Tensor, key: Tensor, cos: Tensor, first: Tensor, second: Tensor, sign: int) -> tuple[Tensor, ...]:
-    # Token by token, as the products gave them and attention gathers them.
-    both = torch.cat((query.transpose(1, 2), key.transpose(1, 2)), dim=2).transpose(1, 2)
-    turned, (low, high) = both * cos, both.chunk(2, dim=-1)
-    into_low, into_high = turned.chunk(2, dim=-1)
-    into_low.addcmul_(high, first, value=sign)
-    into_high.addcmul_(low, second, value=-sign)
-    return turned.split((query.shape[1], key.shape[1]), dim=1)
 
 
 class _Rounding(torch.autograd.Function):
@@ -201,7 +172,7 @@ class _Pass:
 
 def fuse_adapters(model: PeftModel) -> None:
     """Puts the fused forward in the place of PEFT's, for every adapted linear layer with plain weights, and those of
-    the frozen RMS norms and of the rotary embedding in the place of Transformers'. `bare` takes them off again.
+    elementwise.py and of the last layer in the place of Transformers'. `bare` takes them off again.
 
     An encoder stays as it is: DeBERTa's adapters also read what belongs to no row."""
     if is_encoder(model.get_base_model().config):
@@ -214,58 +185,45 @@ def fuse_adapters(model: PeftModel) -> None:
     for joint in joints:
         for place, layer in enumerate(joint.layers):
             layer.forward = _Forward(layer, joint, place)
-    for part in model.modules():
-        if (norm := _fused_norm(part)) is not None:
-            part.forward = norm
     base = model.get_base_model()
     decoder = base.get_decoder()
-    fuse_rotation(decoder)
+    fuse_parts(decoder)
     before = _Pass(joints, dtype, base.config.get_text_config())
     decoder.before_pass = decoder.register_forward_pre_hook(before, with_kwargs=True)
+    last = decoder.layers[-1]
+    if all(hasattr(last, name) for name in ("self_attn", "input_layernorm")):
+        last.forward = _LastLayer(last)
 
 
-def fuse_rotation(decoder: nn.Module) -> None:
-    """Lets the decoder's layers turn queries and keys together, where their module turns them as Llama's does.
+class _LastLayer:
+    """The forward of a decoder's last layer: where it is told which tokens are `read`, numbers [n], it gives the states
+    of these alone. Only its attention looks at other tokens, so that for all that follows it n are enough."""
 
-    It does so by a function that all models of an architecture share, so the angles tell it which one asks.
-    """
-    module = sys.modules[type(decoder).__module__]
-    plain, part = getattr(module, _TURNS, None), getattr(decoder, "rotary_emb", None)
-    if plain is None or part is None:
-        return
-    if not isinstance(plain, _Turning):
-        tried = torch.linspace(-1, 2, 24).view(1, 3, 2, 4)
-        given = (tried[:, :2], tried[:, 2:], tried[:, 0, :, :].cos(), tried[:, 1, :, :].sin())
-        angles = (given[2][:, None], given[3][:, None])
-        found = zip(_Rotation.apply(*given[:2], *angles), plain(*given), strict=True)
-        if not all(torch.allclose(one, other) for one, other in found):
-            return
-        setattr(module, _TURNS, _Turning(plain))
-    part.forward = _Angles(part.forward)
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.plain = layer, layer.forward
 
+    def __call__(self, hidden_states: Tensor, *args: Any, read: Tensor | None = None, **kwargs: Any) -> Tensor:
+        if read is None:
+            return self.plain(hidden_states, *args, **kwargs)
+        attention = self.layer.self_attn
+        attends = attention.forward
 
-class _Turning:
-    """In the place of a module's function."""
+        def attended(*args: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Any, ...]:
+            found, *rest = attends(*args, hidden_states=self.layer.input_layernorm(every), **kwargs)
+            return found[:, read], *rest
 
-    def __init__(self, plain: Callable[..., Any]) -> None:
-        self.plain = plain
-
-    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
-        if not hasattr(cos, "turns_both") or unsqueeze_dim != 1:
-            return self.plain(q, k, cos, sin, unsqueeze_dim)
-        return _Rotation.apply(q, k, cos.unsqueeze(1), sin.unsqueeze(1))
+        every, attention.forward = hidden_states, attended
+        try:
+            return self.plain(every[:, read], *args, **kwargs)
+        finally:
+            attention.forward = attends
 
 
-class _Angles:
-    """The forward of a rotary embedding, of a decoder whose queries and keys are turned together."""
-
-    def __init__(self, plain: Callable[..., Any]) -> None:
-        self.plain = plain
-
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        cos, sin = self.plain(*args, **kwargs)
-        cos.turns_both = True
-        return cos, sin
+def reads_some(model: PeftModel) -> bool:
+    """Whether the decoder takes `read`, the tokens whose states are wanted. Dropout is drawn for every token."""
+    last = model.get_base_model().get_decoder().layers[-1]
+    drops = model.training and bool(model.peft_config[_ADAPTER].lora_dropout)
+    return isinstance(vars(last).get("forward"), _LastLayer) and not drops
 
 
 def is_fused(decoder: nn.Module) -> bool:
@@ -275,63 +233,11 @@ def is_fused(decoder: nn.Module) -> bool:
 
 def unfuse(model: nn.Module) -> None:
     """Takes off what `fuse_adapters` put on a model, but for its adapters' layers."""
-    if (hook := vars(model.get_decoder()).pop("before_pass", None)) is not None:
+    decoder = model.get_decoder()
+    if (hook := vars(decoder).pop("before_pass", None)) is not None:
         hook.remove()
-    for part in model.modules():
-        if isinstance(vars(part).get("forward"), _Norm | _GemmaNorm | _Angles):
-            del part.forward
-
-
-def _fused_norm(part: nn.Module) -> _Norm | _GemmaNorm | None:
-    """The forward of a frozen RMS norm in few operations; None for another module."""
-    epsilon, weight = getattr(part, "variance_epsilon", getattr(part, "eps", None)), getattr(part, "weight", None)
-    if not type(part).__name__.endswith("RMSNorm") or epsilon is None or weight is None or weight.requires_grad:
-        return None
-    tried = torch.linspace(-1, 2, len(weight), dtype=weight.dtype, device=weight.device)
-    with torch.no_grad():
-        expected = part.forward(tried)
-        norms = [kind(weight.detach(), epsilon) for kind in (_Norm, _GemmaNorm)]
-        nearest = min(norms, key=lambda norm: float((norm(tried) - expected).abs().max()))
-        return nearest if torch.allclose(nearest(tried), expected, rtol=0.05, atol=0.01) else None
-
-
-class _Norm:
-    """y = w x / sqrt(mean(x²) + e), as in Llama, Mistral and Qwen, by the operation that PyTorch has for it."""
-
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        self.weight, self.epsilon = weight, epsilon
-
-    def __call__(self, states: Tensor) -> Tensor:
-        # Under autocast the public function would give float32.
-        return torch.ops.aten._fused_rms_norm(states, list(self.weight.shape), self.weight, self.epsilon)[0]
-
-
-class _GemmaNorm:
-    """y = (1 + w) x / sqrt(mean(x²) + e), rounded once: so 1 + w is kept in float32."""
-
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        self.weight, self.epsilon = 1 + weight.float(), epsilon
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return _ExactNorm.apply(states, self.weight, self.epsilon)
-
-
-class _ExactNorm(torch.autograd.Function):
-    """States [..., width] over the root of their mean square, times a frozen weight [width] in float32."""
-
-    @staticmethod
-    def forward(context: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        exact = states.float()
-        factor = torch.rsqrt(exact.square().mean(dim=-1, keepdim=True).add_(epsilon))
-        context.save_for_backward(states, factor, weight)
-        return (exact * factor).mul_(weight).to(states.dtype)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        states, factor, weight = context.saved_tensors
-        normed, scaled = states.float() * factor, gradient.float() * weight
-        along = (scaled * normed).mean(dim=-1, keepdim=True)
-        return scaled.sub_(normed.mul_(along)).mul_(factor).to(states.dtype), None, None
+        unfuse_parts(decoder)
+        vars(decoder.layers[-1]).pop("forward", None)
 
 
 class _Forward:
