@@ -22,6 +22,6 @@ def bi_encoder_settings(own: Settings) -> dict[str, Any]:
     return {**decisive(own.bi_encoder), "embedder": embedder_settings(own), "seed": own.seed}
 
 
-NEIGHBOURS = Stage("neighbours", version=4, run="analyticup.features.stage:neighbours", settings=neighbour_settings)
+NEIGHBOURS = Stage("neighbours", version=5, run="analyticup.features.stage:neighbours", settings=neighbour_settings)
 FEATURES = Stage("features", version=3, run="analyticup.features.stage:features", settings=feature_settings)
 BI_ENCODER = Stage("bi_encoder", version=2, run="analyticup.features.stage:bi_encoder", settings=bi_encoder_settings)

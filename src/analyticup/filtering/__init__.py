@@ -39,5 +39,5 @@ def decision_files(settings: Settings) -> dict[str, Path]:
     return found
 
 
-JUDGE = Stage("filter_model", 4, "analyticup.filtering.stage:judge", training_settings, held_out_cut)
+JUDGE = Stage("filter_model", 5, "analyticup.filtering.stage:judge", training_settings, held_out_cut)
 FILTER = Stage("filter", version=2, run="analyticup.filtering.stage:filter_rows", settings=filter_settings, model=False)

@@ -27,6 +27,8 @@ from analyticup.model.fused import is_fused
 from analyticup.model.packing import packed_batches, packed_states
 
 BATCH_TOKENS = 2048
+# Raised when states come to be computed otherwise: what a killed run leaves is taken up again.
+_VERSION = 2
 
 
 class FrozenStates:
@@ -98,7 +100,7 @@ class _Kept(Sequence[Tensor]):
 
 
 def _key(layers: int, fused: bool, ids: Sequence[int]) -> str:
-    return f"{layers}{'+' * fused}:{hashlib.sha256(np.array(ids, dtype=np.int32).tobytes()).hexdigest()}"
+    return f"v{_VERSION}:{layers}{'+' * fused}:{hashlib.sha256(np.array(ids, dtype=np.int32).tobytes()).hexdigest()}"
 
 
 def _to_bytes(states: Tensor) -> bytes:

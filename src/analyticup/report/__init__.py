@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from analyticup.engine.graph import Stage
 
-REPORT = Stage("report", version=8, run="analyticup.report.stage:report", model=False)
+REPORT = Stage("report", version=9, run="analyticup.report.stage:report", model=False)

@@ -101,10 +101,10 @@ def predicting(own: Settings) -> dict[str, Part]:
 ON_ALL = Part(purpose="all")
 FOLDS = Stage("folds", version=1, run="analyticup.training.stage:folds", settings=fold_settings, model=False)
 # Before TRAIN, on the other task's rows, where `train.start_from` says so.
-PRETRAIN = Stage("pretrain", version=2, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
+PRETRAIN = Stage("pretrain", version=3, run="analyticup.training.stage:pretrain", settings=pretraining_settings)
 # What TRAIN learns from besides the labels, where `train.distil` says so.
-TEACH = Stage("teach", 2, "analyticup.training.stage:teach", teaching_settings, held_out_cut)
-TRAIN = Stage("train", 4, "analyticup.training.stage:train", training_settings, held_out_cut)
+TEACH = Stage("teach", 3, "analyticup.training.stage:teach", teaching_settings, held_out_cut)
+TRAIN = Stage("train", 5, "analyticup.training.stage:train", training_settings, held_out_cut)
 # In the place of TRAIN where adapters are given.
 ADOPT = Stage("train", version=1, run="analyticup.training.adopt:adopt", settings=adopted_settings, model=False)
-PREDICT = Stage("predict", 3, "analyticup.training.stage:predict", predict_settings, predict_cut)
+PREDICT = Stage("predict", 4, "analyticup.training.stage:predict", predict_settings, predict_cut)

@@ -7,6 +7,7 @@ once counts once), for dense decoders:
   computed); none below the lowest adapter;
 - LoRA: 2 x its weights forward, 4 x backward;
 - attention: scores and weighted sum over the tokens before, 4 x width per pair of tokens forward, twice that backward;
+- the last layer as any other, though a pack leaves out there, after attention, what no score reads;
 - the output matrix or classification head: 2 x hidden x outputs per position where it is applied, and again backward.
 Left out: norms, activations, softmax, optimiser, tokenisation.
 """
