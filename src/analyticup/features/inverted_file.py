@@ -27,7 +27,7 @@ class InvertedFile:
         self._points = points
         rows, width = len(points.groups), points.vectors(slice(0, 1)).shape[1]
         lists = max(min(ceil(_LISTS * rows**0.5), rows // _ROWS_TO_A_LIST), 1)
-        recipe = f"PCA{min(_COMPONENTS, width)},IVF{lists},Flat"
+        recipe = f"PCA{min(_COMPONENTS, width)},IVF{lists},SQfp16"
         self._file = faiss.index_factory(width, recipe, faiss.METRIC_L2)
         placing = np.linspace(0, rows - 1, min(rows, lists * _PLACING_ROWS)).astype(int)
         with one_thread():
