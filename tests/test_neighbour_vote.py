@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import get_args
 
 import faiss
@@ -149,7 +150,7 @@ def test_what_the_inverted_file_does_not_find_never_votes(clustered, monkeypatch
 
 def test_a_query_of_many_voters_is_left_out_of_an_inverted_file_too(clustered, monkeypatch):
     points, _ = clustered
-    points, labels = Points(points.queries, points.targets, np.arange(1500) // 10), np.arange(1500) % 2
+    points, labels = replace(points, groups=np.arange(1500) // 10), np.arange(1500) % 2
     monkeypatch.setattr(vote, "EXACT_PAIRS", 0)
     plain, _ = neighbour_vote(points.take(slice(20)), points, labels, 20, "vote")
     made = []

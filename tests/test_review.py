@@ -386,12 +386,12 @@ def known_rows(n):
     labels = np.where(np.arange(n) < 20, 1 - truth, truth)
     vectors = (truth[:, None] + random.normal(0, 0.1, (n, 3))).astype(np.float32)
     texts = Table(vectors, np.arange(n))
-    points = Points(texts, texts, np.arange(n))
+    points = Points(texts, texts, np.arange(n), (1.0, 1.0))
     rows = make_rows({**{name: [f"{name}{i}" for i in range(n)] for name in COLUMNS}, "label": labels.tolist()})
     own = Settings()
     # The wrong ones come first, as they would by a good model.
     run = SimpleNamespace(task="QC", rows=rows, settings=own, order=lambda count: list(range(count)))
-    return Known(run, truth, points, Points(texts, texts, np.full(n, -1)), truth)
+    return Known(run, truth, points, replace(points, groups=np.full(n, -1)), truth)
 
 
 def test_looks_mend_labels_and_those_at_doubtful_rows_mend_them_sooner():

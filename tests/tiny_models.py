@@ -8,24 +8,30 @@ from analyticup.model.module import label_hidden, output_matrix
 from analyticup.model.objective import two_way
 
 
-def gemma(vocabulary):
+def gemma(vocabulary, **further):
     """Gemma 3 in small: local and global attention in turn, each with its own rotary base."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    config = Gemma3TextConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        sliding_window=8,
-    )
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        **further,
+    }
+    config = Gemma3TextConfig(vocab_size=vocabulary, num_hidden_layers=len(sizes["layer_types"]), **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Gemma3ForCausalLM(config).eval()
+
+
+def wide_gemma():
+    """Two layers as wide as those of Gemma 3 270M."""
+    sizes = {"hidden_size": 640, "intermediate_size": 2048, "num_key_value_heads": 1, "head_dim": 256}
+    return gemma(120, layer_types=["sliding_attention", "full_attention"], **sizes)
 
 
 def fill_adapter_at_random(model):

@@ -140,7 +140,7 @@ def query_weights(queries: Sequence[str], seed: int) -> Iterator[np.ndarray]:
 
     The same set of queries and the same seed give the same draws, whatever the rows' order.
     """
-    which, distinct = pd.factorize(np.asarray(queries, dtype=object), sort=True)
+    which, distinct = pd.factorize(np.asarray(queries, dtype=object), sort=True, use_na_sentinel=False)
     n = len(distinct)
     generator = np.random.default_rng([seed, n])
     resamples = min(RESAMPLES, max(_LEAST_RESAMPLES, RESAMPLES * _RESAMPLED_QUERIES // n))

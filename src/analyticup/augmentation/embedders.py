@@ -196,5 +196,5 @@ class CachedEmbedder:
                     progress.advance(len(batch))
         if len(distinct) == len(texts):
             return table
-        at = {text: place for place, text in enumerate(distinct)}
-        return table[[at[text] for text in texts]]
+        place_of = {text: place for place, text in enumerate(distinct)}
+        return table[[place_of[text] for text in texts]]

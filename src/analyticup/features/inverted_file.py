@@ -62,7 +62,8 @@ class InvertedFile:
 def _some_products(rows: np.ndarray, base: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Of each of `rows` [n, d] with the vectors of `base` at its `places` [n, m], float32 [n, m]; without a copy of
     those vectors, which would take most of the time."""
-    rows, base = (np.ascontiguousarray(vectors, dtype=np.float32) for vectors in (rows, base))
+    assert base.flags.c_contiguous and base.dtype == np.float32
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
     places = np.ascontiguousarray(places, dtype=np.int64)
     found = np.empty(places.shape, dtype=np.float32)
     pointers = [faiss.swig_ptr(array) for array in (found, rows, base, places)]

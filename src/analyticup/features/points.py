@@ -20,7 +20,7 @@ class Points:
     queries: Table
     targets: Table
     groups: np.ndarray
-    weights: tuple[float, float] = (1.0, 1.0)
+    weights: tuple[float, float]
 
     @classmethod
     def of(cls, queries: Table, targets: Table, groups: np.ndarray, settings: NeighbourSettings) -> Self:

@@ -18,7 +18,7 @@ from torch.nn.functional import gelu
 # What the layers' modules call the function that turns queries and keys by their positions.
 _TURNS: Final = "apply_rotary_pos_emb"
 # c and d of GELU by tanh.
-_GELU: Final = (2 * math.sqrt(2 / math.pi), 0.044715)
+_SLOPE, _CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 # Values in float32 that a core's own cache holds.
 _CACHED_VALUES: Final = 262_144
 
@@ -52,7 +52,11 @@ def _fuse_rotation(decoder: nn.Module) -> None:
         tried = torch.linspace(-1, 2, 24).view(1, 3, 2, 4)
         given = (tried[:, :2], tried[:, 2:], tried[:, 0, :, :].cos(), tried[:, 1, :, :].sin())
         angles = (given[2][:, None], given[3][:, None])
-        found = zip(_Rotation.apply(*given[:2], *angles), plain(*given), strict=True)
+        try:
+            found = zip(_Rotation.apply(*given[:2], *angles), plain(*given), strict=True)
+        except TypeError:
+            # Gemma 4 turns them one by one.
+            return
         if not all(torch.allclose(one, other) for one, other in found):
             return
         setattr(module, _TURNS, _Turning(plain))
@@ -149,19 +153,20 @@ class _ExactNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        given = _as_it_lies(states, states)
+        context.turned = states.ndim == 4 and not states.is_contiguous()
+        given = _as_it_lies(states, context.turned)
         found, factor = _empty(given), weight.new_empty((*given.shape[:-1], 1))
         for own, out, roots in _parts(given, found, factor):
             exact = own.to(weight.dtype, copy=True)
             torch.mean(exact.square(), dim=-1, keepdim=True, out=roots).add_(epsilon).rsqrt_()
             out.copy_(exact.mul_(roots).mul_(weight))
         context.save_for_backward(states, factor, weight)
-        return _as_it_lies(found, states)
+        return _as_it_lies(found, context.turned)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         states, factor, weight = context.saved_tensors
-        given, gradient = _as_it_lies(states, states), _as_it_lies(gradient, states)
+        given, gradient = (_as_it_lies(one, context.turned) for one in (states, gradient))
         found = _empty(given)
         for own, out, roots, of_out in _parts(given, found, factor, gradient):
             normed, scaled = (
@@ -170,13 +175,12 @@ class _ExactNorm(torch.autograd.Function):
             )
             along = (scaled * normed).mean(dim=-1, keepdim=True)
             out.copy_(scaled.sub_(normed.mul_(along)).mul_(roots))
-        return _as_it_lies(found, states), None, None
+        return _as_it_lies(found, context.turned), None, None
 
 
-def _as_it_lies(given: Tensor, states: Tensor) -> Tensor:
-    """Turns a tensor of the states' shape, and back again, where they are those of heads [1, heads, tokens, width]
-    that lie in memory token by token."""
-    return given.transpose(1, 2) if states.ndim == 4 and not states.is_contiguous() else given
+def _as_it_lies(states: Tensor, turned: bool) -> Tensor:
+    """Turns states of heads [1, heads, tokens, width] that lie in memory token by token, and back again."""
+    return states.transpose(1, 2) if turned else states
 
 
 def _fused_activation(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -213,13 +217,13 @@ class _Gelu(torch.autograd.Function):
             square = exact.square()
             gate = _gate(exact, square)
             # sigmoid(u) (1 + (1 - sigmoid(u)) x u')
-            slope = square.mul_(3 * _GELU[0] * _GELU[1]).add_(_GELU[0]).mul_(exact)
+            slope = square.mul_(3 * _SLOPE * _CUBIC).add_(_SLOPE).mul_(exact)
             out.copy_(slope.mul_(1 - gate).add_(1).mul_(gate).mul_(of_out))
         return found
 
 
 def _gate(exact: Tensor, square: Tensor) -> Tensor:
-    return (square * (_GELU[0] * _GELU[1])).add_(_GELU[0]).mul_(exact).sigmoid_()
+    return (square * (_SLOPE * _CUBIC)).add_(_SLOPE).mul_(exact).sigmoid_()
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -229,5 +233,6 @@ def _empty(like: Tensor) -> Tensor:
 def _parts(first: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
     """Parts of tensors with as many rows, [..., width] each, that a core's own cache holds: what is made of them on the
     way need not go through memory."""
-    rows = max(_CACHED_VALUES * torch.get_num_threads() // first.shape[-1], 1)
+    on_cpu = first.device.type == "cpu"
+    rows = max(_CACHED_VALUES * torch.get_num_threads() // first.shape[-1] if on_cpu else first.numel(), 1)
     yield from map(list, zip(*(one.reshape(-1, one.shape[-1]).split(rows) for one in (first, *others)), strict=True))

@@ -10,7 +10,8 @@ there after. Of the last layer's tokens, those go on after attention whose state
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 from analyticup.model.drawing import dropped_copies
 from analyticup.model.elementwise import fuse_parts, unfuse_parts
 from analyticup.model.heads import is_encoder
-from analyticup.model.packing import prepared_mask
+from analyticup.model.packing import ATTENTION, make_tree, prepared_mask, run_pack
 
 _ADAPTER: Final = "default"
 # A and B.
 _MATRICES: Final = ("lora_A", "lora_B")
+# What a layer must have whose tokens part after attention.
+_ATTENDS: Final = ("self_attn", "input_layernorm")
 _READ_THE_SAME: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -190,9 +193,7 @@ def fuse_adapters(model: PeftModel) -> None:
     fuse_parts(decoder)
     before = _Pass(joints, dtype, base.config.get_text_config())
     decoder.before_pass = decoder.register_forward_pre_hook(before, with_kwargs=True)
-    last = decoder.layers[-1]
-    if all(hasattr(last, name) for name in ("self_attn", "input_layernorm")):
-        last.forward = _LastLayer(last)
+    _read_some(decoder)
 
 
 class _LastLayer:
@@ -206,9 +207,10 @@ class _LastLayer:
         if read is None:
             return self.plain(hidden_states, *args, **kwargs)
         attention = self.layer.self_attn
-        attends = attention.forward
+        before, attends = vars(attention).get("forward"), attention.forward
 
         def attended(*args: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Any, ...]:
+            # What it is given are the normed states of the tokens that are read alone.
             found, *rest = attends(*args, hidden_states=self.layer.input_layernorm(every), **kwargs)
             return found[:, read], *rest
 
@@ -216,7 +218,32 @@ class _LastLayer:
         try:
             return self.plain(every[:, read], *args, **kwargs)
         finally:
-            attention.forward = attends
+            _put_back(attention, before)
+
+
+def _read_some(decoder: nn.Module) -> None:
+    """Lets the decoder take `read`, where its last layer is of the kind that this changes nothing for."""
+    last = decoder.layers[-1]
+    if decoder.config._attn_implementation != ATTENTION or not all(hasattr(last, name) for name in _ATTENDS):
+        return
+    before, training = vars(last).get("forward"), decoder.training
+    last.forward = _LastLayer(last)
+    tree, read = make_tree([[1, 2, 3], [1, 2, 4, 5]]), torch.tensor([2, 4])
+    # A layer that is also given something of each token cannot take fewer.
+    with torch.no_grad(), contextlib.suppress(IndexError, RuntimeError, TypeError):
+        whole, some = run_pack(decoder.eval(), tree), run_pack(decoder, tree, read=read)
+        if some.shape[1] == 2 and (some - whole[:, read]).norm() < 0.05 * whole[:, read].norm():
+            decoder.train(training)
+            return
+    decoder.train(training)
+    _put_back(last, before)
+
+
+def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
+    """The forward that a module had of its own, or its class's."""
+    del module.forward
+    if forward is not None:
+        module.forward = forward
 
 
 def reads_some(model: PeftModel) -> bool:
@@ -237,7 +264,9 @@ def unfuse(model: nn.Module) -> None:
     if (hook := vars(decoder).pop("before_pass", None)) is not None:
         hook.remove()
         unfuse_parts(decoder)
-        vars(decoder.layers[-1]).pop("forward", None)
+        last = decoder.layers[-1]
+        if isinstance(vars(last).get("forward"), _LastLayer):
+            del last.forward
 
 
 class _Forward:

@@ -20,6 +20,7 @@ from analyticup.model.frozen import only_layers
 from analyticup.model.fused import reads_some
 from analyticup.model.heads import encoder_logits, head_names, is_encoder
 from analyticup.model.objective import NEEDS_REFERENCE, loss_function, margins
+from analyticup.model.packing import filled_up
 from analyticup.model.passes import Passes, fitting
 from analyticup.model.prompt import LabelWords
 from analyticup.model.ranks import added_up, gathered
@@ -47,10 +48,11 @@ def label_hidden(model: PeftModel, batch: Mapping[str, Any], frozen_layers: int 
     with casting, only_layers(run, frozen_layers, len(run.layers)):
         inputs = {"inputs_embeds": batch["states"]} if frozen_layers else {"input_ids": batch["ids"]}
         some = "packed" in batch and reads_some(model)
-        read = {"read": batch["last"]} if some else {}
+        # Products of few tokens would round otherwise than those of many.
+        read = {"read": filled_up(batch["last"])} if some else {}
         hidden = run(**inputs, **batch.get("packed", {}), **read, use_cache=False).last_hidden_state
     if "packed" in batch:
-        found = hidden[0] if some else hidden[0, batch["last"]]
+        found = hidden[0, : len(batch["last"])] if some else hidden[0, batch["last"]]
     else:
         found = hidden[torch.arange(len(hidden), device=hidden.device), batch["last"]]
     return base.score(found.float()) if head_names(base) else found

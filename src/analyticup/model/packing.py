@@ -32,6 +32,8 @@ QUERIES = 16
 # A pack is filled up to a multiple of so many tokens: oneDNN makes and keeps code for every shape that it meets, some
 # 8 MB for each number of tokens.
 TOKENS = 16
+# Products of queries and keys that are there at once: 16 MB in float32.
+_PRODUCTS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ def shares_in_training(settings: ModelSettings) -> bool:
     return not settings.lora.dropout
 
 
+def filled_up(numbers: Tensor) -> Tensor:
+    """Token numbers [n], with the first token for each that is missing to a multiple of TOKENS."""
+    return pad(numbers, (0, _filler(len(numbers))))
+
+
 def _filled_ids(tree: Tree) -> Tensor:
     return torch.from_numpy(np.pad(tree.ids, (0, _filler(len(tree.ids)))))[None]
 
@@ -180,28 +187,36 @@ class _Shared(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Scaled dot-product attention by plain matrix products, as Transformers' own `eager` has it. In bf16 PyTorch's
-    takes four times as long on CPUs for rows as short as these, both ways. The products are rounded before the softmax:
-    with products of up to 17, gradients are .7 % off, where PyTorch's are .4 % off."""
+    """Scaled dot-product attention by plain matrix products, as Transformers' own `eager` has it. On CPUs, in bf16 and
+    for rows as short as these, PyTorch's takes four times as long both ways; in float32 they take the same. Products
+    are rounded before the softmax: with products of up to 17, states are .6 and gradients .7 % off, where PyTorch's are
+    .2 and .4 % off. Shares are found again in the backward pass, as they would take the most memory."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-        exact = torch.promote_types(query.dtype, torch.float32)
-        products = (query @ key.transpose(-1, -2)).to(exact).mul_(scale)
-        products = products.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else products.add_(mask)
-        shares = products.softmax(dim=-1)
-        context.save_for_backward(query, key, value, shares)
+        context.save_for_backward(query, key, value, mask)
         context.scale = scale
-        return shares.to(value.dtype) @ value
+        rows = max(_PRODUCTS // (query[0, ..., 0].numel() * key.shape[-2]), 1)
+        parts = zip(*(one.split(rows) for one in (query, key, value, mask)), strict=True)
+        found = [_shares(query, key, mask, scale).to(value.dtype) @ value for query, key, value, mask in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, shares = context.saved_tensors
+        query, key, value, mask = context.saved_tensors
+        shares = _shares(query, key, mask, context.scale)
         of_shares = (gradient @ value.transpose(-1, -2)).to(shares.dtype)
         of_products = shares * (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)) * context.scale
         of_products = of_products.to(query.dtype)
         of_value = shares.to(value.dtype).transpose(-1, -2) @ gradient
         return of_products @ key, of_products.transpose(-1, -2) @ query, of_value, None, None
+
+
+def _shares(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """How much of each key a query takes, [rows, key heads, queries, keys], in float32 or more."""
+    products = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)).mul_(scale)
+    products = products.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else products.add_(mask)
+    return products.softmax(dim=-1)
 
 
 def packed_attention(
@@ -286,10 +301,15 @@ def enable_packing(model: PreTrainedModel) -> None:
 def packed_states(decoder: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all."""
     tree = make_tree(prompts)
-    inputs = {"input_ids": _filled_ids(tree), **packed_inputs(tree)}
-    moved = move_data_to_device(inputs, next(decoder.parameters()).device)
-    states = decoder(**moved, use_cache=False).last_hidden_state[0].cpu()
+    states = run_pack(decoder, tree)[0].cpu()
     found: list[Tensor] = [states] * len(prompts)
     for number, path, length in zip(tree.order, tree.paths, tree.lengths, strict=True):
         found[number] = states[torch.from_numpy(path[:length])]
     return found
+
+
+def run_pack(decoder: Any, tree: Tree, **further: Any) -> Tensor:
+    """The decoder's last hidden states of a tree's tokens, [1, tokens, width]."""
+    inputs = {"input_ids": _filled_ids(tree), **packed_inputs(tree), **further}
+    moved = move_data_to_device(inputs, next(decoder.parameters()).device)
+    return decoder(**moved, use_cache=False).last_hidden_state
