@@ -223,20 +223,29 @@ class _LastLayer:
 
 def _read_some(decoder: nn.Module) -> None:
     """Lets the decoder take `read`, where its last layer is of the kind that this changes nothing for."""
+    if "takes_read" not in vars(decoder):
+        decoder.takes_read = _takes_read(decoder)
+    if decoder.takes_read:
+        decoder.layers[-1].forward = _LastLayer(decoder.layers[-1])
+
+
+def _takes_read(decoder: nn.Module) -> bool:
     last = decoder.layers[-1]
     if decoder.config._attn_implementation != ATTENTION or not all(hasattr(last, name) for name in _ATTENDS):
-        return
+        return False
     before, training = vars(last).get("forward"), decoder.training
-    last.forward = _LastLayer(last)
     tree, read = make_tree([[1, 2, 3], [1, 2, 4, 5]]), torch.tensor([2, 4])
-    # A layer that is also given something of each token cannot take fewer.
-    with torch.no_grad(), contextlib.suppress(IndexError, RuntimeError, TypeError):
-        whole, some = run_pack(decoder.eval(), tree), run_pack(decoder, tree, read=read)
-        if some.shape[1] == 2 and (some - whole[:, read]).norm() < 0.05 * whole[:, read].norm():
-            decoder.train(training)
-            return
-    decoder.train(training)
-    _put_back(last, before)
+    last.forward = _LastLayer(last)
+    try:
+        # A layer that is also given something of each token cannot take fewer.
+        with torch.no_grad(), contextlib.suppress(IndexError, RuntimeError, TypeError):
+            whole, some = (run_pack(decoder.eval(), tree, **given) for given in ({}, {"read": read}))
+            expected = whole[:, read]
+            return some.shape == expected.shape and bool((some - expected).norm() < 0.05 * expected.norm())
+        return False
+    finally:
+        decoder.train(training)
+        _put_back(last, before)
 
 
 def _put_back(module: nn.Module, forward: Callable[..., Any] | None) -> None:
