@@ -15,7 +15,7 @@ from analyticup.features.points import Points
 # them for each that is asked for (assumed; what a vote loses by it stands in configs/README.md).
 _COMPONENTS, _LISTS, _LEAST_SHARE, _ROWS_TO_A_CANDIDATE = 64, 2, 1 / 64, 8
 # Faiss warns of fewer rows to a list; so many of them place the lists.
-_ROWS_TO_A_LIST, _PLACING_ROWS = 39, 64
+_ROWS_TO_A_LIST, _PLACING_ROWS = 39, 40
 _BLOCK = 16_384
 
 
