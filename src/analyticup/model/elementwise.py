@@ -33,6 +33,7 @@ def fuse_parts(decoder: nn.Module) -> None:
 
 
 def unfuse_parts(decoder: nn.Module) -> None:
+    """Takes off what `fuse_parts` put on a decoder."""
     for part in decoder.modules():
         own = vars(part).get("forward")
         if own is _gelu or isinstance(own, _Norm | _GemmaNorm | _Angles):
