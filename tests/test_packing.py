@@ -317,6 +317,16 @@ def test_the_gradient_of_a_shared_token_is_not_rounded_on_the_way():
     assert states.grad.dtype == torch.bfloat16 and states.grad.tolist() == [[300.0] * 3, [0.0] * 3]
 
 
+def test_attention_in_parts_gives_the_same(monkeypatch):
+    query, key, value = torch.randn(3, 5, 2, 16, 8)
+    mask = torch.ones(5, 1, 16, 16, dtype=torch.bool).tril()
+    whole = _Attention.apply(query, key, value, mask, 0.3)
+    # Two rows at once, then the last one.
+    monkeypatch.setattr(packing, "_PRODUCTS", 2 * 2 * 16 * 16)
+    assert_same_sums(_Attention.apply(query, key, value, mask, 0.3), whole)
+    assert_same_sums(whole, scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3))
+
+
 def test_attention_in_bf16_is_nearly_that_in_float32_and_so_are_its_gradients():
     random = torch.Generator().manual_seed(0)
     given = [torch.randn(8, 1, 64, 256, generator=random).bfloat16() for _ in range(4)]

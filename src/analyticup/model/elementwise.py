@@ -170,10 +170,8 @@ class _ExactNorm(torch.autograd.Function):
         given, gradient = (_as_it_lies(one, context.turned) for one in (states, gradient))
         found = _empty(given)
         for own, out, roots, of_out in _parts(given, found, factor, gradient):
-            normed, scaled = (
-                own.to(weight.dtype, copy=True).mul_(roots),
-                of_out.to(weight.dtype, copy=True).mul_(weight),
-            )
+            normed = own.to(weight.dtype, copy=True).mul_(roots)
+            scaled = of_out.to(weight.dtype, copy=True).mul_(weight)
             along = (scaled * normed).mean(dim=-1, keepdim=True)
             out.copy_(scaled.sub_(normed.mul_(along)).mul_(roots))
         return _as_it_lies(found, context.turned), None, None

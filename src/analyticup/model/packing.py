@@ -196,7 +196,8 @@ class _Attention(torch.autograd.Function):
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
         context.save_for_backward(query, key, value, mask)
         context.scale = scale
-        rows = max(_PRODUCTS // (query[0, ..., 0].numel() * key.shape[-2]), 1)
+        _, heads, queries, _ = query.shape
+        rows = max(_PRODUCTS // (heads * queries * key.shape[-2]), 1)
         parts = zip(*(one.split(rows) for one in (query, key, value, mask)), strict=True)
         found = [_shares(query, key, mask, scale).to(value.dtype) @ value for query, key, value, mask in parts]
         return found[0] if len(found) == 1 else torch.cat(found)
