@@ -195,3 +195,32 @@ def test_the_fast_reader_reads_what_the_packages_own_reads_and_only_once(tmp_pat
     }
     assert fast.fields["tokenizer.ggml.tokens"].contents()[1] == "Größe"
     assert np.array_equal(fast.tensors[0].data, own.tensors[0].data) and fast.tensors[0].data.sum() == 2016
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 65])
+def test_a_tensor_read_in_parts_has_the_values_of_one_read_whole(monkeypatch, rows):
+    import gguf as package
+    import numpy as np
+
+    monkeypatch.setattr(gguf, "_ROWS", 16)
+    values = np.random.default_rng(0).normal(size=(rows, 96)).astype(np.float32)
+    for kind in (package.GGMLQuantizationType.Q8_0, package.GGMLQuantizationType.F16):
+        data = package.quantize(values, kind)
+        with gguf._fast_reader():
+            found = package.dequantize(data, kind)
+        whole = package.dequantize(data, kind)
+        assert found.dtype == whole.dtype and np.array_equal(found, whole)
+    vector = package.quantize(values[0], package.GGMLQuantizationType.F32)
+    assert np.array_equal(gguf._in_parts(vector, package.GGMLQuantizationType.F32), values[0])
+
+
+def test_a_large_tensor_is_not_read_twice(monkeypatch):
+    import gguf as package
+    import numpy as np
+
+    monkeypatch.setattr(gguf, "_ROWS", 16)
+    data = package.quantize(np.ones((64, 96), dtype=np.float32), package.GGMLQuantizationType.Q8_0)
+    read = []
+    monkeypatch.setattr(gguf, "dequantize", lambda part, kind: read.append(len(part)) or package.dequantize(part, kind))
+    gguf._in_parts(data, package.GGMLQuantizationType.Q8_0)
+    assert max(read) == 16

@@ -14,6 +14,8 @@ import psutil
 
 # How often a run's processes are looked at, in seconds.
 INTERVAL = 1.0
+# As malloc.h numbers it, and bytes.
+_M_MMAP_THRESHOLD, _LARGE = -3, 16 << 20
 
 
 def reset_peak() -> None:
@@ -46,6 +48,13 @@ def let_go() -> None:
     # The C library may be another one than glibc.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_at_once() -> None:
+    """From here on this process hands large buffers back to the system when they are freed, where run.sh lets it keep
+    them: for work that takes each size once. Only glibc does both."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def halved(size: int, what: str, setting: str) -> int:

@@ -17,18 +17,22 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from gguf import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 from analyticup.engine.artifacts import RECORD, Record, Unusable
 from analyticup.engine.files import file_sha256, lock, publish_folder
-from analyticup.engine.memory import let_go
+from analyticup.engine.memory import give_back_at_once, let_go
 from analyticup.engine.progress import track
 from analyticup.engine.workers import apart
 from analyticup.errors import UserError
 from analyticup.model.pins import CONVERTED_DTYPE, GGUF, check_packaged, converted_folder, gguf_package, read_conversion
 from analyticup.model.weights import load_whole
+
+# Of a tensor, read at once.
+_ROWS = 4096
 
 
 def converted_gguf(backbone: str, cache: Path, dtype: str = CONVERTED_DTYPE) -> Path:
@@ -55,6 +59,7 @@ def _copy(backbone: str, cache: Path, dtype: str) -> Path:
 
 
 def _widen(source: Path, out: Path) -> None:
+    give_back_at_once()
     for path in source.iterdir():
         if path.suffix == ".safetensors":
             weights = {name: value.float() for name, value in load_file(path).items()}
@@ -71,6 +76,7 @@ def quiet_transformers() -> None:
 
 def _convert(name: str, out: Path) -> None:
     quiet_transformers()
+    give_back_at_once()
     # Inside `out`, which is removed as a whole where a conversion was killed.
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if name.endswith(".gguf"):
@@ -101,11 +107,23 @@ def _fast_reader() -> Iterator[None]:
         def data(self, mapped: np.memmap) -> None:
             self._data = np.asarray(mapped)
 
-    gguf.GGUFReader = functools.cache(PlainReader)
+    gguf.GGUFReader, gguf.dequantize = functools.cache(PlainReader), _in_parts
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        gguf.GGUFReader, gguf.dequantize = reader, dequantize
+
+
+def _in_parts(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """A tensor's values in float32. The gguf package's own function makes them twice on the way, which for the largest
+    tensor is a third of what a conversion takes."""
+    parts = np.array_split(data, max(len(data) // _ROWS, 1))
+    first = dequantize(parts[0], kind)
+    found, filled = np.empty((len(data), *first.shape[1:]), dtype=first.dtype), 0
+    for part in parts:
+        found[filled : filled + len(part)] = dequantize(part, kind)
+        filled += len(part)
+    return found
 
 
 @contextlib.contextmanager
