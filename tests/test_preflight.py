@@ -474,7 +474,7 @@ def test_the_estimate_of_a_run_grows_with_rows_layers_and_the_tasks_own_settings
 
 def test_lora_targets_are_looked_for_by_task(tmp_path):
     given = ("model.backbone=random:qwen3", "QI.model.lora.targets=foo")
-    assert texts(look(tmp_path, *given), "FAIL")[0].startswith("model.lora.targets: no linear module")
+    assert texts(look(tmp_path, *given), "FAIL")[0].startswith("QI.model.lora.targets: no linear module")
     assert not texts(look(tmp_path, *given, "tasks=[QC]"), "FAIL")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from analyticup.checks.memory import (
     training_bytes,
 )
 from analyticup.checks.models import DTYPE_BYTES, Model, download_bytes, needed_models
-from analyticup.checks.timing import rows_and_languages
+from analyticup.checks.timing import task_rows
 from analyticup.engine.cluster import cluster_address, cluster_fault
 from analyticup.engine.workers import cores
 from analyticup.errors import UserError
@@ -286,19 +286,16 @@ def disk_findings(settings: Settings, models: list[Model], machine: Machine) -> 
 
 
 def _rows(settings: Settings, task: str) -> float:
-    """Rows of a task's given files, or of the sample corpus; those that stages make are few beside them."""
+    """Rows of a task that a model reads: those of its files, with what stages make, or of the sample corpus."""
     if settings.data.dir is None:
         return _SAMPLE_ROWS / len(settings.tasks)
-    return sum(rows_and_languages(path)[0] for path in _data_files(settings, [task]))
+    rows = task_rows(task_settings(settings, task), task)
+    return rows.whole + rows.asked
 
 
 def _table_bytes(settings: Settings) -> float:
     if settings.data.dir is None:
         return _SAMPLE_BYTES
-    return _TABLE_COPIES * sum(path.stat().st_size for path in _data_files(settings, settings.tasks))
-
-
-def _data_files(settings: Settings, tasks: Sequence[str]) -> list[Path]:
-    folder = Path(settings.data.dir or "").expanduser()
-    paths = [folder / f"{split}_{task}.txt" for task in tasks for split in ("train", "dev", "test")]
-    return [path for path in paths if path.is_file()]
+    folder = Path(settings.data.dir).expanduser()
+    paths = [folder / f"{split}_{task}.txt" for task in settings.tasks for split in ("train", "dev", "test")]
+    return _TABLE_COPIES * sum(path.stat().st_size for path in paths if path.is_file())

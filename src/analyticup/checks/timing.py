@@ -96,9 +96,9 @@ def task_rows(own: Settings, task: str) -> TaskRows:
     if own.data.dir is None:
         return TaskRows(0.0, 0.0, 0.0, 0.0)
     folder = Path(own.data.dir).expanduser()
-    count, known = rows_and_languages(folder / f"train_{task}.txt")
+    count, known = _rows_and_languages(folder / f"train_{task}.txt")
     given = float(min(count, own.data.train_rows or count))
-    others = [rows_and_languages(folder / f"{split}_{task}.txt") for split in ("dev", "test")]
+    others = [_rows_and_languages(folder / f"{split}_{task}.txt") for split in ("dev", "test")]
     translated = given
     if own.translate.enabled:
         asked = set(own.translate.languages or set().union(*(languages for _, languages in others)) - known)
@@ -128,7 +128,7 @@ def model_rows(own: Settings, rows: TaskRows) -> tuple[float, float]:
     return trained, scored
 
 
-def rows_and_languages(path: Path) -> tuple[int, frozenset[str]]:
+def _rows_and_languages(path: Path) -> tuple[int, frozenset[str]]:
     """Lines of a file and the languages in them; none of one that is absent."""
     if not path.is_file():
         return 0, frozenset()

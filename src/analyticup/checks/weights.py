@@ -73,10 +73,13 @@ def _of(settings: Settings, model: Model) -> Finding:
 
 def _checked_targets(settings: Settings, loaded: transformers.PreTrainedModel) -> list[str]:
     """The tasks' LoRA targets, each once; raises UserError where the model has them not."""
-    own = [task_settings(settings, task).model.lora for task in settings.tasks]
-    for lora in own:
-        lora_targets(loaded, lora)
-    return list(dict.fromkeys(lora.targets for lora in own))
+    own = {task: task_settings(settings, task).model.lora for task in settings.tasks}
+    for task, lora in own.items():
+        try:
+            lora_targets(loaded, lora)
+        except UserError as error:
+            raise error if lora == settings.model.lora else UserError(f"{task}.{error}") from None
+    return list(dict.fromkeys(lora.targets for lora in own.values()))
 
 
 def _auto_class(settings: Settings, model: Model) -> type:
