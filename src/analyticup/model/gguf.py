@@ -117,12 +117,10 @@ def _fast_reader() -> Iterator[None]:
 def _in_parts(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
     """A tensor's values in float32. The gguf package's own function makes them twice on the way, which for the largest
     tensor is a third of what a conversion takes."""
-    parts = np.array_split(data, max(len(data) // _ROWS, 1))
-    first = dequantize(parts[0], kind)
-    found, filled = np.empty((len(data), *first.shape[1:]), dtype=first.dtype), 0
-    for part in parts:
-        found[filled : filled + len(part)] = dequantize(part, kind)
-        filled += len(part)
+    one = dequantize(data[:1], kind)
+    found = np.empty((len(data), *one.shape[1:]), dtype=one.dtype)
+    for start in range(0, len(data), _ROWS):
+        found[start : start + _ROWS] = dequantize(data[start : start + _ROWS], kind)
     return found
 
 
