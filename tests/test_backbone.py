@@ -228,12 +228,22 @@ def test_a_pinned_hub_model_is_known_by_its_commit(tmp_path, monkeypatch):
     assert local_folder(settings, tmp_path) == f"Qwen/Qwen3-14B-Base/{COMMIT}"
 
 
+def test_weights_go_to_the_gpu_of_their_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert backbone.numbered("cuda") == torch.device("cuda", 3) and backbone.numbered("cpu") == torch.device("cpu")
+    asked = []
+    monkeypatch.setattr(backbone, "local_folder", lambda *_: "somewhere")
+    monkeypatch.setattr(backbone, "load_whole", lambda *_, **options: asked.append(options) or torch.nn.Module())
+    backbone._loaded(ModelSettings(backbone="somewhere"), Path("none"), torch.bfloat16, False, "cuda")
+    assert asked[0]["device_map"] == {"": torch.device("cuda", 3)}
+
+
 def test_the_precision_says_why(monkeypatch):
     assert choose_precision("float32", "cpu") == backbone.Precision("float32", "model.dtype says so")
     monkeypatch.setattr(backbone, "cpu_has_bf16", lambda: True)
     assert choose_precision("auto", "cpu").dtype == "bfloat16"
     monkeypatch.setattr(backbone, "cpu_has_bf16", lambda: False)
     assert choose_precision("auto", "cpu") == backbone.Precision("float32", "no bf16 instructions found on cpu")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert choose_precision("auto", "cuda") == backbone.Precision("float32", "this GPU lacks bf16")
     assert choose_precision("auto", "mps").dtype == "float32"

@@ -11,6 +11,8 @@ from pandas import DataFrame
 
 from analyticup.errors import UserError
 from analyticup.model import module
+from analyticup.model.module import LabelWordModule
+from analyticup.model.prompt import LabelWords
 from analyticup.settings.loading import settings_from_dict
 from analyticup.training.fold import score_rows, train_fold
 from analyticup.training.source import Machine, ModelSource
@@ -94,6 +96,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, monkeypat
 def test_an_adapter_that_breaks_at_the_last_step_does_not_pass(tmp_path):
     with pytest.raises(UserError, match="of 4 scores of a batch are not finite"):
         trained(tmp_path, "train.lr=1e30", "train.clip_norm=0", "train.batch_rows=8", "train.epochs=1")
+
+
+def test_without_held_out_rows_the_last_losses_are_looked_at_too(tmp_path):
+    _, (model, _) = trained(tmp_path, "train.epochs=1")
+    steps = LabelWordModule(model, LabelWords(negative=3, positive=4), settings().train, 8)
+    # A GPU is not waited for after each step.
+    steps.unseen.append((7, "loss", torch.tensor(math.nan)))
+    with pytest.raises(UserError, match="step 8 of 8: the loss is nan"):
+        steps.on_train_end()
 
 
 def test_scores_under_a_broken_adapter_are_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,12 +13,12 @@ from tiny_models import fill_adapter_at_random
 
 from analyticup.engine.graph import WHOLE, Shard
 from analyticup.errors import machine_trouble, out_of_memory
-from analyticup.model import module
+from analyticup.model import drawing, module
 from analyticup.model.backbone import add_adapter, random_qwen3
 from analyticup.model.batches import EncodedRows
 from analyticup.model.module import LabelWordModule, label_hidden
 from analyticup.model.packing import enable_packing
-from analyticup.model.passes import Cutter, MemoryLimit
+from analyticup.model.passes import Cutter, MemoryLimit, fitting
 from analyticup.model.prompt import LabelWords
 from analyticup.settings.schema import LoraSettings, ModelSettings, Settings, TrainSettings
 from analyticup.training.fold import score_rows, train_fold
@@ -187,6 +189,35 @@ def test_a_single_row_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "label_hidden", failing({0, 1}, TROUBLES[0]))
     with pytest.raises(torch.OutOfMemoryError):
         trained(ModelSource(own, tmp_path, Machine("cpu", 1)), own)
+
+
+def test_what_a_failed_pass_made_is_gone_before_smaller_ones_are_made():
+    made, alive = [], []
+
+    def run(passes):
+        big = torch.ones(3)
+        made.append(weakref.ref(big))
+        if len(made) == 1:
+            raise TROUBLES[0]
+        return "done"
+
+    def relieve(passes):
+        alive.append(made[0]() is not None)
+        return passes
+
+    assert fitting(run, ["a step"], relieve) == "done" and alive == [False]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_whole_and_cut_batches_draw_by_one_layout(monkeypatch, count):
+    # On a GPU the layout decides which number of the generator a value gets.
+    layouts = []
+    monkeypatch.setattr(drawing, "dropout", lambda given, p: layouts.append((given.shape, given.stride())) or given)
+    own, states = drawing.BatchDropout(0.1, drawing.Drawing()), torch.ones(1, 16, 8)
+    drawing.dropped_copies(own, states, count)
+    own.drawing.place = drawing.Place(states.shape[:2], (slice(0, 1), slice(0, 8)), (1, 8))
+    drawing.dropped_copies(own, states, count)
+    assert layouts[0] == layouts[1]
 
 
 def test_another_error_is_no_reason_to_try_again(tmp_path, monkeypatch):

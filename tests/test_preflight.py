@@ -22,6 +22,7 @@ from analyticup.checks import machine as machine_checks
 from analyticup.checks.machine import MachineFacts
 from analyticup.checks.preflight import findings
 from analyticup.checks.timing import measured_rates
+from analyticup.engine import workers as workers_module
 from analyticup.engine.artifacts import Record
 from analyticup.model.backbone import random_qwen3, random_tokenizer
 from analyticup.model.pins import CONVERSION_VERSION
@@ -512,6 +513,11 @@ def test_workers_take_memory_each(tmp_path, monkeypatch):
         assert only(found, "memory for the backbone", told, f"free of {place}")[0] == level
         assert any("share one" in f.text for f in found) == (0 < len(facts.gpus) < workers)
     assert only(found, "machine.workers = 5: GPUs on this machine: 2, so 3 share one")[0] == "note"
+    # The checks before a run are made in a worker, which sees its own GPU only.
+    monkeypatch.setattr(workers_module, "_gpus", 2)
+    machine(monkeypatch, MachineFacts("cuda", cards[:1], 10**12))
+    found = look(tmp_path, *arguments, "machine.workers=2")
+    assert only(found, "memory for the backbone", f"20.0 GB {alone} (estimate)")[0] == "OK"
     machine(monkeypatch, ROOMY)
     paper = look(tmp_path, f"translate.seedx.revision={COMMIT}", "machine.workers=3", config=CONFIGS / "paper.yaml")
     # Two tasks.

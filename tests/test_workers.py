@@ -81,13 +81,16 @@ def test_workers_are_processes_with_their_share_of_the_cores(tmp_path):
 
 
 def test_what_was_loaded_is_kept_until_other_models_are_asked_for(monkeypatch):
-    monkeypatch.setattr(worker_calls, "no_models", lambda given: object())
+    gone = []
+    monkeypatch.setattr(worker_calls, "no_models", lambda given: SimpleNamespace(release=lambda: gone.append(given)))
     sources = workers.Sources(MODELS)
     first = sources.of(settings())
     assert sources.of(Settings(name="other", seed=4, machine=settings().machine)) is first
     # Tasks that share the backbone may have other adapters.
     assert sources.of(settings().replace(**{"model.lora.layers": 3})) is first
     assert sources.of(settings().replace(**{"model.dtype": "float32"})) is not first
+    # Two backbones may be more than a GPU holds.
+    assert [given.model.dtype for given in gone] == [settings().model.dtype]
     assert sources.of(Settings(paths=PathSettings(cache="elsewhere"), machine=settings().machine)) is not first
 
 
@@ -102,8 +105,10 @@ def test_each_worker_sees_one_gpu_in_turn(monkeypatch, given, number, seen):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     # What the function sets is taken back.
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(workers, "_gpus", 0)
     workers._take_gpu(number)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    assert workers.gpus_of_all(1) == 2
 
 
 def test_an_error_comes_through_and_stops_the_others_without_leftovers(tmp_path):

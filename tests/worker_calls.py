@@ -23,7 +23,7 @@ MODELS = "worker_calls:no_models"
 
 
 def no_models(settings: Settings) -> Any:
-    return SimpleNamespace(machine=settings.machine)
+    return SimpleNamespace(machine=settings.machine, release=lambda: None)
 
 
 def wait_for(condition: Callable[[], bool], seconds: int = 60) -> None:

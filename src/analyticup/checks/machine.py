@@ -29,7 +29,7 @@ from analyticup.checks.memory import (
 from analyticup.checks.models import DTYPE_BYTES, Model, download_bytes, needed_models
 from analyticup.checks.timing import task_rows
 from analyticup.engine.cluster import cluster_address, cluster_fault
-from analyticup.engine.workers import cores
+from analyticup.engine.workers import cores, gpus_of_all
 from analyticup.errors import UserError
 from analyticup.model.backbone import choose_precision, cpu_has_bf16
 from analyticup.model.compiling import compiler_fault
@@ -115,11 +115,9 @@ def device_findings(settings: Settings, machine: MachineFacts) -> Iterable[Findi
     workers, given = settings.machine.workers, f"machine.workers = {settings.machine.workers}"
     if fault := devices_fault(settings.machine.devices, machine.device, len(machine.gpus)):
         yield Finding(Verdict.FAIL, fault)
-    elif machine.gpus and _on_one_gpu(settings, machine) > 1:
-        yield Finding(
-            Verdict.NOTE,
-            f"{given}: GPUs on this machine: {len(machine.gpus)}, so {_on_one_gpu(settings, machine)} share one",
-        )
+    elif machine.gpus and (each := _on_one_gpu(settings, machine)) > 1:
+        gpus = gpus_of_all(len(machine.gpus))
+        yield Finding(Verdict.NOTE, f"{given}: GPUs on this machine: {gpus}, so {each} share one")
     if machine.device == "cpu" and workers > cores():
         yield Finding(Verdict.NOTE, f"{given}: CPU cores for them: {cores()}; more workers than cores gain nothing")
     if machine.device == "cpu":
@@ -231,7 +229,7 @@ def _on_one_gpu(settings: Settings, machine: MachineFacts) -> int:
     """How many workers share a GPU; none do on Ray."""
     if settings.machine.engine == "ray":
         return 1
-    return math.ceil(settings.machine.workers * settings.machine.devices / max(1, len(machine.gpus)))
+    return math.ceil(settings.machine.workers * settings.machine.devices / max(1, gpus_of_all(len(machine.gpus))))
 
 
 def _fits(what: str, each: float, place: str, free: int, count: int) -> Finding:

@@ -161,12 +161,15 @@ class Sources:
             make = imported(self._models)
             if self._source is None:
                 keep()
+            else:
+                self._source.release()
             self._key, self._source = key, make(own)
         return self._source
 
 
-# The models of a worker process.
+# The models of a worker process, and the machine's GPUs where the worker sees only its own.
 _sources = Sources()
+_gpus = 0
 
 
 def _start(alive: Connection, stops: Any, started: Any, machine: MachineSettings, models: str, queue: Any) -> None:
@@ -188,12 +191,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus_of_all(seen: int) -> int:
+    """The GPUs that all workers have, where this process sees so many."""
+    return max(seen, _gpus)
+
+
 def _take_gpu(number: int, each: int = 1) -> None:
     """Leaves `each` GPUs visible, in turn; not tried yet on a machine with several."""
     import torch
 
+    global _gpus
     count = torch.cuda.device_count()
     if count > each:
+        _gpus = count
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else [str(gpu) for gpu in range(count)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[(number * each + turn) % count] for turn in range(each))

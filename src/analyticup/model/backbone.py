@@ -66,11 +66,16 @@ def choose_precision(wanted: str, device: str) -> Precision:
     if wanted != "auto":
         return Precision(wanted, "model.dtype says so")
     if device == "cuda":
-        able = torch.cuda.is_bf16_supported()
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
         return Precision("bfloat16" if able else "float32", f"this GPU {'has' if able else 'lacks'} bf16")
     if device == "cpu" and cpu_has_bf16():
         return Precision("bfloat16", "this CPU has bf16 instructions")
     return Precision("float32", f"no bf16 instructions found on {device}")
+
+
+def numbered(device: str) -> torch.device:
+    """The device of that name which is this process's: Transformers loads weights in threads, which have GPU 0."""
+    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 def cpu_has_bf16() -> bool:
@@ -146,7 +151,7 @@ def _loaded(settings: ModelSettings, cache: Path, dtype: torch.dtype, converted:
         options["quantization_config"] = _nf4(dtype)
     if device != "cpu" or settings.quantisation != "none":
         # Without it Transformers maps the file, which is what a CPU wants.
-        options["device_map"] = {"": device}
+        options["device_map"] = {"": numbered(device)}
     if converted or source_kind(settings) == "gguf":
         return auto_class.from_pretrained(place, trust_remote_code=False, use_safetensors=True, **options).eval()
     model = load_whole(auto_class, place, f"model.backbone = {place}", use_safetensors=True, **options)

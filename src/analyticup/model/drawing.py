@@ -75,12 +75,18 @@ def dropped_copies(drop: nn.Dropout, states: Tensor, count: int) -> Tensor:
     a BatchDropout drawn for the whole batch."""
     place = drop.drawing.place if isinstance(drop, BatchDropout) else None
     if place is None:
-        # Of `unsqueeze`, unlike of `expand`, the gradient is a view.
-        copies = states.unsqueeze(0)
-        return dropout(copies if count == 1 else copies.expand(count, *states.shape), drop.p)
-    drawn = dropout(states.new_ones((count, *place.shape, states.shape[-1])), drop.p)[(slice(None), *place.index)]
+        return dropout(_copies(states, count), drop.p)
+    ones = states.new_ones((*place.shape, states.shape[-1]))
+    drawn = dropout(_copies(ones, count), drop.p)[(slice(None), *place.index)]
     # What fills a pack up is read by nobody.
     return states * pad(drawn, (0, 0, 0, states.shape[1] - drawn.shape[2]))
+
+
+def _copies(states: Tensor, count: int) -> Tensor:
+    """[count, *states.shape], in one layout for whole batches and for cut ones: a GPU draws by it."""
+    # Of `unsqueeze`, unlike of `expand`, the gradient is a view.
+    copies = states.unsqueeze(0)
+    return copies if count == 1 else copies.expand(count, *states.shape)
 
 
 def draw_by_batch(model: nn.Module, own: bool = False) -> Drawing:

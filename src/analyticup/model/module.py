@@ -219,6 +219,10 @@ class LabelWordModule(LightningModule):
             advice = "no step was taken yet, so it is the model's: set model.dtype=float32, or use another model"
         raise UserError(f"{self.description}: step {done + 1} of {self.steps}: the {what} is {float(value)}; {advice}")
 
+    def on_train_end(self) -> None:
+        # Without held-out rows no validation starts.
+        self._look()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._look()
 

@@ -48,6 +48,8 @@ def label_nll(
     """Eq. 1: -log p(label word | P) over the whole vocabulary."""
     word_ids = torch.where(labels == 1, words.positive, words.negative)
     loss = cross_entropy((hidden @ output_matrix.T).float(), word_ids)
+    if isinstance(smoothing, float) and not smoothing:
+        return loss
     # Both words share the normaliser: -log p(other) = -log p(label word) + margin of the label word over the other.
     other = (2 * labels - 1) * margins(hidden, output_matrix, words)
     return loss + (smoothing * other.mean() if isinstance(smoothing, float) else (smoothing * other).mean())
@@ -98,6 +100,7 @@ def margins(hidden: Tensor, output_matrix: Tensor, words: LabelWords) -> Tensor:
 
     The score of Eq. 2, a softmax over these two logits, is the sigmoid of this difference.
     """
-    rows = output_matrix[[words.negative, words.positive]].float()
+    # By a list of numbers a GPU would have to be waited for.
+    rows = torch.stack([output_matrix[words.negative], output_matrix[words.positive]]).float()
     logits = hidden.float() @ rows.T
     return logits[:, 1] - logits[:, 0]

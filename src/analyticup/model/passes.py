@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -178,7 +179,11 @@ def fitting(run: Callable[[Passes], Any], passes: Passes, relieve: Callable[[Pas
         try:
             return run(passes)
         except Exception as error:
-            less = relieve(passes) if out_of_memory(error) else None
+            if not out_of_memory(error):
+                raise
+            # What the failed pass has made, which the smaller ones may not fit beside.
+            traceback.clear_frames(error.__traceback__)
+            less = relieve(passes)
             if less is None:
                 raise
         # Here and not above: until its handler ends, the error holds the failed pass in memory.

@@ -46,6 +46,9 @@ class Machine:
         if self.accelerator == "cpu":
             return "cpu"
         if torch.cuda.is_available():
+            # cuDNN makes a plan for every shape, and nearly every pack has a new one. It does not repeat either, and
+            # with a mask its gradients may not be finite (pytorch issue 196678, torch 2.11 to 2.13).
+            torch.backends.cuda.enable_cudnn_sdp(False)
             return "cuda"
         if self.accelerator == "gpu" and not torch.backends.mps.is_available():
             raise UserError("machine.accelerator = gpu: torch sees no GPU here; use auto or cpu, or fix the driver")

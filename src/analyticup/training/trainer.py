@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -18,6 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from analyticup.engine.progress import Track, track
+from analyticup.model.backbone import numbered
 from analyticup.model.batches import EncodedRows
 from analyticup.settings.schema import Settings
 from analyticup.training.source import Machine
@@ -44,7 +44,7 @@ def make_trainer(
 ) -> Trainer:
     return Trainer(
         accelerator="cpu" if machine.device == "cpu" else "gpu",
-        strategy=StayingStrategy(_numbered(machine.device)),
+        strategy=StayingStrategy(numbered(machine.device)),
         devices=1,
         max_epochs=settings.train.epochs,
         # Weights keep the dtype they were loaded in; Lightning must not cast them.
@@ -63,10 +63,6 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-def _numbered(device: str) -> torch.device:
-    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ _TINY_SHAPE = {
 
 
 def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if Machine("auto", None).device == "cuda" else "cpu"
 
 
 def _recipe() -> Settings:
