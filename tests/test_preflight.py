@@ -727,7 +727,8 @@ def test_a_gpus_rates_say_how_long_a_run_takes(tmp_path, data, monkeypatch, caps
         {"step": "training", "rows": 32, "out_of_memory": "told"},
         {"step": "training", "rows": 32, "rows_per_s": 100.0},
         {"step": "training", "rows": 64, "rows_per_s": 300.0},
-        {"step": "scoring", "rows_per_s": 1000.0},
+        {"step": "scoring", "merged": False, "rows_per_s": 1000.0},
+        {"step": "scoring", "merged": True, "rows_per_s": 9000.0},
     )
     level, text = only(look(tmp_path, *given), "time: ")
     # Four fifths of 45,000 rows five times, and all of them once; held-out, dev, test and judged rows.

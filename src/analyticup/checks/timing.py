@@ -36,7 +36,7 @@ class Rates:
 
 
 def measured_rates(submissions: Path) -> Rates | None:
-    """The best rates in steps of 32 rows and in scoring; None where the bench has not run on a GPU here."""
+    """The best rates in steps of 32 rows and in scoring, adapters not merged; None where no GPU was measured here."""
     try:
         lines = [json.loads(line) for line in (submissions / RATES).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def measured_rates(submissions: Path) -> Rates | None:
         return max((one["rows_per_s"] for one in own if all(one.get(k) == v for k, v in wanted.items())), default=0.0)
 
     facts = next((line for line in lines if "gpu" in line and not line.get("tiny")), None)
-    training, scoring = best("training", rows=32), best("scoring")
+    training, scoring = best("training", rows=32), best("scoring", merged=False)
     return Rates(facts["gpu"], training, scoring) if facts and training and scoring else None
 
 

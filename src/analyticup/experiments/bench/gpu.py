@@ -24,6 +24,7 @@ from analyticup.errors import machine_trouble
 PART = "gpu"
 FILE = RATES.name
 _STEPS = "analyticup.experiments.bench.gpu_steps"
+_IMPORTED = "imported"
 Line = dict[str, Any]
 
 
@@ -38,16 +39,20 @@ class Step:
 
 # A CPU may be busy with other things.
 TINY_FACTOR = 10
-# Together at most eight minutes.
+# For a process to import what its step needs: 25 s for the first on a machine whose files are not in memory yet.
+STARTING = 60
+# Together at most eight minutes, and ten seconds each for the imports.
 STEPS = (
-    Step("facts", 40),
-    Step("packed_equals_plain", 50),
-    Step("training", 130),
-    Step("scoring", 70),
-    Step("four_bit", 60),
-    Step("out_of_memory", 40),
-    Step("resume", 45),
-    Step("repeat", 45),
+    Step("facts", 30),
+    Step("packed_equals_plain", 40),
+    Step("training", 110),
+    Step("scoring", 80),
+    Step("four_bit", 40),
+    Step("out_of_memory", 30),
+    Step("resume", 25),
+    Step("repeat", 25),
+    # Last, as the compiler may take longer.
+    Step("compiled", 100),
 )
 
 
@@ -65,23 +70,22 @@ def check_gpu(tiny: bool, folder: Path, say: Callable[[str], None], steps: tuple
 
 
 def _measured(steps: tuple[Step, ...], tiny: bool) -> Iterator[Line]:
-    # The imports once, before a GPU is touched; each step is forked from them.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([_STEPS])
+    # Not forked from one that has imported: bitsandbytes touches the GPU when it is imported, and no fork of that may.
+    context = get_context("spawn")
     started = time.monotonic()
     for step in steps:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_serve, args=(theirs, f"{step.module}:{step.name}", tiny), daemon=True)
         process.start()
         theirs.close()
-        for values in _received(ours, step.seconds * (TINY_FACTOR if tiny else 1)):
+        for values in _received(ours, STARTING, step.seconds * (TINY_FACTOR if tiny else 1)):
             yield {"step": step.name, "at": round(time.monotonic() - started, 1), **values}
         process.kill()
         process.join()
 
 
-def _received(connection: Connection, seconds: float) -> Iterator[Line]:
-    ends = time.monotonic() + seconds
+def _received(connection: Connection, starting: float, seconds: float) -> Iterator[Line]:
+    ends = time.monotonic() + starting
     while connection.poll(max(0.0, ends - time.monotonic())):
         try:
             values = connection.recv()
@@ -90,13 +94,18 @@ def _received(connection: Connection, seconds: float) -> Iterator[Line]:
             return
         if values is None:
             return
+        if values == _IMPORTED:
+            ends = time.monotonic() + seconds
+            continue
         yield values
     yield {"failed": f"not done after {seconds:.0f} s"}
 
 
 def _serve(connection: Connection, function: str, tiny: bool) -> None:
     try:
-        for values in imported(function)(tiny):
+        measure = imported(function)
+        connection.send(_IMPORTED)
+        for values in measure(tiny):
             connection.send(values)
     # Whatever a library raises becomes that step's line.
     except Exception as error:
