@@ -466,14 +466,16 @@ def test_a_failed_line_is_exit_code_1(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_gpu_check_in_small_says_what_each_step_found(tmp_path, capsys):
     """And ends a step that hangs, and outlives one that crashes."""
-    extra = (gpu.Step("hang", 0.2, "worker_calls"), gpu.Step("crash", 60, "worker_calls"))
+    extra = tuple(gpu.Step(name, 60 if name != "hang" else 0.2, "worker_calls") for name in ("begin", "hang", "crash"))
     assert gpu.check_gpu(True, tmp_path, print, (*extra, *gpu.STEPS)) == 1
     lines = [json.loads(line) for line in (tmp_path / gpu.FILE).read_text().splitlines()]
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == lines
     failed = [(line["step"], line["failed"]) for line in lines if "failed" in line]
     assert failed == [("hang", "not done after 2 s"), ("crash", "its process ended; was there enough memory?")]
-    found = {step.name: [line for line in lines if line["step"] == step.name] for step in gpu.STEPS}
+    found = {step.name: [line for line in lines if line["step"] == step.name] for step in (*extra, *gpu.STEPS)}
     assert all(found.values())
+    # No fork may use a GPU that the process before it has touched, and bitsandbytes touches it on import.
+    assert [line["by"] for line in found["begin"]] == ["spawn"]
     assert [line["equal"] for line in found["packed_equals_plain"]] == [True, True]
     assert all(line["rows_per_s"] > 0 for line in found["training"][1:] + found["scoring"])
     assert all(line["same_bytes"] for line in found["resume"] + found["repeat"])

@@ -126,6 +126,11 @@ def hang(tiny):
     yield {}
 
 
+def begin(tiny):
+    """A step of the GPU check that says how its process was started."""
+    yield {"by": get_start_method()}
+
+
 def crash(tiny):
     os._exit(9)
     yield {}
