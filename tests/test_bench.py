@@ -24,7 +24,7 @@ from analyticup.corpus.rows import make_rows, save_rows
 from analyticup.corpus.taxonomy import split_path
 from analyticup.engine.workers import apart
 from analyticup.errors import UserError
-from analyticup.experiments.bench import gpu, peers
+from analyticup.experiments.bench import gpu, gpu_steps, peers
 from analyticup.experiments.bench.embedding import KitEmbedding, PackageEmbedding
 from analyticup.experiments.bench.flops import (
     Load,
@@ -467,12 +467,14 @@ def test_a_failed_line_is_exit_code_1(tmp_path, monkeypatch):
 def test_the_gpu_check_in_small_says_what_each_step_found(tmp_path, capsys):
     """And ends a step that hangs, and outlives one that crashes."""
     extra = tuple(gpu.Step(name, 60 if name != "hang" else 0.2, "worker_calls") for name in ("begin", "hang", "crash"))
-    assert gpu.check_gpu(True, tmp_path, print, (*extra, *gpu.STEPS)) == 1
+    # Compiling takes a minute.
+    steps = tuple(step for step in gpu.STEPS if step.name != "compiled")
+    assert gpu.check_gpu(True, tmp_path, print, (*extra, *steps)) == 1
     lines = [json.loads(line) for line in (tmp_path / gpu.FILE).read_text().splitlines()]
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == lines
     failed = [(line["step"], line["failed"]) for line in lines if "failed" in line]
     assert failed == [("hang", "not done after 2 s"), ("crash", "its process ended; was there enough memory?")]
-    found = {step.name: [line for line in lines if line["step"] == step.name] for step in (*extra, *gpu.STEPS)}
+    found = {step.name: [line for line in lines if line["step"] == step.name] for step in (*extra, *steps)}
     assert all(found.values())
     # No fork may use a GPU that the process before it has touched, and bitsandbytes touches it on import.
     assert [line["by"] for line in found["begin"]] == ["spawn"]
@@ -480,6 +482,39 @@ def test_the_gpu_check_in_small_says_what_each_step_found(tmp_path, capsys):
     assert all(line["rows_per_s"] > 0 for line in found["training"][1:] + found["scoring"])
     assert all(line["same_bytes"] for line in found["resume"] + found["repeat"])
     assert all(line["goes_on"] for line in found["out_of_memory"] if "goes_on" in line)
+
+
+def test_the_gpu_check_compiles_each_layer_and_leaves_none_out(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: compiled.append(forward) or forward)
+    weights, line = gpu_steps.compiled(True)
+    assert set(weights) == {"weights_gb"} and line["compiled"] and line["rows_per_s"] > 0
+    assert len(compiled) == gpu_steps.random_model(True).config.num_hidden_layers
+
+
+@pytest.mark.parametrize("step", ["training", "scoring", "compiled"])
+def test_a_gpu_that_the_model_does_not_fit_on_fails_no_step(step, monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 29.00 GiB")
+
+    monkeypatch.setattr(gpu_steps, "random_model", full)
+    (line,) = getattr(gpu_steps, step)(True)
+    assert line == {"out_of_memory": "CUDA out of memory. Tried to allocate 29.00 GiB"}
+
+
+def test_lines_that_do_not_fit_leave_the_others(monkeypatch):
+    def full(model):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(gpu_steps, "merge_into_copies", full)
+    found = [(line["merged"], "rows_per_s" in line, "out_of_memory" in line) for line in gpu_steps.scoring(True)]
+    assert found == [(False, True, False)] * 2 + [(True, False, True)] * 2
+
+
+@pytest.mark.parametrize("line", [{"equal": False}, {"goes_on": False}, {"failed": "told"}, {"equal": True}])
+def test_the_gpu_check_fails_where_a_figure_is_not_as_it_should_be(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_measured", lambda steps, tiny: iter([line]))
+    assert gpu.check_gpu(True, tmp_path, str, ()) == int(line != {"equal": True})
 
 
 def test_the_gpu_check_takes_at_most_eight_minutes():

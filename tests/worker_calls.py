@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_start_method
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

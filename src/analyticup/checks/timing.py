@@ -57,7 +57,7 @@ def time_findings(settings: Settings, parameters: float | None, on_gpu: bool) ->
         return
     rates = measured_rates(resolve(settings.paths.submissions))
     if rates is None or not parameters:
-        told = "not known; `./run.sh bench --only gpu` measures this machine's rates in eight minutes"
+        told = "not known; `./run.sh bench --only gpu` measures this machine's rates in about ten minutes"
         yield Finding(Verdict.NOTE, f"time: {told}")
         return
     slower, parts, total, written = parameters / _MEASURED_PARAMETERS, [], 0.0, 0.0

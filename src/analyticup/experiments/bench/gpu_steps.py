@@ -24,7 +24,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from analyticup.errors import machine_trouble
+from analyticup import errors
 from analyticup.experiments.bench.flops import Shape, backward_flops, forward_flops, prompts_load, shape_of
 from analyticup.model import module
 from analyticup.model.backbone import add_adapter, bare, load_backbone, merge_into_copies
@@ -224,7 +224,11 @@ def compiled(tiny: bool) -> Iterator[Values]:
 
 
 def _trained(variants: tuple[Variant, ...], tiny: bool) -> Iterator[Values]:
-    rate, base = _matrix_rate(tiny), random_model(tiny)
+    try:
+        rate, base = _matrix_rate(tiny), random_model(tiny)
+    except Exception as error:
+        yield _lacking(error)
+        return
     enable_packing(base)
     yield {"weights_gb": _peak_gb()}
     rows = encoded(prompts(tiny, 256 if tiny else 2048))
@@ -233,11 +237,18 @@ def _trained(variants: tuple[Variant, ...], tiny: bool) -> Iterator[Values]:
         model = add_adapter(base, LoraSettings(r=32, alpha=64, dropout=variant.dropout), 0).train()
         try:
             yield {**vars(variant), **_training_rates(model, rows, variant, rate)}
-        except torch.OutOfMemoryError as error:
-            yield {**vars(variant), "out_of_memory": machine_trouble(error)}
+        except Exception as error:
+            yield {**vars(variant), **_lacking(error)}
         finally:
             base = bare(model.get_base_model())
             del model
+
+
+def _lacking(error: Exception) -> Values:
+    """What did not fit, which a smaller GPU may say of some lines; raises any other error."""
+    if not errors.out_of_memory(error):
+        raise error
+    return {"out_of_memory": " ".join(str(error).split())[:300]}
 
 
 def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate: float) -> Values:
@@ -250,8 +261,8 @@ def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=device() == "cuda")
-    batches = training_batches(rows, 0, 0, variant.rows)[:8]
-    timed, again = batches[2:], batches[2:5]
+    batches = training_batches(rows, 0, 0, variant.rows)[:6]
+    timed, again = batches[2:], batches[2:4]
     shape, seconds, launches = shape_of(base, _recipe().model.lora), [], []
     try:
         for batch in [*batches, *again]:
@@ -267,14 +278,15 @@ def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate:
     finally:
         for layer in layers if variant.compiled else ():
             del layer.forward
-    took, took_again = sum(seconds[2:8]), sum(seconds[8:])
+    took = sum(seconds[2:6])
     return {
         "rows_per_s": round(variant.rows * len(timed) / took, 2),
-        # A batch of a length that was not seen before asks the libraries for new kernels.
-        "again_rows_per_s": round(variant.rows * len(again) / took_again, 2),
+        # A batch of a new length asks the libraries for kernels. So what such batches take a second time, beside the
+        # first, is of interest where a process has them for the first time.
+        "again": round(sum(seconds[6:]) / sum(seconds[2:4]), 3),
         "tokens_per_step": round(np.mean([sum(len(rows.tokens[row]) for row in batch) for batch in timed])),
         "of_matrix_rate": round(_training_flops(shape, rows, timed) / took / rate, 3),
-        "launched_after": round(sum(launches[2:8]) / took, 3),
+        "launched_after": round(sum(launches[2:6]) / took, 3),
         "first_step_s": round(seconds[0], 2),
         "peak_gb": _peak_gb(),
         "loss": float(loss.detach()),
@@ -288,26 +300,39 @@ def _training_flops(shape: Shape, rows: EncodedRows, batches: list[list[int]]) -
 
 def scoring(tiny: bool) -> Iterator[Values]:
     """Rows per second of scoring, adapters merged into the weights and not."""
-    base = random_model(tiny)
+    try:
+        base = random_model(tiny)
+    except Exception as error:
+        yield _lacking(error)
+        return
     enable_packing(base)
-    tokens = prompts(tiny, 96 if tiny else 8192)
-    rows = encoded(tokens)
+    rows = encoded(prompts(tiny, 96 if tiny else 4096))
     for merged, size in itertools.product((False, True), (8192, 32768)):
         _fresh()
+        given = {"merged": merged, "tokens": size}
         model = add_adapter(base, LoraSettings(r=32, alpha=64), 0).eval()
-        if merged:
-            merge_into_copies(model)
-        else:
-            fuse_adapters(model)
-        batches = packed_batches(tokens, size)
-        with torch.inference_mode():
-            label_hidden(model, _moved(collate_packed(rows, batches[0])))
-            started = _wait()
-            for batch in batches:
-                label_hidden(model, _moved(collate_packed(rows, batch))).float().cpu()
-            took = _wait() - started
-        yield {"merged": merged, "tokens": size, "rows_per_s": round(len(tokens) / took, 1), "peak_gb": _peak_gb()}
-        base = bare(model.get_base_model())
+        try:
+            yield {**given, **_scoring_rates(model, rows, **given)}
+        except Exception as error:
+            yield {**given, **_lacking(error)}
+        finally:
+            base = bare(model.get_base_model())
+            del model
+
+
+def _scoring_rates(model: PeftModel, rows: EncodedRows, merged: bool, tokens: int) -> Values:
+    if merged:
+        merge_into_copies(model)
+    else:
+        fuse_adapters(model)
+    batches = packed_batches(rows.tokens, tokens)
+    with torch.inference_mode():
+        label_hidden(model, _moved(collate_packed(rows, batches[0])))
+        started = _wait()
+        for batch in batches:
+            label_hidden(model, _moved(collate_packed(rows, batch))).float().cpu()
+        took = _wait() - started
+    return {"rows_per_s": round(len(rows.tokens) / took, 1), "peak_gb": _peak_gb()}
 
 
 def four_bit(tiny: bool) -> Iterator[Values]:
@@ -377,7 +402,7 @@ def out_of_memory(tiny: bool) -> Iterator[Values]:
         try:
             torch.empty(2**42, device=device())
         except torch.OutOfMemoryError as error:
-            yield {"told": machine_trouble(error)}
+            yield {"told": errors.machine_trouble(error)}
 
 
 def resume(tiny: bool) -> Iterator[Values]:
@@ -391,13 +416,18 @@ def resume(tiny: bool) -> Iterator[Values]:
             _tiny_training(folder, checkpoint)
         except _Killed:
             module.label_hidden = label_hidden
-        yield _compared(whole, _tiny_training(folder, checkpoint))
+        yield _same(whole, _tiny_training(folder, checkpoint))
 
 
 def repeat(tiny: bool) -> Iterator[Values]:
     """The same training twice."""
     with tempfile.TemporaryDirectory() as folder:
-        yield _compared(_tiny_training(Path(folder)), _tiny_training(Path(folder)))
+        yield _same(_tiny_training(Path(folder)), _tiny_training(Path(folder)))
+
+
+def _same(one: tuple[Tensor, np.ndarray], other: tuple[Tensor, np.ndarray]) -> Values:
+    found = _compared(one, other)
+    return {**found, "equal": found["same_bytes"]}
 
 
 def _compared(one: tuple[Tensor, np.ndarray], other: tuple[Tensor, np.ndarray]) -> Values:
