@@ -262,6 +262,7 @@ def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate:
     trained = [value for value in model.parameters() if value.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=device() == "cuda")
     batches = training_batches(rows, 0, 0, variant.rows)[:6]
+    # The first two warm up; two of the others come again at the end.
     timed, again = batches[2:], batches[2:4]
     shape, seconds, launches = shape_of(base, _recipe().model.lora), [], []
     try:
@@ -278,15 +279,15 @@ def _training_rates(model: PeftModel, rows: EncodedRows, variant: Variant, rate:
     finally:
         for layer in layers if variant.compiled else ():
             del layer.forward
-    took = sum(seconds[2:6])
+    took, took_first, took_again = sum(seconds[2 : len(batches)]), sum(seconds[2:4]), sum(seconds[len(batches) :])
     return {
         "rows_per_s": round(variant.rows * len(timed) / took, 2),
         # A batch of a new length asks the libraries for kernels. So what such batches take a second time, beside the
         # first, is of interest where a process has them for the first time.
-        "again": round(sum(seconds[6:]) / sum(seconds[2:4]), 3),
+        "again": round(took_again / took_first, 3),
         "tokens_per_step": round(np.mean([sum(len(rows.tokens[row]) for row in batch) for batch in timed])),
         "of_matrix_rate": round(_training_flops(shape, rows, timed) / took / rate, 3),
-        "launched_after": round(sum(launches[2:6]) / took, 3),
+        "launched_after": round(sum(launches[2 : len(batches)]) / took, 3),
         "first_step_s": round(seconds[0], 2),
         "peak_gb": _peak_gb(),
         "loss": float(loss.detach()),
