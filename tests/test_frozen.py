@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from closeness import assert_same_sums
-from tiny_models import fill_adapter_at_random, gemma, states_and_gradient
+from tiny_models import fill_adapter_at_random, gemma, states_and_gradient, wide_gemma
 
 from analyticup.errors import UserError
 from analyticup.model import frozen
 from analyticup.model.backbone import (
     add_adapter,
+    choose_precision,
     frozen_layers,
     load_adapter,
     random_qwen3,
@@ -80,6 +81,26 @@ def test_a_prompt_is_computed_once_and_depends_on_no_other(rows, monkeypatch, pa
     alone = FrozenStates(packing).of(decoder(model), 1, [same_length], "test")[0]
     assert_same_sums(together[4], alone)
     assert not torch.equal(together[4], together[0])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_bits_of_real_widths_do_not_depend_on_the_other_prompts(packing):
+    model = wide_gemma().to(getattr(torch, choose_precision("auto", "cpu").dtype))
+    enable_packing(model)
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(5, 120, (5 + row % 7 * 6,), generator=draw).tolist() for row in range(40)]
+    sizes = (len(prompts), 15, 4)
+    by_size = [
+        [
+            states
+            for first in range(0, len(prompts), size)
+            for states in FrozenStates(packing).of(model.get_decoder(), 1, prompts[first : first + size], "test")
+        ]
+        for size in sizes
+    ]
+    for size, found in zip(sizes[1:], by_size[1:], strict=True):
+        changed = [not torch.equal(one, other) for one, other in zip(by_size[0], found, strict=True)]
+        assert not any(changed), f"{sum(changed)} prompts have other bits in batches of {size}"
 
 
 @pytest.mark.parametrize("packing", [False, True])

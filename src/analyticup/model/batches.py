@@ -121,8 +121,8 @@ def training_batches(
 def scoring_batches(lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
     """Batches for scoring: rows of one length, longest first (memory trouble shows at once), every row once.
 
-    At most max_tokens tokens each, but at least one row. Nothing is padded: on the CPU that this was measured on, the
-    bits of a score then do not depend on the other rows.
+    At most max_tokens tokens each, but at least one row. Nothing is padded: on CPUs without matrix tiles the bits of a
+    score then do not depend on the other rows.
     """
     batches: list[list[int]] = []
     for length in np.unique(lengths)[::-1]:

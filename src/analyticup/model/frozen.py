@@ -22,9 +22,10 @@ from torch import Tensor
 from analyticup.engine.cache import Cache
 from analyticup.engine.progress import track
 from analyticup.errors import UserError
+from analyticup.model.backbone import sums_vary_with_rows
 from analyticup.model.batches import scoring_batches
 from analyticup.model.fused import is_fused
-from analyticup.model.packing import packed_batches, packed_states
+from analyticup.model.packing import TOKENS, packed_batches, packed_states
 
 BATCH_TOKENS = 2048
 # Raised when states come to be computed otherwise: what a killed run leaves is taken up again.
@@ -48,7 +49,8 @@ class FrozenStates:
     def of(self, decoder: Any, layers: int, tokens: Sequence[Sequence[int]], description: str) -> Sequence[Tensor]:
         """The output of the first `layers` layers for each prompt, [tokens, width] each, in the backbone's dtype.
 
-        On the CPU that this was measured on, the bits do not depend on which prompts share a batch.
+        On CPUs that this was measured on, the bits do not depend on which prompts share a batch: where they would, each
+        batch is filled up to one size.
         """
         keys = [_key(layers, is_fused(decoder), ids) for ids in tokens]
         prompts = dict(zip(keys, tokens, strict=True))
@@ -74,12 +76,15 @@ class FrozenStates:
         return [[keys[row] for row in batch] for batch in batches]
 
     def _states(self, decoder: Any, layers: int, batch: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+        weights = next(decoder.parameters())
+        fills = sums_vary_with_rows(weights.device.type, weights.dtype)
         # no_grad and not inference_mode: the states become inputs of a training step.
         with torch.no_grad(), only_layers(decoder, 0, layers):
             if self._packing:
-                return packed_states(decoder, batch)
-            tokens = torch.tensor(batch, device=next(decoder.parameters()).device)
-            return list(decoder(input_ids=tokens, use_cache=False).last_hidden_state.cpu())
+                return packed_states(decoder, batch, BATCH_TOKENS if fills else TOKENS)
+            rows = max(1, BATCH_TOKENS // len(batch[0])) if fills else len(batch)
+            tokens = torch.tensor([*batch, *batch[:1] * (rows - len(batch))], device=weights.device)
+            return list(decoder(input_ids=tokens, use_cache=False).last_hidden_state[: len(batch)].cpu())
 
 
 class _Kept(Sequence[Tensor]):

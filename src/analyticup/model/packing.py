@@ -26,8 +26,8 @@ from analyticup.model.batches import EncodedRows, cut_batches
 from analyticup.settings.schema import ModelSettings
 
 ATTENTION = "packed_prompts"
-# Attention's rows have so many queries, and a multiple of it as keys. On the CPU that this was measured on, the bits of
-# a prompt's states then do not depend on the other prompts (with rows cut to the longest, 139 of 150 changed).
+# Attention's rows have so many queries, and a multiple of it as keys. On CPUs without matrix tiles the bits of a
+# prompt's states then do not depend on the other prompts (with rows cut to the longest, 139 of 150 changed).
 QUERIES = 16
 # A pack is filled up to a multiple of so many tokens: oneDNN makes and keeps code for every shape that it meets, some
 # 8 MB for each number of tokens.
@@ -103,7 +103,7 @@ def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
     )
 
 
-def packed_inputs(tree: Tree) -> dict[str, Any]:
+def packed_inputs(tree: Tree, multiple: int = TOKENS) -> dict[str, Any]:
     """What a decoder needs besides ids or states to run on the filled tree: `position_ids` [1, tokens],
     `attention_mask` [rows, 1, QUERIES, longest] (who sees whom; Transformers passes on a mask with four dimensions
     unchanged), and `packing`."""
@@ -118,7 +118,7 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     keys = np.pad(tree.paths[prompts], ((0, 0), (0, -tree.paths.shape[1] % QUERIES)))
     mask = np.arange(keys.shape[1]) <= positions[:, :, None]
     queries = np.take_along_axis(keys, positions, axis=1)
-    filler = (0, _filler(len(tree.ids)))
+    filler = (0, _filler(len(tree.ids), multiple))
     packing = Packing(*map(torch.from_numpy, (queries, keys, np.pad(np.flatnonzero(used), filler))))
     return {
         "position_ids": torch.from_numpy(np.pad(tree.positions, filler))[None],
@@ -127,13 +127,13 @@ def packed_inputs(tree: Tree) -> dict[str, Any]:
     }
 
 
-def filled(tokens: int) -> int:
+def filled(tokens: int, multiple: int = TOKENS) -> int:
     """How many a pack of so many tokens has when it is filled up; no prompt sees the rest."""
-    return -(-tokens // TOKENS) * TOKENS
+    return -(-tokens // multiple) * multiple
 
 
-def _filler(tokens: int) -> int:
-    return filled(tokens) - tokens
+def _filler(tokens: int, multiple: int = TOKENS) -> int:
+    return filled(tokens, multiple) - tokens
 
 
 def shares_in_training(settings: ModelSettings) -> bool:
@@ -146,8 +146,8 @@ def filled_up(numbers: Tensor) -> Tensor:
     return pad(numbers, (0, _filler(len(numbers))))
 
 
-def _filled_ids(tree: Tree) -> Tensor:
-    return torch.from_numpy(np.pad(tree.ids, (0, _filler(len(tree.ids)))))[None]
+def _filled_ids(tree: Tree, multiple: int = TOKENS) -> Tensor:
+    return torch.from_numpy(np.pad(tree.ids, (0, _filler(len(tree.ids), multiple))))[None]
 
 
 def collate_packed(rows: EncodedRows, batch: Sequence[int], share: bool = True) -> dict[str, Any]:
@@ -299,18 +299,19 @@ def enable_packing(model: PreTrainedModel) -> None:
     )
 
 
-def packed_states(decoder: Any, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all."""
+def packed_states(decoder: Any, prompts: Sequence[Sequence[int]], multiple: int = TOKENS) -> list[Tensor]:
+    """The decoder's last hidden states of each prompt, [tokens, width] each, from one pack of them all, filled up to a
+    multiple of so many tokens."""
     tree = make_tree(prompts)
-    states = run_pack(decoder, tree)[0].cpu()
+    states = run_pack(decoder, tree, multiple)[0].cpu()
     found: list[Tensor] = [states] * len(prompts)
     for number, path, length in zip(tree.order, tree.paths, tree.lengths, strict=True):
         found[number] = states[torch.from_numpy(path[:length])]
     return found
 
 
-def run_pack(decoder: Any, tree: Tree, **further: Any) -> Tensor:
+def run_pack(decoder: Any, tree: Tree, multiple: int = TOKENS, **further: Any) -> Tensor:
     """The decoder's last hidden states of a tree's tokens, [1, tokens, width]."""
-    inputs = {"input_ids": _filled_ids(tree), **packed_inputs(tree), **further}
+    inputs = {"input_ids": _filled_ids(tree, multiple), **packed_inputs(tree, multiple), **further}
     moved = move_data_to_device(inputs, next(decoder.parameters()).device)
     return decoder(**moved, use_cache=False).last_hidden_state
