@@ -88,7 +88,8 @@ def test_the_bits_of_real_widths_do_not_depend_on_the_other_prompts(packing):
     model = wide_gemma().to(getattr(torch, choose_precision("auto", "cpu").dtype))
     enable_packing(model)
     draw = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(5, 120, (5 + row % 7 * 6,), generator=draw).tolist() for row in range(40)]
+    # Those that go together have other longest ones than all of them.
+    prompts = [torch.randint(5, 120, (5 + row,), generator=draw).tolist() for row in range(40)]
     sizes = (len(prompts), 15, 4)
     by_size = [
         [

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 from analyticup.errors import UserError
 from analyticup.model import packing, passes
-from analyticup.model.backbone import add_adapter, frozen_layers, random_qwen3
+from analyticup.model.backbone import add_adapter, choose_precision, frozen_layers, random_qwen3
 from analyticup.model.batches import EncodedRows, collate
 from analyticup.model.frozen import FrozenStates
 from analyticup.model.module import decoder, label_hidden
@@ -222,6 +222,19 @@ def test_no_prompt_sees_another(make):
             keep = len(one) - (number == changed)
             assert_same_sums(other[:keep], one[:keep])
         assert (before[changed][-1] - after[changed][-1]).abs().max() > 1e-3
+
+
+def test_a_longer_prompt_changes_no_bit_of_attention_in_packs_of_one_size():
+    # A change in the order of additions shows in one value of some ten thousand.
+    short = [[number, *range(200, 239)] for number in range(48)]
+    dtype, draw = getattr(torch, choose_precision("auto", "cpu").dtype), torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 2048, 256, generator=draw).to(dtype) for heads in (4, 1, 1))
+    found = []
+    for prompts in (short, [*short, [99, *range(200, 259)]]):
+        given = packing.packed_inputs(make_tree(prompts), 2048)
+        pack = (given["attention_mask"], 0.0, None, given["packing"])
+        found.append(packing.packed_attention(torch.nn.Identity(), query, key, value, *pack)[0][:, : 40 * len(short)])
+    assert torch.equal(*found)
 
 
 def test_states_below_the_adapters_are_the_same_with_and_without_packing():

@@ -32,6 +32,8 @@ QUERIES = 16
 # A pack is filled up to a multiple of so many tokens: oneDNN makes and keeps code for every shape that it meets, some
 # 8 MB for each number of tokens.
 TOKENS = 16
+# With matrix tiles it adds up over keys by so many.
+_TILE = 32
 # Products of queries and keys that are there at once: 16 MB in float32.
 _PRODUCTS = 4_000_000
 
@@ -106,7 +108,8 @@ def make_tree(prompts: Sequence[Sequence[int]], share: bool = True) -> Tree:
 def packed_inputs(tree: Tree, multiple: int = TOKENS) -> dict[str, Any]:
     """What a decoder needs besides ids or states to run on the filled tree: `position_ids` [1, tokens],
     `attention_mask` [rows, 1, QUERIES, longest] (who sees whom; Transformers passes on a mask with four dimensions
-    unchanged), and `packing`."""
+    unchanged), and `packing`. A larger `multiple` is for states that depend on no other prompt with matrix tiles
+    either."""
     counts = -(-(tree.lengths - tree.first) // QUERIES)
     prompts = np.repeat(np.arange(len(counts)), counts)
     # Numbers the rows of each prompt.
@@ -115,7 +118,8 @@ def packed_inputs(tree: Tree, multiple: int = TOKENS) -> dict[str, Any]:
     used = positions < tree.lengths[prompts, None]
     # Unused places see the prompt's first token, and nothing reads them.
     positions = np.where(used, positions, 0)
-    keys = np.pad(tree.paths[prompts], ((0, 0), (0, -tree.paths.shape[1] % QUERIES)))
+    missing = -tree.paths.shape[1] % (_TILE if multiple > TOKENS else QUERIES)
+    keys = np.pad(tree.paths[prompts], ((0, 0), (0, missing)))
     mask = np.arange(keys.shape[1]) <= positions[:, :, None]
     queries = np.take_along_axis(keys, positions, axis=1)
     filler = (0, _filler(len(tree.ids), multiple))
