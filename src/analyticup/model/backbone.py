@@ -89,7 +89,7 @@ def sums_vary_with_rows(device: str, dtype: torch.dtype) -> bool:
     """Whether the bits of a matrix product's row depend on how many rows there are. On a CPU with matrix tiles (AMX)
     those of bf16 do, up to some 700 rows: oneDNN adds up in another order. On CPUs without none did; GPUs were not
     looked at."""
-    return device == "cpu" and dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return device == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
 def local_folder(settings: ModelSettings, cache: Path, dtype: str = CONVERTED_DTYPE) -> str:
