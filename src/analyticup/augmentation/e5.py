@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Tokens in one forward pass of one thread (assumed; a few hundred already fill a core).
 BATCH_TOKENS = 2048
-# The same where every pass of texts of one length is filled up to one size.
+# The same where every pass of texts of one length is filled up to one size (assumed).
 _FILLED_TOKENS = 512
 
 

@@ -29,7 +29,7 @@ from analyticup.model.packing import TOKENS, packed_batches, packed_states
 
 BATCH_TOKENS = 2048
 # Raised when states come to be computed otherwise: what a killed run leaves is taken up again.
-_VERSION = 2
+_VERSION = 3
 
 
 class FrozenStates:
