@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -171,6 +172,13 @@ def test_workers_have_their_share_of_the_cores_and_the_environment_of_the_run(ru
         assert runner.ask("worker_calls:began_with", "MALLOC_TRIM_THRESHOLD_") == "123456789"
     assert runner.ask("os:getenv", "OMP_NUM_THREADS") == "1"
     assert runner.ask("worker_calls:assigned") == {"CPU": max(1, cores() // 2)}
+
+
+def test_all_that_run_sh_exports_reaches_the_workers():
+    from analyticup.engine.driver import PASSED_ON
+
+    exported = re.findall(r"\bexport (\w+)=", (ROOT / "run.sh").read_text(encoding="utf-8"))
+    assert len(exported) >= 5 and set(exported) <= set(PASSED_ON)
 
 
 def test_only_this_machine_can_reach_an_own_cluster(runner):

@@ -42,6 +42,7 @@ $2" "${@:3}" ;;
   *)
     echo "called as $0"
     echo "PYTHONPATH=$PYTHONPATH"
+    echo "MKL_CBWR=${MKL_CBWR-none}"
     echo "arguments=$(printf "[%s]" "$@")"
     exit "${STUB_EXIT:-0}"
     ;;
@@ -460,6 +461,17 @@ def test_foreign_module_paths_do_not_reach_the_kit(kit: Kit) -> None:
     done = kit.run("--version", PYTHONPATH="/somewhere/else", CDPATH="/")
     assert f"PYTHONPATH={kit.root}/src\n" in done.stdout
     assert "pip sees PYTHONPATH=none" in kit.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["run", "test"])
+def test_only_on_intel_s_processors_float32_adds_up_as_it_asks(kit: Kit, tmp_path: Path, command: str) -> None:
+    grep = tmp_path / "tools" / "grep"
+    grep.write_text('#!/bin/bash\n[ "$*" = "-q GenuineIntel /proc/cpuinfo" ]\n', encoding="utf-8")
+    grep.chmod(0o755)
+    assert "MKL_CBWR=AUTO,STRICT\n" in kit.run(command).stdout
+    assert "MKL_CBWR=AVX2\n" in kit.run(command, MKL_CBWR="AVX2").stdout
+    grep.write_text("#!/bin/bash\nexit 1\n", encoding="utf-8")
+    assert "MKL_CBWR=none\n" in kit.run(command).stdout
 
 
 def test_exit_code_is_that_of_the_command(kit: Kit) -> None:

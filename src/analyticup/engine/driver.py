@@ -41,8 +41,8 @@ _PATIENCE: Final = 20.0
 # After so long Ray knows that a node is gone: five checks, one every three seconds.
 _NOTICED: Final = 20.0
 # What changes how a process works, and is set for this one; other nodes are told.
-_PASSED_ON: Final = (
-    *("PYTHONPATH", "PYTHONHASHSEED"),
+PASSED_ON: Final = (
+    *("PYTHONPATH", "PYTHONHASHSEED", "MKL_CBWR"),
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "OMP_NUM_THREADS"),
 )
 
@@ -192,7 +192,7 @@ def _sending(pipe: Connection) -> Callable[..., None]:
 
 
 def _passed_on() -> dict[str, str]:
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 def connect(setup: Setup) -> None:
