@@ -209,8 +209,8 @@ name_environment
 find_environment
 
 export PYTHONPATH="$root/src"
-# Without it MKL adds up a row of a float32 product, on Intel's processors, in an order that depends on the other rows and
-# on threads; it costs no time. Elsewhere no such difference was seen, and this was not tried.
+# Without it MKL adds up a row of a float32 product, on Intel's processors, in an order that depends on the other rows
+# and on threads; it costs no time. Elsewhere no such difference was seen, and this was not tried.
 if grep -q GenuineIntel /proc/cpuinfo 2>/dev/null; then export MKL_CBWR="${MKL_CBWR:-AUTO,STRICT}"; fi
 if [ "${1:-}" = test ]; then
   shift
