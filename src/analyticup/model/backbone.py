@@ -87,8 +87,8 @@ def cpu_has_bf16() -> bool:
 
 def sums_vary_with_rows(device: str, dtype: torch.dtype) -> bool:
     """Whether the bits of a matrix product's row depend on how many rows there are. On a CPU with matrix tiles (AMX)
-    those of bf16 do, up to some 700 rows: oneDNN adds up in another order. On CPUs without none did; GPUs were not
-    looked at."""
+    those of bf16 do, up to some 700 rows: oneDNN adds up in another order. On CPUs without none did, on Intel's with
+    what run.sh asks of MKL; GPUs were not looked at."""
     return device == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
